@@ -1,0 +1,38 @@
+"""Errors for people: what is wrong and where, then the exact override or command that mends it."""
+
+
+class PacelineError(Exception):
+    """A problem that a user can understand and mend; printed as a few lines, without a traceback.
+
+    Args:
+        problem: what is wrong and where, one sentence without a full stop.
+        fix: the exact override or command that mends it, or the thing to look at.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  {self.fix}" if self.fix else self.problem
+
+
+class ConfigError(PacelineError):
+    """The configuration or the arguments are wrong; nothing was started (exit code 2)."""
+
+    exit_code = 2
+
+
+class UnfitError(PacelineError):
+    """The environment is unfit: no such GPU, data that cannot be read, no space (exit code 3)."""
+
+    exit_code = 3
+
+
+class TrainingError(PacelineError):
+    """The training itself failed (exit code 1)."""
+
+    exit_code = 1

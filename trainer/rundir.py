@@ -1,0 +1,181 @@
+"""The run directory: the one place that spells its file names and writes them atomically.
+
+Standard library only, so that every tool can read a run without importing the trainer.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RunDir:
+    """The paths of one run, and the ways its small files are written.
+
+    Args:
+        path: the directory `<run.dir>/<run.name>`; it need not exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, as it was asked for."""
+        return self.path / "config.yaml"
+
+    @property
+    def job(self) -> Path:
+        """What was launched: argv, code, host."""
+        return self.path / "job.json"
+
+    @property
+    def environment(self) -> Path:
+        """What was found on each node."""
+        return self.path / "env.json"
+
+    @property
+    def status(self) -> Path:
+        """State, step, epoch, rate; atomically replaced."""
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Training and validation metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def monitor(self) -> Path:
+        """GPU and host samples, one JSON object a line."""
+        return self.path / "monitor.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What happened besides training, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        """The first error of a failed attempt."""
+        return self.path / "failure.json"
+
+    @property
+    def summary(self) -> Path:
+        """The results of a finished run."""
+        return self.path / "summary.json"
+
+    @property
+    def classes(self) -> Path:
+        """The class names in the order of the logits."""
+        return self.path / "classes.json"
+
+    @property
+    def skipped_images(self) -> Path:
+        """Images that could not be read and were left out, one JSON object a line (may repeat a path)."""
+        return self.path / "skipped_images.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint taken after `step` optimizer steps."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def weights(self, name: str) -> Path:
+        """A plain state dict; `name` is `last` or `best`."""
+        return self.path / "weights" / f"{name}.safetensors"
+
+    def log(self, attempt: int, rank: int) -> Path:
+        """The output of one rank in one attempt."""
+        return self.path / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
+
+    def read_status(self) -> dict[str, Any]:
+        """The content of status.json, or an empty dict when there is none yet."""
+        return read_json(self.status)
+
+    def update_status(self, **fields: Any) -> None:
+        """Replaces the given fields of status.json atomically and keeps the others."""
+        write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes `data` so that a reader, or a crash, sees either the old content or the new one.
+
+    The file and its directory are synced, so the new content also survives a power cut.
+
+    Raises:
+        OSError: the disk is full, the directory is not writable, and so on; the old content is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames and new names in a directory survive a power cut.
+
+    Raises:
+        OSError: the file system refused; what was renamed may be lost in a power cut.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
+    """Writes JSON atomically, indented for people."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or an empty dict where the file does not exist or is not valid JSON."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one JSON object as one line in a single write, so that lines of several processes do not mix."""
+    line = json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a .jsonl file; a truncated or damaged line is passed over."""
+    try:
+        stream = path.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    with stream:
+        for line in stream:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                yield row
