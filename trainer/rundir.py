@@ -3,6 +3,7 @@
 Standard library only, so that every tool can read a run without importing the trainer.
 """
 
+import errno
 import json
 import os
 import time
@@ -156,11 +157,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Appends one JSON object as one line in a single write, so that lines of several processes do not mix."""
-    line = json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    """Appends one JSON object as one line in a single write, so that lines of several processes do not mix.
+
+    Raises:
+        OSError: the disk is full, the directory is not writable, and so on; a part of the line may be in the file.
+    """
+    line = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        # A line that a crash or a full disk cut short must not swallow this one.
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

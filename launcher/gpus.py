@@ -1,0 +1,59 @@
+"""How many GPUs a job of this process may use, asked of the driver and not of torch, which takes seconds to import."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+
+def count_gpus(environment: Mapping[str, str] | None = None) -> int:
+    """The number of GPUs that CUDA would show to a process with this environment; 0 without a driver.
+
+    Args:
+        environment: where CUDA_VISIBLE_DEVICES is looked up; by default this process's.
+    """
+    mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    if mask is not None and not mask.strip():
+        return 0
+    identifiers = _identifiers()
+    return len(identifiers) if mask is None else count_visible(mask, identifiers)
+
+
+def count_visible(mask: str, identifiers: Sequence[str]) -> int:
+    """How many devices a value of CUDA_VISIBLE_DEVICES leaves: CUDA stops reading at the first that is not there.
+
+    Args:
+        mask: indices, or beginnings of GPU or MIG UUIDs, separated by commas.
+        identifiers: the UUIDs of the machine's GPUs, in order.
+    """
+    visible = 0
+    for entry in (part.strip() for part in mask.split(",")):
+        if entry.isdigit():
+            exists = int(entry) < len(identifiers)
+        elif entry.startswith("MIG-"):
+            # The driver lists MIG devices per GPU; whether this one exists is left to CUDA.
+            exists = bool(identifiers)
+        else:
+            exists = bool(entry) and sum(name.startswith(entry) for name in identifiers) == 1
+        if not exists:
+            break
+        visible += 1
+    return visible
+
+
+def _identifiers() -> list[str]:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

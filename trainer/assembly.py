@@ -1,0 +1,224 @@
+"""Puts the parts of one run together: data, plan, model, optimizer; checked before the first step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+from torch import nn
+
+from trainer import distributed, optim
+from trainer.config import Config
+from trainer.data import datasets, loader, transforms
+from trainer.data.sampler import StepPlan, StepSampler, mix_seed, seed_generators
+from trainer.data.samples import Batch, Samples
+from trainer.distributed import World
+from trainer.errors import ConfigError
+from trainer.evaluate import ShardBatches, evaluate
+from trainer.model import build
+from trainer.precision import Precision, Scaler, choose
+from trainer.preprocessing import Preprocessing
+from trainer.rundir import RunDir
+from trainer.step import Criterion, Stepper
+
+
+@dataclass(slots=True)
+class Parts:
+    """The parts of one run on one worker.
+
+    Attributes:
+        splits: the data.
+        preprocessing: what the model takes as input.
+        plan: how samples are dealt to steps, ranks and micro-batches.
+        total_steps: optimizer steps of the whole run.
+        epochs: epochs of the whole run; the last may be a part of one.
+        precision: what was chosen.
+        model: not wrapped, on its device.
+        stepper: takes the optimizer steps.
+        workers: data-loading processes.
+    """
+
+    config: Config
+    world: World
+    run: RunDir
+    splits: datasets.Splits
+    preprocessing: Preprocessing
+    plan: StepPlan
+    total_steps: int
+    epochs: int
+    precision: Precision
+    model: nn.Module
+    normaliser: nn.Module
+    stepper: Stepper
+    workers: int
+    _validation: "loader.DataLoader[object] | None" = None
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """This rank's micro-batches on the device, from a step to the end of the run, without a stop."""
+        data = self.config.data
+        augment = transforms.resolve_augment(data.augment, self.preprocessing)
+        samples = Samples(
+            self.splits.train,
+            transforms.train_transform(self.preprocessing, augment, flip=self.splits.flip),
+            seed=self.config.seed,
+            batch_augment=transforms.batch_augment(
+                self.preprocessing, augment, flip=self.splits.flip, split=self.splits.train
+            ),
+            skip_bad=data.on_bad_image == "skip",
+            report=self.run.skipped_images,
+        )
+        sampler = StepSampler(
+            samples, self.plan, seed=self.config.seed, first_step=first_step, last_step=self.total_steps
+        )
+        batches = loader.load_batches(
+            samples, sampler, workers=self.workers, prefetch=data.prefetch, device=self.world.device
+        )
+        return loader.on_device(batches, self.world.device)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics over the whole validation split; the same on all ranks."""
+        distributed.average_buffers(self.model, self.world)
+        if self._validation is None:
+            self._validation = self._validation_batches()
+        return evaluate(self.model, self._validation, self.normaliser, self.precision, self.world)
+
+    def _validation_batches(self) -> "loader.DataLoader[object]":
+        data = self.config.data
+        samples = Samples(
+            self.splits.val,
+            transforms.eval_transform(self.preprocessing),
+            seed=self.config.seed,
+            batch_augment=transforms.batch_augment(
+                self.preprocessing, "none", flip=False, split=self.splits.val
+            ),
+            skip_bad=data.on_bad_image == "skip",
+            report=self.run.skipped_images,
+        )
+        largest = -(-self.config.global_batch_size // self.world.world_size)
+        batch_size = self.config.evaluate.batch_size or self.config.micro_batch_size or largest
+        return loader.load_batches(
+            samples,
+            ShardBatches(len(samples), batch_size=batch_size, world=self.world),
+            workers=self.workers,
+            prefetch=data.prefetch,
+            device=self.world.device,
+            persistent=True,
+        )
+
+
+def assemble(config: Config, world: World, run: RunDir) -> Parts:
+    """Builds the parts.
+
+    Raises:
+        PacelineError: the data, the weights or the batch arithmetic cannot work.
+    """
+    splits = datasets.load(config.data)
+    if len(splits.train) < world.world_size:
+        raise ConfigError(
+            f"only {len(splits.train)} training images for {world.world_size} workers",
+            f"cluster.gpus_per_node={len(splits.train)} or fewer, or more images",
+        )
+    plan = StepPlan(
+        samples=len(splits.train),
+        global_batch_size=config.global_batch_size,
+        world_size=world.world_size,
+        rank=world.rank,
+        micro_batch_size=config.micro_batch_size,
+        drop_last=config.data.drop_last,
+    )
+    total_steps = count_steps(config, plan)
+    preprocessing = input_format(config, splits.preprocessing)
+    precision = choose(config.precision, world.device)
+    model = _build_model(config, world.device, num_classes=len(splits.classes), preprocessing=preprocessing)
+    normaliser = transforms.Normaliser(preprocessing).to(world.device)
+    stepper = Stepper(
+        model=distributed.data_parallel(
+            model, world, config.distributed, accumulates=plan.largest_accumulation > 1
+        ),
+        optimizer=optim.build_optimizer(config.optim, model, world.device),
+        lr_factor=lambda step: optim.lr_factor(config.optim, step, total_steps, plan.steps_per_epoch),
+        criterion=_criterion(config.optim.label_smoothing),
+        normaliser=normaliser,
+        precision=precision,
+        scaler=Scaler(precision, world.device),
+        world=world,
+        clip_norm=config.optim.clip_norm,
+        seed=config.seed,
+        counts_targets=config.data.on_bad_image == "skip",
+    )
+    return Parts(
+        config=config,
+        world=world,
+        run=run,
+        splits=splits,
+        preprocessing=preprocessing,
+        plan=plan,
+        total_steps=total_steps,
+        epochs=-(-total_steps // plan.steps_per_epoch),
+        precision=precision,
+        model=model,
+        normaliser=normaliser,
+        stepper=stepper,
+        workers=loader.choose_workers(
+            config.data.workers,
+            in_memory=isinstance(splits.train, datasets.TensorImages),
+            local_world_size=world.local_world_size,
+        ),
+    )
+
+
+def count_steps(config: Config, plan: StepPlan) -> int:
+    """Optimizer steps of the whole run: its epochs, or max_steps where that is less."""
+    limits = []
+    if config.epochs is not None:
+        limits.append(config.epochs * plan.steps_per_epoch)
+    if config.max_steps is not None:
+        limits.append(config.max_steps)
+    if not limits:
+        raise ConfigError("neither epochs nor max_steps is set, so the training would never end", "epochs=10")
+    return min(limits)
+
+
+def input_format(config: Config, native: Preprocessing) -> Preprocessing:
+    """What the model takes: the weights' own preprocessing, else the data's; config.data has the last word."""
+    chosen = build.weights_preprocessing(config.model) or native
+    channels = config.data.channels or build.input_channels(config.model) or chosen.channels
+    size = config.data.image_size or chosen.image_size
+    resize = chosen.resize_size * size // chosen.image_size
+    mean, std = chosen.mean, chosen.std
+    if channels != chosen.channels:
+        # A grey image shown to a colour model has the same value in each channel, and the other way round.
+        grey_mean, grey_std = sum(mean) / len(mean), sum(std) / len(std)
+        mean, std = (grey_mean,) * channels, (grey_std,) * channels
+    return Preprocessing(size, resize, channels, mean, std, chosen.interpolation)
+
+
+def _build_model(
+    config: Config, device: torch.device, *, num_classes: int, preprocessing: Preprocessing
+) -> nn.Module:
+    # The initial weights depend on the seed alone, not on what was drawn while the data was read.
+    seed_generators(device, mix_seed(config.seed, 0))
+    model = build.build_model(
+        config.model,
+        num_classes=num_classes,
+        channels=preprocessing.channels,
+        image_size=preprocessing.image_size,
+    ).to(device)
+    if config.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.model.compile:
+        model.compile()
+    return model
+
+
+def _criterion(label_smoothing: float) -> Criterion:
+    def criterion(output: object, targets: torch.Tensor) -> torch.Tensor:
+        logits, auxiliary = build.logits_and_aux(output)
+        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+        for weight, extra in auxiliary:
+            loss = loss + weight * F.cross_entropy(
+                extra, targets, reduction="sum", label_smoothing=label_smoothing
+            )
+        return loss
+
+    return criterion

@@ -1,0 +1,197 @@
+"""Checkpoints: safetensors files and a JSON manifest with checksums, committed by one rename; no pickle anywhere.
+
+    checkpoints/step-00001200/
+        tensors.safetensors    model.*, optimizer.*, and every rank's own buffers
+        state.json             plain values: step, best result, scaler, optimizer's param_groups
+        manifest.json          size and xxh3_128 of each file; written last
+
+A folder without a good manifest does not exist for the reader.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trainer.errors import TrainingError
+from trainer.rundir import RunDir, sync_directory, write_atomic, write_json
+
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+_MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that must not be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: name -> tensor on the CPU.
+        state: plain JSON values.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint so that it exists either whole or not at all, also after a power cut.
+
+    Raises:
+        OSError: disk full, not writable, ...; nothing of the new checkpoint remains.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_file(_storable(checkpoint.tensors), temporary / _TENSORS)
+        (temporary / _STATE).write_text(json.dumps(checkpoint.state, indent=1))
+        files = {}
+        for name in (_TENSORS, _STATE):
+            _sync_file(temporary / name)
+            files[name] = {"bytes": (temporary / name).stat().st_size, "xxh3_128": _digest(temporary / name)}
+        write_json(temporary / _MANIFEST, {"format": _FORMAT, "files": files})
+        replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        sync_directory(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load(folder: Path) -> Checkpoint:
+    """Reads a checkpoint after its checksums agreed.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, truncated or changed.
+    """
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != expected["bytes"]:
+                raise DamagedCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}")
+            if _digest(path) != expected["xxh3_128"]:
+                raise DamagedCheckpoint(f"the checksum of {name} does not agree")
+        return Checkpoint(load_file(folder / _TENSORS), json.loads((folder / _STATE).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
+
+
+def steps(run: RunDir) -> list[int]:
+    """The steps of the run's checkpoints, ascending, good or not."""
+    found = []
+    for path in run.checkpoints.glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if number.isdigit():
+            found.append(int(number))
+    return sorted(found)
+
+
+def load_newest(run: RunDir) -> tuple[int, Checkpoint | None, list[str]]:
+    """The newest good checkpoint.
+
+    Returns:
+        Its step (0 when there is none), its content, and a line about each damaged one that was passed over.
+
+    Raises:
+        TrainingError: there are checkpoints, and every one is damaged.
+    """
+    problems = []
+    for step in reversed(steps(run)):
+        try:
+            return step, load(run.checkpoint(step)), problems
+        except DamagedCheckpoint as damage:
+            problems.append(f"checkpoint of step {step:,} is damaged and was passed over: {damage}")
+    if problems:
+        raise TrainingError(
+            f"all checkpoints in {run.checkpoints} are damaged; nothing was deleted",
+            "\n  ".join([*problems, "run.fresh=true starts over beside this run"]),
+        )
+    return 0, None, problems
+
+
+def delete_old(run: RunDir, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints."""
+    for step in steps(run)[:-keep]:
+        shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Writes a plain state dict that `model.load_state_dict(safetensors.torch.load_file(path))` takes."""
+    from safetensors.torch import save as serialise
+
+    write_atomic(path, serialise(_storable(model.state_dict())))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors (named by parameter index and entry) and plain values."""
+    state = optimizer.state_dict()
+    tensors, values = {}, {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value
+            elif value is not None:
+                values[f"{index}.{name}"] = value
+    return tensors, {"values": values, "param_groups": state["param_groups"]}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]
+) -> None:
+    """The reverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *plain["values"].items()]:
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    groups = [{**new, "params": old["params"]} for new, old in zip(plain["param_groups"], optimizer.state_dict()["param_groups"], strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors asks."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        if address in seen or plain.untyped_storage().nbytes() != plain.nbytes:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

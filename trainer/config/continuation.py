@@ -1,0 +1,69 @@
+"""Whether a run may be continued with a given configuration."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from trainer.config.schema import Config
+from trainer.errors import ConfigError
+
+HARMLESS = (
+    "recipe",
+    "run",
+    "max_time",
+    "micro_batch_size",
+    "log_every_steps",
+    "device",
+    "debug",
+    "data.root",
+    "data.workers",
+    "data.prefetch",
+    "distributed.timeout_s",
+    "distributed.bucket_mb",
+    "checkpoint",
+    "cluster",
+    "monitor",
+    "tracking",
+)
+"""Keys, or groups of keys, that do not decide what is computed."""
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a config dataclass."""
+    values: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            values.update(flatten(value, f"{prefix}{item.name}."))
+        else:
+            values[prefix + item.name] = value
+    return values
+
+
+def differences(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys that decide what is computed and whose values differ: key -> (before, now)."""
+    old, new = flatten(before), flatten(now)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not _is_harmless(name)
+    }
+
+
+def check_agreement(before: Config, now: Config, *, name: str) -> None:
+    """Refuses to continue run `name` with a configuration that would compute something else.
+
+    Raises:
+        ConfigError: a key that matters differs and `run.accept_changes` is not set.
+    """
+    changed = differences(before, now)
+    if changed and not now.run.accept_changes:
+        shown = ", ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
+        raise ConfigError(
+            f"run {name} was begun with another configuration: {shown}",
+            "run.fresh=true starts over beside it, another run.name begins a new one, "
+            "run.accept_changes=true continues all the same",
+        )
+
+
+def _is_harmless(name: str) -> bool:
+    return any(name == entry or name.startswith(entry + ".") for entry in HARMLESS)

@@ -1,0 +1,105 @@
+"""Batches on the device, without a stop: loading processes, pinned memory, copies beside the computation."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from trainer.data.sampler import Indices
+from trainer.data.samples import BadBatch, Batch, Samples
+from trainer.errors import UnfitError
+
+_PR_SET_PDEATHSIG = 1
+_MOST_WORKERS = 8
+
+
+def choose_workers(requested: int | None, *, in_memory: bool, local_world_size: int) -> int:
+    """Data-loading processes of one worker: what was asked for, else the cores it has besides its own, up to 8."""
+    if requested is not None:
+        return requested
+    if in_memory:
+        return 0
+    return max(0, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // local_world_size - 1))
+
+
+def load_batches(
+    samples: Samples,
+    sampler: Iterable[Indices],
+    *,
+    workers: int,
+    prefetch: int,
+    device: torch.device,
+    persistent: bool = False,
+) -> "DataLoader[Any]":
+    """A DataLoader over whole batches of indices.
+
+    Args:
+        samples: the split.
+        sampler: yields the indices of one batch after the other.
+        workers: loading processes; 0 loads in this process.
+        prefetch: batches that each of them keeps ready.
+        device: decides whether memory is pinned.
+        persistent: keep the processes for the next iteration.
+    """
+    return DataLoader(
+        samples,
+        batch_sampler=_AsSampler(sampler),  # type: ignore[arg-type]  # Samples takes Indices for lists
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        persistent_workers=persistent and workers > 0,
+        worker_init_fn=_start_loading_process,
+        # An own generator: making the iterator must not draw from the one that the model uses.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
+    """Yields the batches on the device; copies to a GPU run in a stream of their own beside the computation.
+
+    Raises:
+        UnfitError: an image of the batch cannot be read.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in batches:
+        if isinstance(batch, BadBatch):
+            raise UnfitError(
+                f"cannot read the image {batch.path}: {batch.reason}",
+                "mend or remove the file, or leave such images out with data.on_bad_image=skip",
+            )
+        yield batch if stream is None else _copy(batch, device, stream)
+
+
+def _copy(batch: Batch, device: torch.device, stream: "torch.cuda.Stream") -> Batch:
+    current = torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        copied = Batch(tensor.to(device, non_blocking=True) for tensor in batch)
+    current.wait_stream(stream)
+    for tensor in copied:
+        # The allocator must not hand this memory to the copy stream while the computation still reads it.
+        tensor.record_stream(current)
+    return copied
+
+
+class _AsSampler(Sampler[Indices]):
+    def __init__(self, batches: Iterable[Indices]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Indices]:
+        return iter(self._batches)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_loading_process(_: int) -> None:
+    # Ctrl-C reaches the whole terminal's process group: the training process decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,241 @@
+"""The process group, or its stand-in when there is one process only; the one place that knows ranks."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from inspect import signature
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer.config import DistributedConfig
+from trainer.errors import PacelineError, UnfitError
+
+T = TypeVar("T")
+
+# torch 2.13 renamed broadcast_buffers.
+_HAS_FORWARD_SYNC = "forward_sync_buffers" in signature(nn.parallel.DistributedDataParallel.__init__).parameters
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Who this process is among the workers; with one process every exchange is a no-op.
+
+    Attributes:
+        rank: 0 to world_size - 1, over all nodes.
+        local_rank: the worker's number on its node, and its GPU's.
+        world_size: workers of the job.
+        local_world_size: workers of this node.
+        node_rank: this node's number.
+        device: where this worker computes.
+        distributed: whether there is a process group.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    node_rank: int
+    device: torch.device
+    distributed: bool
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this worker speaks, tracks and writes."""
+        return self.rank == 0
+
+    @property
+    def nodes(self) -> int:
+        """Machines of the job."""
+        return max(1, self.world_size // self.local_world_size)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Adds a tensor up over all ranks, in place."""
+        if self.distributed:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def start_sum(self, tensor: torch.Tensor) -> "dist.Work | None":
+        """Begins to add a tensor up over all ranks, in place; None when there is nothing to wait for."""
+        return dist.all_reduce(tensor, async_op=True) if self.distributed else None
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor, stacked to [world_size, ...], on all ranks."""
+        if not self.distributed:
+            return tensor.unsqueeze(0)
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor)
+        return torch.stack(parts)
+
+    def from_rank_zero(self, value: Any) -> Any:
+        """Rank 0's value (any picklable object), on all ranks."""
+        if not self.distributed:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Runs `action` on rank 0 only; every rank gets its result, or raises its PacelineError."""
+        result, error = None, None
+        if self.is_rank_zero:
+            try:
+                result = action()
+            except PacelineError as raised:
+                error = raised
+        result, kind, texts = self.from_rank_zero((result, type(error), error and (error.problem, error.fix)))
+        if error is not None:
+            raise error
+        if texts:
+            raise kind(*texts)
+        return cast(T, result)
+
+    def side_channel(self) -> "dist.TCPStore | None":
+        """A key-value store beside the training group for each node's first worker; None on a single node."""
+        if self.nodes == 1:
+            return None
+        address = os.environ["MASTER_ADDR"]
+        store = None
+        if self.is_rank_zero:
+            store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        port = self.from_rank_zero(store.port if store else None)
+        if store is None and self.local_rank == 0:
+            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+        return store
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.distributed:
+            dist.barrier()
+
+
+@contextmanager
+def join(config: DistributedConfig, *, device: str) -> Iterator[World]:
+    """Joins the process group that torchrun's environment describes, or stands alone without one.
+
+    Args:
+        config: timeout of collectives.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UnfitError: no GPU, fewer GPUs than workers, or the rendezvous cannot be reached.
+    """
+    distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    local_rank = _from_environment("LOCAL_RANK", 0)
+    world_size = _from_environment("WORLD_SIZE", 1)
+    local_world_size = _from_environment("LOCAL_WORLD_SIZE", world_size if distributed else 1)
+    world = World(
+        rank=_from_environment("RANK", 0),
+        local_rank=local_rank,
+        world_size=world_size,
+        local_world_size=local_world_size,
+        node_rank=_from_environment("GROUP_RANK", 0),
+        device=choose_device(device, local_rank=local_rank, local_world_size=local_world_size),
+        distributed=distributed,
+    )
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if not distributed:
+        yield world
+        return
+    _init_process_group(config, world)
+    try:
+        yield world
+    except BaseException:
+        if world.device.type == "cuda":
+            # Destroying would wait for collectives that the other ranks will not join any more.
+            dist.group.WORLD.abort()
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(requested: str, *, local_rank: int, local_world_size: int) -> torch.device:
+    """The device of a worker.
+
+    Raises:
+        UnfitError: a GPU was asked for and there is none, or there are fewer than workers on this node.
+    """
+    if requested == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count > local_rank:
+        return torch.device("cuda", local_rank)
+    if count:
+        raise UnfitError(
+            f"{local_world_size} workers on {socket.gethostname()}, but only {count} GPUs",
+            f"cluster.gpus_per_node={count} (torchrun --nproc_per_node={count}), or device=cpu",
+        )
+    if requested == "cuda":
+        raise UnfitError(f"device=cuda, but no usable GPU on {socket.gethostname()}", "device=cpu, or device=auto")
+    return torch.device("cpu")
+
+
+def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, accumulates: bool) -> nn.Module:
+    """Wraps the model so that gradients are averaged over all ranks; a single worker keeps it as it is.
+
+    Args:
+        model: on its device.
+        world: the workers.
+        config: SyncBatchNorm, bucket size, gradient compression.
+        accumulates: whether steps have several micro-batches; a static graph does not allow that.
+    """
+    if world.world_size == 1:
+        return model
+    if config.sync_batchnorm and world.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    wrapped = nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        bucket_cap_mb=config.bucket_mb,
+        gradient_as_bucket_view=True,
+        static_graph=not accumulates,
+        # Sending rank 0's buffers at every step would only cost time: they are averaged where they are used.
+        **({"forward_sync_buffers": False} if _HAS_FORWARD_SYNC else {"broadcast_buffers": False}),
+    )
+    if config.compression != "none":
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+        hooks = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+        wrapped.register_comm_hook(None, hooks[config.compression])
+    return wrapped
+
+
+def average_buffers(model: nn.Module, world: World) -> None:
+    """Averages the floating-point buffers (BatchNorm's running statistics) over all ranks, in place."""
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    if world.world_size == 1 or not buffers:
+        return
+    flat = torch.nn.utils.parameters_to_vector(buffers)
+    world.sum(flat).div_(world.world_size)
+    torch.nn.utils.vector_to_parameters(flat, buffers)
+
+
+def _init_process_group(config: DistributedConfig, world: World) -> None:
+    on_gpu = world.device.type == "cuda"
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=config.timeout_s),
+            device_id=world.device if on_gpu else None,
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        if "EADDRINUSE" in str(error):
+            raise UnfitError(
+                f"the rendezvous port {where} is in use by another program",
+                "torchrun --standalone takes a free one, and so does paceline run",
+            ) from error
+        raise UnfitError(
+            f"cannot reach the rendezvous at {where}: {str(error).splitlines()[0]}",
+            "check that MASTER_ADDR and MASTER_PORT are the first node's and that no firewall is between",
+        ) from error
+
+
+def _from_environment(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))

@@ -1,0 +1,1 @@
+"""The networks: torchvision's by name, ours by file, anybody's by import path."""

@@ -1,0 +1,151 @@
+"""Rows of metrics, status and progress, written beside the training by a thread of rank 0."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.console import Console, Progress
+from trainer.exchange import Exchange
+from trainer.rundir import RunDir
+from trainer.step import StepClock
+from trainer.tracking import Trackers
+
+_STATUS_PERIOD_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What rank 0 knows about the steps since the last row.
+
+    Attributes:
+        step: steps taken in the run.
+        epoch: the epoch of the last of them, from 1.
+        samples: samples seen in the run, over all ranks.
+        new_samples: of these, the ones in this interval.
+        seconds: wall time of the interval, without evaluation and checkpoints.
+        clock: host seconds in this interval by what they were spent on.
+        lr: learning rate of the last step.
+        sums: [sum of losses, counted samples or 0, ...] over all ranks.
+        when: UNIX time, seconds.
+    """
+
+    step: int
+    epoch: int
+    samples: int
+    new_samples: int
+    seconds: float
+    clock: StepClock
+    lr: float
+    sums: Exchange
+    when: float
+
+
+class Recorder:
+    """Turns intervals into rows. Rank 0's only; nothing it does can delay or fail a step.
+
+    Args:
+        run: the run directory.
+        trackers: who is told.
+        console: where progress is shown.
+        total_steps: steps of the run.
+        epochs: epochs of the run.
+        gpu_percent: the GPUs' latest mean utilisation, None without a GPU.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        trackers: Trackers,
+        console: Console,
+        *,
+        total_steps: int,
+        epochs: int,
+        gpu_percent: Callable[[], float | None],
+    ) -> None:
+        self._run = run
+        self._trackers = trackers
+        self._console = console
+        self._total_steps = total_steps
+        self._epochs = epochs
+        self._gpu_percent = gpu_percent
+        self._status_written = 0.0
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="recorder", daemon=True)
+        self._thread.start()
+
+    def interval(self, interval: Interval) -> None:
+        """Records a row of training metrics; returns at once."""
+        self._work.put(lambda: self._record(interval))
+
+    def evaluation(self, *, step: int, epoch: int, samples: int, metrics: dict[str, float], best: bool) -> None:
+        """Records a row of validation metrics; returns at once."""
+        when = time.time()
+
+        def record() -> None:
+            self._trackers.metrics({"step": step, "epoch": epoch, "samples": samples, "time": when, **metrics})
+            self._console.evaluation(step=step, epoch=epoch, metrics=metrics, best=best)
+
+        self._work.put(record)
+
+    def event(self, **fields: object) -> None:
+        """Records an event; returns at once."""
+        row = {"time": time.time(), **fields}
+        self._work.put(lambda: self._trackers.event(row))
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (task := self._work.get()) is not None:
+            try:
+                task()
+            except Exception as error:
+                self._console.warn(f"a row of metrics was not recorded: {type(error).__name__}: {error}")
+
+    def _record(self, interval: Interval) -> None:
+        loss_sum, counted, *_ = interval.sums.read()
+        rate = interval.new_samples / max(interval.seconds, 1e-9)
+        waiting = interval.clock.data / max(interval.seconds, 1e-9)
+        loss = loss_sum / max(counted or interval.new_samples, 1)
+        self._trackers.metrics(
+            {
+                "step": interval.step,
+                "epoch": interval.epoch,
+                "samples": interval.samples,
+                "time": interval.when,
+                "train/loss": loss,
+                "train/lr": interval.lr,
+                "perf/images_per_second": rate,
+                "perf/data_wait_fraction": waiting,
+            }
+        )
+        remaining = (self._total_steps - interval.step) * interval.seconds * interval.samples
+        eta = remaining / max(interval.step * interval.new_samples, 1)
+        self._console.progress(
+            Progress(
+                step=interval.step,
+                total_steps=self._total_steps,
+                epoch=interval.epoch,
+                epochs=self._epochs,
+                loss=loss,
+                images_per_second=rate,
+                data_wait_fraction=waiting,
+                eta_s=eta,
+                gpu_percent=self._gpu_percent(),
+            )
+        )
+        now = time.monotonic()
+        if now - self._status_written >= _STATUS_PERIOD_S:
+            self._status_written = now
+            self._run.update_status(
+                state="running",
+                step=interval.step,
+                total_steps=self._total_steps,
+                epoch=interval.epoch,
+                images_per_second=rate,
+                eta_s=eta,
+            )

@@ -1,0 +1,76 @@
+"""What remains of a run: classes, summary, and the last lines on the terminal."""
+
+import time
+from typing import Any
+
+from trainer import checkpoint
+from trainer.rundir import RunDir, write_json
+from trainer.train import Outcome
+from trainer.wording import duration, number, percent
+
+
+def write_classes(run: RunDir, classes: list[str]) -> None:
+    """Writes the class names in the order of the logits."""
+    write_json(run.classes, classes)
+
+
+def summarise(outcome: Outcome, *, seconds: float) -> dict[str, Any]:
+    """The run's results as plain values; fractions are 0..1, times are seconds."""
+    progress, parts = outcome.progress, outcome.parts
+    training = progress.seconds.get("steps", 0.0)
+    trained = parts.plan.samples_before(progress.step)
+    return {
+        **progress.metrics,
+        "best/accuracy": progress.best_accuracy,
+        "best/epoch": progress.best_epoch,
+        "step": progress.step,
+        "epochs": parts.epochs,
+        "samples": trained,
+        "perf/images_per_second": trained / training if training else 0.0,
+        "seconds": seconds,
+        "seconds_by_cause": time_by_cause(progress.seconds, on_gpu=parts.world.device.type == "cuda"),
+        "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "precision": parts.precision.name,
+        "world_size": parts.world.world_size,
+        "skipped_steps": parts.stepper.scaler.skipped,
+        "time": time.time(),
+    }
+
+
+def time_by_cause(seconds: dict[str, float], *, on_gpu: bool) -> dict[str, float]:
+    """Where rank 0's time went; the parts add up to the whole.
+
+    On a GPU the host's own figures for forward, backward and optimizer are the launching of work, not the work;
+    what is not waiting for data is then one part, `computing`.
+    """
+    steps = seconds.get("steps", 0.0)
+    parts = {name: seconds.get(name, 0.0) for name in ("data", "forward", "backward", "optimizer")}
+    if on_gpu:
+        parts = {"data": parts["data"], "computing": steps - parts["data"]}
+    else:
+        parts["other"] = max(0.0, steps - sum(parts.values()))
+    return {**parts, "evaluation": seconds.get("evaluation", 0.0), "checkpoint": seconds.get("checkpoint", 0.0)}
+
+
+def closing_lines(summary: dict[str, Any], run: RunDir, *, sync_command: str | None, skipped: int) -> list[str]:
+    """The last lines of a finished run."""
+    causes = summary["seconds_by_cause"]
+    total = sum(causes.values()) or 1.0
+    spent = ", ".join(
+        f"{name} {percent(value / total)}" for name, value in sorted(causes.items(), key=lambda item: -item[1])
+    )
+    lines = [
+        f"Done in {duration(summary['seconds'])}. val accuracy {percent(summary['best/accuracy'], 1)} "
+        f"(best, epoch {summary['best/epoch']}), {number(summary['perf/images_per_second'])} images/s",
+        f"time      {spent}",
+        f"run       {run.path}",
+        f"weights   {run.weights('best')}",
+        f"metrics   {run.metrics}",
+    ]
+    if skipped:
+        lines.append(f"skipped   {number(skipped)} unreadable images, listed in {run.skipped_images}")
+    if summary["skipped_steps"]:
+        lines.append(f"note      {number(summary['skipped_steps'])} steps were skipped for non-finite gradients (fp16)")
+    if sync_command:
+        lines.append(f"W&B       offline; to upload: {sync_command}")
+    return lines

@@ -1,0 +1,132 @@
+"""Where a run lives: its name, and its directory made ready. Standard library only: the launcher uses it as well."""
+
+import errno
+import os
+import re
+import time
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+from trainer.errors import ConfigError, UnfitError
+
+
+class Naming(Protocol):
+    """The keys of `RunConfig` that decide where a run lives."""
+
+    name: str | None
+    dir: str
+    fresh: bool
+
+
+def automatic(recipe: str, now: time.struct_time | None = None) -> str:
+    """The name of a run that nobody named: `<recipe>-<MMDD-HHMM>`, local time.
+
+    Args:
+        recipe: the recipe, or the model or script where there is none; characters that do not suit a file name
+            become underscores.
+        now: the time to put in, by default the present.
+    """
+    stem = re.sub(r"[^\w.+-]+", "_", recipe).strip("._-") or "run"
+    return f"{stem}-{time.strftime('%m%d-%H%M', now or time.localtime())}"
+
+
+def choose(run: Naming, recipe: str, now: time.struct_time | None = None) -> Path:
+    """The run directory that a job should use; nothing is created.
+
+    A given name is taken as it is, since an existing run is continued; with `run.fresh`, and for automatic names,
+    the first free one of `name`, `name-2`, `name-3`, ... is.
+
+    Raises:
+        ConfigError: the name cannot be a directory's name.
+    """
+    parent = Path(run.dir).expanduser()
+    if run.name is None:
+        return _free(parent, automatic(recipe, now))
+    check_name(run.name)
+    return _free(parent, run.name) if run.fresh else parent / run.name
+
+
+def create(run: Naming, recipe: str, now: time.struct_time | None = None) -> Path:
+    """Chooses the run directory, makes it and proves that it can be written to.
+
+    Two jobs that choose the same free name at the same moment get two directories.
+
+    Raises:
+        ConfigError: the name cannot be a directory's name.
+        UnfitError: the directory cannot be made or written to, or its disk is full.
+    """
+    while True:
+        path = choose(run, recipe, now)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=run.name is not None and not run.fresh)
+        except FileExistsError as error:
+            if path.is_dir():
+                continue
+            in_the_way = next(place for place in (path, *path.parents) if place.exists())
+            raise UnfitError(
+                f"the run directory {path} cannot be made: {in_the_way} is a file",
+                "run.name=... or run.dir=... chooses another place",
+            ) from error
+        except OSError as error:
+            raise unwritable(path, error) from error
+        probe(path)
+        return path
+
+
+def probe(path: Path) -> None:
+    """Proves that a directory takes new files, by writing and removing a small one.
+
+    Raises:
+        UnfitError: not writable, or the disk is full.
+    """
+    file = path / f".probe.{os.getpid()}.tmp"
+    try:
+        with file.open("wb") as stream:
+            stream.write(bytes(4096))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        # A read-only file system refuses this too; the error above says it better.
+        if file.exists():
+            file.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> UnfitError:
+    """The error for a person, of an operating system's error in writing to the run directory `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "its disk is full" if error.errno == errno.ENOSPC else "your quota is used up"
+        return UnfitError(
+            f"cannot write the run directory {path}: {what}", "free some space, or run.dir=/a/disk/with/space"
+        )
+    if error.errno == errno.ENOTDIR:
+        reason = "a part of its path is a file"
+    else:
+        reason = (error.strerror or str(error)).lower()
+    return UnfitError(
+        f"cannot write the run directory {path}: {reason}",
+        "run.dir=/a/directory/you/can/write chooses another place",
+    )
+
+
+def check_name(name: str) -> None:
+    """Refuses a run name that is no plain directory name.
+
+    Raises:
+        ConfigError: it is empty, too long, begins with a dot or a dash, or has a path separator or a control character.
+    """
+    if not name or "/" in name or os.sep in name or name[0] in ".-" or not name.isprintable():
+        raise ConfigError(
+            f"run.name={name!r} is not a plain name",
+            "run.dir=DIRECTORY says where the run lives, run.name=NAME what its directory there is called",
+        )
+    if len(os.fsencode(name)) > 200:
+        raise ConfigError(f"run.name is {len(os.fsencode(name))} bytes long", "at most 200 are allowed")
+
+
+def _free(parent: Path, name: str) -> Path:
+    candidates = (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in candidates if not os.path.lexists(path))

@@ -1,0 +1,136 @@
+"""One optimizer step: micro-batches forward and backward, one exchange of gradients, one update.
+
+    for each micro-batch of this rank's share:
+        logits = model(normalise(images))
+        backward of sum(loss) * world_size / samples of the whole step      # DDP averages: exactly the mean over samples
+    clip, update, schedule
+
+Nothing here waits for the device: losses are added up there and read when a row of metrics is due.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from trainer.data.sampler import StepShare, mix_seed, seed_generators
+from trainer.data.samples import Batch
+from trainer.distributed import World
+from trainer.precision import Precision, Scaler
+
+Criterion = Callable[[object, torch.Tensor], torch.Tensor]
+"""(model output, targets [B]) -> sum of the losses, a scalar."""
+
+
+@dataclass(slots=True)
+class StepClock:
+    """Host seconds of the training steps, by what they were spent on.
+
+    On a GPU the host runs ahead of the device, so only `data` is then what it says; the rest is launching work.
+    """
+
+    data: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    optimizer: float = 0.0
+
+
+@dataclass(slots=True)
+class Stepper:
+    """Takes optimizer steps.
+
+    Attributes:
+        model: wrapped for data parallelism where there are several workers.
+        optimizer: its param_groups have a `base_lr`.
+        lr_factor: applied steps -> share of the peak learning rate.
+        criterion: sums the loss over a micro-batch.
+        normaliser: uint8 images -> the model's floating-point input.
+        clip_norm: largest global norm of the gradients.
+        seed: decides what is random inside the model, for each step and rank.
+        counts_targets: micro-batches may lack samples (skipped images), so a step's samples are counted over all ranks.
+        applied_steps: steps whose update was not skipped for non-finite gradients.
+        loss_sum: float64 scalar on the device: sum of losses of this rank since it was last zeroed.
+        counted: float64 scalar on the device: samples behind loss_sum, where they are counted.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_factor: Callable[[int], float]
+    criterion: Criterion
+    normaliser: Callable[[torch.Tensor], torch.Tensor]
+    precision: Precision
+    scaler: Scaler
+    world: World
+    clip_norm: float | None
+    seed: int
+    counts_targets: bool
+    applied_steps: int = 0
+    clock: StepClock = field(default_factory=StepClock)
+    loss_sum: torch.Tensor = field(init=False)
+    counted: torch.Tensor = field(init=False)
+    _parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self.counted = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak group's learning rate at the next step."""
+        return self.optimizer.param_groups[0]["base_lr"] * self.lr_factor(self.applied_steps)
+
+    def __call__(self, share: StepShare, batches: Iterator[Batch]) -> None:
+        """Takes one step with the next micro-batches of `batches`."""
+        clock = self.clock
+        factor = self.lr_factor(self.applied_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        if self.counts_targets:
+            self._counted_micro_batches(share, batches)
+        else:
+            self._micro_batches(share, batches)
+        started = time.perf_counter()
+        if self.scaler.step(self.optimizer, self.clip_norm, self._parameters):
+            self.applied_steps += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        clock.optimizer += time.perf_counter() - started
+
+    def _micro_batches(self, share: StepShare, batches: Iterator[Batch]) -> None:
+        clock = self.clock
+        weight = self.world.world_size / share.samples
+        last = len(share.micro_batches) - 1
+        for index in range(last + 1):
+            started = time.perf_counter()
+            images, targets = next(batches)
+            fetched = time.perf_counter()
+            clock.data += fetched - started
+            if index == 0:
+                # Dropout and the like depend on the step and the rank, not on what was drawn before: resume is exact.
+                seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank))
+            with nullcontext() if index == last or self.world.world_size == 1 else self.model.no_sync():
+                with self.precision.autocast(self.world.device):
+                    loss = self.criterion(self.model(self.normaliser(images)), targets)
+                forwarded = time.perf_counter()
+                clock.forward += forwarded - fetched
+                self.scaler.scale(loss * weight).backward()
+            self.loss_sum += loss.detach()
+            clock.backward += time.perf_counter() - forwarded
+
+    def _counted_micro_batches(self, share: StepShare, batches: Iterator[Batch]) -> None:
+        """The same where images may be missing: all of the step's batches first, then the exact number of samples."""
+        started = time.perf_counter()
+        taken = [next(batches) for _ in share.micro_batches]
+        self.clock.data += time.perf_counter() - started
+        count = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for _, targets in taken:
+            count += (targets >= 0).sum()
+        self.counted += count
+        total = self.world.sum(count).clamp_(min=1)
+        self._micro_batches(share, iter(taken))
+        # The true number is known on the device only: correcting the gradients afterwards keeps the host free.
+        correction = (share.samples / total).to(torch.float32)
+        torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
