@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -35,7 +36,24 @@ def cgroup_quota(root: Path = _ROOT, membership: Path = Path("/proc/self/cgroup"
     return min(quotas, default=None)
 
 
-def _along(mount: Path, path: str, read: "type[_Quota]") -> list[float]:
+def _along(mount: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
     group = mount / path.lstrip("/")
-    found = [read(folder).cores for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+    found = [read(folder) for folder in (group, *group.parents) if folder.is_relative_to(mount)]
     return [cores for cores in found if cores is not None]
+
+
+def _quota_v2(folder: Path) -> float | None:
+    words = _words(folder / "cpu.max")
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import nn
 
-from trainer import distributed, optim
+from trainer import distributed
 from trainer.config import Config
 from trainer.data import datasets, loader, transforms
 from trainer.data.sampler import StepPlan, StepSampler, mix_seed, seed_generators
@@ -15,10 +15,15 @@ from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import ShardBatches, evaluate
-from trainer.model import build
+from trainer.model.build import build_model
+from trainer.model.heads import loss_and_logits
+from trainer.model.registry import input_channels
+from trainer.model.weights import weights_preprocessing
+from trainer.optim import build_optimizer
 from trainer.precision import Precision, Scaler, choose
 from trainer.preprocessing import Preprocessing
 from trainer.rundir import RunDir
+from trainer.schedule import lr_factor
 from trainer.step import Criterion, Stepper
 
 
@@ -135,12 +140,12 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         model=distributed.data_parallel(
             model, world, config.distributed, accumulates=plan.largest_accumulation > 1
         ),
-        optimizer=optim.build_optimizer(config.optim, model, world.device),
-        lr_factor=lambda step: optim.lr_factor(config.optim, step, total_steps, plan.steps_per_epoch),
+        optimizer=build_optimizer(config.optim, model, world.device),
+        lr_factor=lambda step: lr_factor(config.optim, step, total_steps, plan.steps_per_epoch),
         criterion=_criterion(config.optim.label_smoothing),
         normaliser=normaliser,
         precision=precision,
-        scaler=Scaler(precision, world.device),
+        scaler=Scaler(enabled=precision.uses_scaler, device=world.device),
         world=world,
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
@@ -181,8 +186,8 @@ def count_steps(config: Config, plan: StepPlan) -> int:
 
 def input_format(config: Config, native: Preprocessing) -> Preprocessing:
     """What the model takes: the weights' own preprocessing, else the data's; config.data has the last word."""
-    chosen = build.weights_preprocessing(config.model) or native
-    channels = config.data.channels or build.input_channels(config.model) or chosen.channels
+    chosen = weights_preprocessing(config.model) or native
+    channels = config.data.channels or input_channels(config.model) or chosen.channels
     size = config.data.image_size or chosen.image_size
     resize = chosen.resize_size * size // chosen.image_size
     mean, std = chosen.mean, chosen.std
@@ -198,14 +203,12 @@ def _build_model(
 ) -> nn.Module:
     # The initial weights depend on the seed alone, not on what was drawn while the data was read.
     seed_generators(device, mix_seed(config.seed, 0))
-    model = build.build_model(
+    model = build_model(
         config.model,
         num_classes=num_classes,
         channels=preprocessing.channels,
         image_size=preprocessing.image_size,
     ).to(device)
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.model.compile:
         model.compile()
     return model
@@ -213,12 +216,9 @@ def _build_model(
 
 def _criterion(label_smoothing: float) -> Criterion:
     def criterion(output: object, targets: torch.Tensor) -> torch.Tensor:
-        logits, auxiliary = build.logits_and_aux(output)
-        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-        for weight, extra in auxiliary:
-            loss = loss + weight * F.cross_entropy(
-                extra, targets, reduction="sum", label_smoothing=label_smoothing
-            )
-        return loss
+        def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+
+        return loss_and_logits(output, cross_entropy)[0]
 
     return criterion

@@ -225,7 +225,7 @@ class TerminalConsole(LineConsole):
 
 
 def progress_line(progress: Progress) -> str:
-    """The plain progress line: `  step 234/936  epoch 2/4  loss 0.412  1,930 images/s  data wait 1 %  ETA 34 s`."""
+    """The progress line: `  step 234/936  epoch 2/4  loss 0.412  1,930 images/s  data wait 1 %  ...`."""
     return f"  {_position(progress)}  {'  '.join(_figures(progress))}"
 
 

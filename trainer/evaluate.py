@@ -10,7 +10,7 @@ from torch import nn
 from trainer.data.loader import on_device
 from trainer.data.sampler import Indices, contiguous_slice
 from trainer.distributed import World
-from trainer.model.build import logits_and_aux
+from trainer.model.heads import logits_and_aux
 from trainer.precision import Precision
 
 

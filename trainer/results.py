@@ -3,10 +3,9 @@
 import time
 from typing import Any
 
-from trainer import checkpoint
 from trainer.rundir import RunDir, write_json
 from trainer.train import Outcome
-from trainer.wording import duration, number, percent
+from trainer.wording import duration, number, percent, whole_percent
 
 
 def write_classes(run: RunDir, classes: list[str]) -> None:
@@ -52,15 +51,15 @@ def time_by_cause(seconds: dict[str, float], *, on_gpu: bool) -> dict[str, float
     return {**parts, "evaluation": seconds.get("evaluation", 0.0), "checkpoint": seconds.get("checkpoint", 0.0)}
 
 
-def closing_lines(summary: dict[str, Any], run: RunDir, *, sync_command: str | None, skipped: int) -> list[str]:
+def closing_lines(summary: dict[str, Any], run: RunDir, *, hints: list[str], skipped: int) -> list[str]:
     """The last lines of a finished run."""
     causes = summary["seconds_by_cause"]
     total = sum(causes.values()) or 1.0
     spent = ", ".join(
-        f"{name} {percent(value / total)}" for name, value in sorted(causes.items(), key=lambda item: -item[1])
+        f"{name} {whole_percent(value / total)}" for name, value in sorted(causes.items(), key=lambda item: -item[1])
     )
     lines = [
-        f"Done in {duration(summary['seconds'])}. val accuracy {percent(summary['best/accuracy'], 1)} "
+        f"Done in {duration(summary['seconds'])}. val accuracy {percent(summary['best/accuracy'])} "
         f"(best, epoch {summary['best/epoch']}), {number(summary['perf/images_per_second'])} images/s",
         f"time      {spent}",
         f"run       {run.path}",
@@ -71,6 +70,4 @@ def closing_lines(summary: dict[str, Any], run: RunDir, *, sync_command: str | N
         lines.append(f"skipped   {number(skipped)} unreadable images, listed in {run.skipped_images}")
     if summary["skipped_steps"]:
         lines.append(f"note      {number(summary['skipped_steps'])} steps were skipped for non-finite gradients (fp16)")
-    if sync_command:
-        lines.append(f"W&B       offline; to upload: {sync_command}")
-    return lines
+    return [*lines, *hints]

@@ -99,6 +99,24 @@ class RunDir:
         """The output of one rank in one attempt."""
         return self.path / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
 
+    def exit_record(self, attempt: int, rank: int) -> Path:
+        """The exception that ended one rank in one attempt."""
+        return self.path / "logs" / f"attempt-{attempt}" / f"rank-{rank}.error.json"
+
+    @property
+    def code_diff(self) -> Path:
+        """What the working tree had beyond the commit that job.json names."""
+        return self.path / "code.diff"
+
+    def attempt_config(self, attempt: int) -> Path:
+        """The configuration of an attempt that was asked for differently than the first."""
+        return self.path / "logs" / f"attempt-{attempt}" / "config.yaml"
+
+    def next_attempt(self) -> int:
+        """The number of the attempt to come: one more than the highest that has a log directory."""
+        names = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
+        return max((int(name) for name in names if name.isdigit()), default=-1) + 1
+
     def read_status(self) -> dict[str, Any]:
         """The content of status.json, or an empty dict when there is none yet."""
         return read_json(self.status)

@@ -31,7 +31,7 @@ def whole_percent(fraction: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span in its two largest units: 2 m 12 s, 3 h 12 m, 1 d 04 h; 1.5 s and 420 ms where it is short."""
+    """A time span in its two largest units: 2 m 12 s, 3 h 12 m, 1 d 04 h; also 1.5 s, 420 ms."""
     if seconds != seconds or seconds == float("inf"):
         return "unknown"
     if seconds < 0.95:

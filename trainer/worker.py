@@ -14,11 +14,12 @@ from trainer import environment, results, runname
 from trainer.config import Config, TrackingConfig, check_agreement, from_yaml, to_yaml
 from trainer.console import Console, open_console
 from trainer.distributed import World, join
-from trainer.errors import PacelineError, UnfitError
+from trainer.errors import PacelineError
 from trainer.monitor.sampling import Monitor
+from trainer.precision import choose
 from trainer.rundir import RunDir, read_json_lines, write_atomic, write_json
 from trainer.stop import StopRequest, parse_duration
-from trainer.tracking import open_trackers
+from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Job, Outcome, train
 
 STOPPED = 75
@@ -71,20 +72,16 @@ def open_run(config: Config, world_size: int) -> RunDir:
         UnfitError: the directory cannot be written.
     """
     given = os.environ.get("PACELINE_RUN_DIR")
-    run = RunDir(given if given else runname.choose(config.run, config.recipe or config.model.name))
-    if given:
-        return run
+    if given is not None:
+        return RunDir(given)
+    run = RunDir(runname.create(config.run, config.recipe or config.model.name))
     if run.config.exists():
         check_agreement(from_yaml(run.config.read_text()), config, name=run.name)
     try:
         write_atomic(run.config, to_yaml(config).encode())
-        if not run.job.exists():
-            write_json(run.job, {"argv": sys.argv, "world_size": world_size, "time": time.time(), "job_id": None})
+        write_json(run.job, {"argv": sys.argv, "world_size": world_size, "time": time.time(), "job_id": None})
     except OSError as error:
-        raise UnfitError(
-            f"cannot write the run directory {run.path}: {error.strerror or error}",
-            "run.dir=/a/directory/you/can/write chooses another",
-        ) from error
+        raise runname.unwritable(run.path, error) from error
     return run
 
 
@@ -102,7 +99,7 @@ def train_in(
         run.failure.unlink(missing_ok=True)
         run.update_status(state="running", attempt=attempt)
     environment.write(run, world)
-    trackers = open_trackers(config, run, attempt=attempt, warn=console.warn, is_rank_zero=zero)
+    trackers = open_trackers(config, run, attempt=attempt, warn=console.warn) if zero else NullTrackers()
     monitor = Monitor(
         config.monitor,
         node_rank=world.node_rank,
@@ -112,6 +109,7 @@ def train_in(
         store=world.side_channel(),
         sink=trackers.monitor,
         on_event=trackers.event,
+        gpus_in_use=world.local_world_size,
     )
     stop = StopRequest(parse_duration(config.max_time) if config.max_time else None)
     stop.listen()
@@ -127,11 +125,16 @@ def train_in(
         trackers.finish(summary)
         console.close()
     if zero:
-        console.summary(_last_lines(outcome, summary, run, trackers.sync_command()))
+        console.summary(_last_lines(outcome, summary, run, trackers.hints()))
     return 0 if outcome.finished else STOPPED
 
 
 def _train(config: Config, job: Job) -> Outcome:
+    with choose(config.precision, job.world.device).matmuls():
+        return _train_stages(config, job)
+
+
+def _train_stages(config: Config, job: Job) -> Outcome:
     if config.debug and not job.run.checkpoints.exists():
         train(config, job, stop_after=_DEBUG_STEPS // 2)
         job.console.say("debug: train, checkpoint and stop worked; now resume, train, validate")
@@ -150,14 +153,14 @@ def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object
     return summary
 
 
-def _last_lines(outcome: Outcome, summary: dict[str, object], run: RunDir, sync_command: str | None) -> list[str]:
+def _last_lines(outcome: Outcome, summary: dict[str, object], run: RunDir, hints: list[str]) -> list[str]:
     if not outcome.finished:
         return [
             f"Stopped at step {outcome.progress.step:,} with a checkpoint; the same command with "
             f"run.name={run.name} goes on from there"
         ]
     skipped = len({row.get("path") for row in read_json_lines(run.skipped_images)})
-    return results.closing_lines(summary, run, sync_command=sync_command, skipped=skipped)
+    return results.closing_lines(summary, run, hints=hints, skipped=skipped)
 
 
 def report(error: Exception, run: RunDir | None, console: Console) -> int:

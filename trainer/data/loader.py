@@ -78,12 +78,12 @@ def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
 def _copy(batch: Batch, device: torch.device, stream: "torch.cuda.Stream") -> Batch:
     current = torch.cuda.current_stream(device)
     with torch.cuda.stream(stream):
-        copied = Batch(tensor.to(device, non_blocking=True) for tensor in batch)
+        images, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
     current.wait_stream(stream)
-    for tensor in copied:
+    for tensor in (images, targets):
         # The allocator must not hand this memory to the copy stream while the computation still reads it.
         tensor.record_stream(current)
-    return copied
+    return images, targets
 
 
 class _AsSampler(Sampler[Indices]):

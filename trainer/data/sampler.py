@@ -228,8 +228,8 @@ class StepSampler(DistributedSampler[Indices]):
 
 def mix_seed(seed: int, *values: int) -> int:
     """A 63-bit seed for one thing among many (a sample of an epoch, a step of a rank): splitmix64 chained."""
-    state = seed & _MASK
-    for value in values:
+    state = 0
+    for value in (seed, *values):
         state = (state ^ (value & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
         state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
         state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK

@@ -20,15 +20,8 @@ IGNORED_TARGET = -100
 Transform = Callable[[Any], torch.Tensor]
 
 
-class Batch(tuple[torch.Tensor, torch.Tensor]):
-    """Images, uint8 [B, C, H, W] (or what a user's own data set gives), and targets, int64 [B]."""
-
-    __slots__ = ()
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, so that copies to a GPU need not wait."""
-        images, targets = self
-        return Batch((images.pin_memory(), targets.pin_memory()))
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images, uint8 [B, C, H, W] (or what a user's own data set gives), and targets, int64 [B]."""
 
 
 class BadBatch(Exception):
@@ -91,7 +84,7 @@ class Samples(Dataset[Any]):
     def __getitems__(self, indices: Indices) -> Batch | BadBatch:
         """The batch of the given samples."""
         batch = self._collect(indices) if self._batch_augment is None else self._slice(indices)
-        if not indices.counts and isinstance(batch, Batch):
+        if not indices.counts and not isinstance(batch, BadBatch):
             batch[1].fill_(IGNORED_TARGET)
         return batch
 
@@ -101,7 +94,7 @@ class Samples(Dataset[Any]):
         images = self._batch_augment(
             self._split.images[chosen], seed=self._seed, epoch=indices.epoch, samples=indices.samples
         )
-        return Batch((images, self._split.targets[chosen]))
+        return images, self._split.targets[chosen]
 
     def _collect(self, indices: Indices) -> Batch | BadBatch:
         images, targets = [], []
@@ -117,8 +110,8 @@ class Samples(Dataset[Any]):
             targets.append(target)
         if not images:
             # Every rank must take part in the step: a black image that counts for nothing.
-            return Batch((torch.zeros_like(self._any_image()).unsqueeze(0), torch.tensor([IGNORED_TARGET])))
-        return Batch((torch.stack(images), torch.tensor(targets)))
+            return torch.zeros_like(self._any_image()).unsqueeze(0), torch.tensor([IGNORED_TARGET])
+        return torch.stack(images), torch.tensor(targets)
 
     def _any_image(self) -> torch.Tensor:
         for sample in range(len(self._split)):

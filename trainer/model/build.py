@@ -93,10 +93,10 @@ def _size_arguments(config: ModelConfig, name: str, image_size: int) -> dict[str
         return {"image_size": image_size}
     if name.startswith("maxvit"):
         return {"input_size": (image_size, image_size)}
-    # The key holds the smallest size that the network can take, the same for all weights of a model; only Swin's
-    # entries are sizes of training, not limits.
+    # `min_size` is the smallest input the network can take, except where it says what it was trained with.
     enum = registry.weights_enum(name)
-    smallest = 1 if enum is None or name.startswith("swin") else min(min(w.meta["min_size"]) for w in enum)
+    no_limit = enum is None or name.startswith(("swin", "efficientnet"))
+    smallest = 1 if no_limit else min(min(member.meta["min_size"]) for member in enum)
     if image_size < smallest:
         raise ConfigError(
             f"{config.name} needs images of at least {smallest} pixels, data.image_size is {image_size}",
@@ -108,7 +108,9 @@ def _size_arguments(config: ModelConfig, name: str, image_size: int) -> dict[str
 def _construct(config: ModelConfig, constructor: Any, **arguments: Any) -> nn.Module:
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*default weight initialization.*", category=FutureWarning)
+            warnings.filterwarnings(
+                "ignore", message=".*default weight initialization.*", category=FutureWarning
+            )
             model = constructor(**{**arguments, **config.args})
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -157,7 +159,7 @@ def _from_target(config: ModelConfig, num_classes: int, channels: int, image_siz
 
 
 def _accepted(constructor: Any, *, any_keyword: bool = False, **arguments: Any) -> dict[str, Any]:
-    """The arguments, of those that are not None, that a constructor names (or takes as `**kwargs`, if asked)."""
+    """The arguments, of those not None, that a constructor names (or takes as `**kwargs`, if asked)."""
     try:
         parameters = inspect.signature(constructor).parameters
     except (TypeError, ValueError):

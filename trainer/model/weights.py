@@ -1,41 +1,30 @@
-"""Pretrained weights: find them by name or file, fetch them once per machine, and load them safely."""
+"""Pretrained weights: found by name or file, and loaded into a model whose head may have another size."""
 
 import difflib
-import fcntl
 import logging
-import pickle
 import re
-import socket
-import sys
-from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from trainer.config.schema import ModelConfig
-from trainer.errors import ConfigError, UnfitError
+from trainer.errors import ConfigError
 from trainer.model import registry
+from trainer.model.files import download, read_state
 from trainer.preprocessing import Preprocessing
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
-# The published DenseNet files name their layers `norm.1`, which modules cannot be called any more; the pattern is
+# The published DenseNet files name their layers `norm.1`, as modules can no longer be called; the pattern is
 # torchvision.models.densenet's.
-_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
-# Compute nodes without a route drop packets; without a limit a worker would wait for minutes.
-_CONNECT_SECONDS = 30.0
+_OLD_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
+)
 
 
 def find_weights(config: ModelConfig) -> WeightsEnum | Path | None:
@@ -50,7 +39,9 @@ def find_weights(config: ModelConfig) -> WeightsEnum | Path | None:
     path = Path(wanted).expanduser()
     if path.suffix.lower() in _SUFFIXES or "/" in wanted:
         if not path.is_file():
-            raise ConfigError(f"model.weights={wanted} is not a file", "give the path of a .pth or .safetensors file")
+            raise ConfigError(
+                f"model.weights={wanted} is not a file", "give the path of a .pth or .safetensors file"
+            )
         return path
     if config._target_ is not None:
         raise ConfigError(
@@ -67,7 +58,8 @@ def find_weights(config: ModelConfig) -> WeightsEnum | Path | None:
         close = difflib.get_close_matches(wanted.upper(), known, n=1, cutoff=0.6)
         hint = f"did you mean model.weights={close[0]}? " if close else ""
         raise ConfigError(
-            f"{config.name} has no weights {wanted}", f"{hint}It has {', '.join(sorted(known))}, or give a file"
+            f"{config.name} has no weights {wanted}",
+            f"{hint}It has {', '.join(sorted(known))}, or give a file",
         )
     found: WeightsEnum = member
     return found
@@ -128,7 +120,9 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
         raise ConfigError(
             f"{path} does not fit {label}: {len(common) - len(differing)} of its {len(state)} tensors agree; "
             + "; ".join(strange[:3]),
-            f"its size says model.name={guess}" if guess else "give model.name and model.args of the file's model",
+            f"its size says model.name={guess}"
+            if guess
+            else "give model.name and model.args of the file's model",
         )
     body = OrderedDict((key, value) for key, value in state.items() if key not in head)
     # MNASNet refuses a state without a version; ours agrees with the model already.
@@ -136,95 +130,11 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
     model.load_state_dict(body, strict=False)
     if head:
         classes = state[head[0]].shape[0]
-        _LOG.info("%s: %d tensors; new head for %d classes instead of %d", path, len(body), num_classes, classes)
+        _LOG.info(
+            "%s: %d tensors; new head for %d classes instead of %d", path, len(body), num_classes, classes
+        )
     else:
         _LOG.info("%s: all %d tensors", path, len(body))
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a weights file without running any code in it.
-
-    The wrappers and prefixes that training programs add (`{"model": ...}`, `module.`) are taken off.
-
-    Raises:
-        ConfigError: the file is damaged, holds more than tensors, or none.
-    """
-    again = "copy or download it again"
-    try:
-        if path.suffix.lower() == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            # torchvision's reference script keeps its arguments beside the weights; a Namespace only holds values.
-            with torch.serialization.safe_globals([Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "global" not in str(error).lower():
-            raise ConfigError(f"{path} is damaged or not a weights file", again) from error
-        raise ConfigError(
-            f"{path} holds Python objects, not only tensors, and could run code when read",
-            "where it was made: torch.save(model.state_dict(), FILE), or save it as .safetensors",
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged: {str(error).splitlines()[0][:120]}", again) from error
-    except OSError as error:
-        raise UnfitError(f"{path} cannot be read: {error.strerror or error}", "look at its permissions") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{path} is not a state dict", "save model.state_dict(), or {'model': model.state_dict()}")
-    return {_bare(str(key)): value for key, value in content.items()}
-
-
-def download(url: str) -> Path:
-    """Fetches a file into torch.hub's cache, once per machine and checked by the hash in its name.
-
-    Returns:
-        The path in the cache; nothing is fetched when it is there already.
-
-    Raises:
-        UnfitError: the file cannot be fetched or stored.
-    """
-    name = Path(urlparse(url).path).name
-    directory = Path(torch.hub.get_dir()) / "checkpoints"
-    path = directory / name
-    by_hand = f"fetch {url} on a machine with a network, copy it here, and set model.weights=PATH/{name}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory / f".{name}.lock"):
-            if not path.exists():
-                _LOG.info("fetching %s to %s", url, path)
-                digest = re.search(r"-([a-f0-9]{8,})\.", name)
-                before = socket.getdefaulttimeout()
-                socket.setdefaulttimeout(_CONNECT_SECONDS)
-                try:
-                    torch.hub.download_url_to_file(
-                        url, str(path), digest.group(1) if digest else None, progress=sys.stderr.isatty()
-                    )
-                finally:
-                    socket.setdefaulttimeout(before)
-    except PermissionError as error:
-        raise UnfitError(f"{directory} is not writable", "set TORCH_HOME to a directory that is") from error
-    except OSError as error:
-        raise UnfitError(f"the weights {name} cannot be fetched: {error}", by_hand) from error
-    except RuntimeError as error:
-        raise UnfitError(f"the weights {name} arrived damaged: {error}", by_hand) from error
-    return path
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # All workers of a machine come here at once: the first fetches, the others wait and find the file.
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _bare(key: str) -> str:
-    while key.startswith(_PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
 
 
 def _matched(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -251,8 +161,8 @@ def _head_keys(
 ) -> list[str]:
     """The tensors that differ only because the file knows another number of classes.
 
-    No family's names are needed: a head's tensors are `num_classes` long in the model, all the same other length in
-    the file, and equal in their other dimensions.
+    No family's names are needed: a head's tensors are `num_classes` long in the model, all the same other
+    length in the file, and equal in their other dimensions.
     """
     candidates = [
         key

@@ -59,9 +59,9 @@ class Host:
         """Reads every figure once; rates are since the last sample, so the first one has none.
 
         Returns:
-            `host/` and `cpu_percent` (0-100, of all cores together), `cpu_count` (cores that this process may
-            use), `job_cpu_percent` (100 is one core), `memory_used_bytes` and `memory_total_bytes` (the cgroup's
-            where its limit is lower), `disk_read_bytes_per_second`, `disk_write_bytes_per_second`,
+            `host/` and `cpu_percent` (0-100, of all cores together), `cpu_count` (cores that we may use),
+            `job_cpu_percent` (100 is one core), `memory_used_bytes` and `memory_total_bytes` (the
+            cgroup's where its limit is lower), `disk_read_bytes_per_second`, `disk_write_bytes_per_second`,
             `network_received_bytes_per_second`, `network_sent_bytes_per_second` (all interfaces but
             loopback), `shm_used_bytes`, `shm_total_bytes`. What cannot be read is absent.
         """

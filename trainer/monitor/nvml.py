@@ -29,7 +29,7 @@ class Gpus:
     Args:
         which: `auto` for those of `CUDA_VISIBLE_DEVICES`, `all` for every one of the machine, `none`.
         report: told once for every kind of failure on every GPU.
-        in_use: how many of the visible GPUs the workers of this node use (worker i uses the i-th visible one);
+        in_use: how many of the visible GPUs this node's workers use (worker i uses the i-th visible one);
             None for all of them. Only `auto` takes notice.
         visible: in place of `CUDA_VISIBLE_DEVICES`; CUDA's rules: indices, UUIDs or beginnings of UUIDs, MIG
             instances (their GPU is sampled, once), and nothing counts from the first invalid entry on.
@@ -77,8 +77,9 @@ class Gpus:
         Returns:
             `gpu/<i>/` and `utilization_percent` (share of time with any kernel running, 0-100),
             `memory_used_bytes`, `memory_total_bytes`, `power_watts`, `power_limit_watts`,
-            `temperature_celsius`, `sm_clock_mhz`, `memory_clock_mhz`, and `throttle`: the list of reasons that
-            hold the clocks down, empty when none does. What cannot be read is absent. i counts the sampled GPUs of this node from 0.
+            `temperature_celsius`, `sm_clock_mhz`, `memory_clock_mhz`, and `throttle`: the list of reasons
+            that hold the clocks down, empty when none does. What cannot be read is absent. i counts this
+            node's sampled GPUs from 0.
         """
         figures: dict[str, Any] = {}
         for i, handle in self._handles:
@@ -105,7 +106,7 @@ class Gpus:
         except pynvml.NVMLError as error:
             absent = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
             # Any other error: a driver is there and does not answer, its version is not the library's, say.
-            if error.value not in absent:
+            if _code(error) not in absent:
                 self._report("NVML", str(error))
             return None
         return pynvml
@@ -118,9 +119,9 @@ class Gpus:
             self._failed(i, name, error)
             return {}
 
-    def _failed(self, i: int, name: str, error: Any) -> None:
+    def _failed(self, i: int, name: str, error: Exception) -> None:
         assert self._nvml is not None
-        code = error.value
+        code = _code(error)
         if code in self._permanent:
             self._hopeless.add((i, name))
         lost = code == self._nvml.NVML_ERROR_GPU_IS_LOST
@@ -181,6 +182,12 @@ class Gpus:
         except self._nvml.NVMLError:
             # A lost GPU has no UUID to compare; the job's own GPUs are found without it.
             return ""
+
+
+def _code(error: Exception) -> int:
+    """NVML's error number; the classes are made at run time, so a type checker does not see it."""
+    value = getattr(error, "value", None)
+    return value if isinstance(value, int) else -1
 
 
 def throttle_words(reasons: int) -> list[str]:

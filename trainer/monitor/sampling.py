@@ -22,7 +22,7 @@ _MOST_PROBLEMS = 100
 
 
 class KeyValueStore(Protocol):
-    """What the monitor uses of a `torch.distributed.Store`; it wants a clone of its own, for its calls may block."""
+    """What the monitor uses of a `torch.distributed.Store`; give it a clone, for its calls block."""
 
     def set(self, key: str, value: str, /) -> Any:
         """Writes a key."""
@@ -73,8 +73,8 @@ class NodeSampler:
 class Monitor:
     """Samples every node beside the training; nothing here can fail, block or slow down a step.
 
-    On the first worker of each node one thread samples. With several nodes a second thread exchanges rows through
-    the store: each node overwrites one key of its own, rank 0 polls them. A dead or slow node, or a dead store,
+    On the first worker of each node one thread samples. With several nodes a second thread exchanges rows
+    through the store: each node overwrites one key of its own, rank 0 polls them. A dead node or store
     makes a gap in its rows and nothing else.
 
     Args:
@@ -85,8 +85,8 @@ class Monitor:
         is_rank_zero: whether this worker receives all rows.
         store: the side channel; None with one node, or to keep other nodes' rows away.
         sink: receives every row, on rank 0 only, always from the monitor's own thread.
-        on_event: receives `{"time", "node", "event": "monitor_problem", "what", "problem"}`, once a kind and node;
-            on rank 0 only, from the monitor's threads.
+        on_event: receives `{"time", "node", "event": "monitor_problem", "what", "problem"}`, once a kind and
+            node; on rank 0 only, from the monitor's threads.
         gpus_in_use: how many of the visible GPUs this node's workers use; None for all.
     """
 

@@ -1,1 +1,1 @@
-"""Our own networks: each file here registers its models with torchvision's registry and needs no other edit."""
+"""Our own networks: a file here registers its models with torchvision's registry, and that is all."""

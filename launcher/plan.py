@@ -1,0 +1,261 @@
+"""The plan of a job: how many workers, what they run, with which environment. Pure: `--dry-run` prints it."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import ConfigError, UnfitError
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+CPU_WORKERS = 2
+"""Workers on a machine without a GPU: enough for everything distributed to be real."""
+
+STOP_GRACE_S = 30.0
+"""Seconds between a request to stop and SIGKILL."""
+
+_SECRET = re.compile(r"(_KEY|_TOKEN)$|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_RELEVANT = re.compile(
+    r"^(CUDA_|NCCL_|GLOO_|TORCH|PYTORCH_|OMP_|MKL_|KMP_|WANDB_|HF_|HYDRA_|PACELINE_|PYTHONPATH$|LD_PRELOAD$)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable of the workers' environment.
+
+    Attributes:
+        name: its name.
+        value: its value; None for a secret, which reaches the workers but is never shown or written.
+        source: who set it.
+    """
+
+    name: str
+    value: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What every worker runs.
+
+    Attributes:
+        kind: `trainer` (ours), `script` (a file) or `module` (as in `python -m`).
+        target: the script's path or the module's name.
+        arguments: its arguments.
+    """
+
+    kind: str
+    target: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """A short name, for a run that nobody named."""
+        return Path(self.target).stem if self.kind == "script" else self.target.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """Everything that the agents need to know.
+
+    Attributes:
+        nodes: machines.
+        workers_per_node: workers on each of them.
+        program: what they run.
+        overrides: the configuration overrides as the user wrote them.
+        environment: what is set for the workers, and what of the user's environment matters to them.
+        run_dir: the run directory; empty until it is chosen.
+        config: the frozen configuration of this attempt.
+        attempt: which attempt of the job this is, from 0; an agent's restarts count on from it.
+        endpoint: host:port of the rendezvous; port 0 is a free one.
+        max_restarts: restarts by the agent after a failure.
+        stop_grace_s: seconds between a request to stop and SIGKILL.
+        again: the command that continues the run.
+        debug: whether tracebacks and the engine's own messages are shown.
+    """
+
+    nodes: int
+    workers_per_node: int
+    program: Program
+    overrides: tuple[str, ...] = ()
+    environment: tuple[Variable, ...] = ()
+    run_dir: str = ""
+    config: str = ""
+    attempt: int = 0
+    endpoint: str = "127.0.0.1:0"
+    max_restarts: int = 0
+    stop_grace_s: float = STOP_GRACE_S
+    again: str = ""
+    debug: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Workers of the whole job."""
+        return self.nodes * self.workers_per_node
+
+    @property
+    def port(self) -> int:
+        """The rendezvous port; 0 takes a free one."""
+        return int(self.endpoint.rpartition(":")[2])
+
+    def to_json(self) -> str:
+        """The plan as JSON; secrets are not in it."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> "JobPlan":
+        """The plan that `to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        program = values.pop("program")
+        return JobPlan(
+            program=Program(program["kind"], program["target"], tuple(program["arguments"])),
+            overrides=tuple(values.pop("overrides")),
+            environment=tuple(Variable(**entry) for entry in values.pop("environment")),
+            **values,
+        )
+
+
+def plan_job(
+    config: "Config",
+    *,
+    program: Program,
+    overrides: Sequence[str],
+    gpus: int,
+    cpus: int,
+    environment: Mapping[str, str],
+    debug: bool = False,
+) -> JobPlan:
+    """Decides where the workers of a job on this machine run, and with what.
+
+    Args:
+        config: only `device`, `cluster` and `run` are looked at.
+        program: what the workers run.
+        overrides: the overrides as the user wrote them.
+        gpus: GPUs that the job may use.
+        cpus: CPU cores that the job may use.
+        environment: the user's.
+        debug: whether tracebacks are shown.
+
+    Raises:
+        ConfigError: more than one machine.
+        UnfitError: fewer GPUs than asked for.
+    """
+    if config.cluster.nodes > 1:
+        raise ConfigError(
+            f"cluster.nodes={config.cluster.nodes}, but paceline run starts workers on this machine only",
+            "leave cluster.nodes out",
+        )
+    workers = workers_per_node(config, gpus)
+    return JobPlan(
+        nodes=1,
+        workers_per_node=workers,
+        program=program,
+        overrides=tuple(overrides),
+        environment=_environment(environment, cpus=cpus, workers=workers),
+        endpoint=f"127.0.0.1:{config.cluster.port or 0}",
+        max_restarts=config.cluster.max_restarts,
+        debug=debug,
+    )
+
+
+def workers_per_node(config: "Config", gpus: int) -> int:
+    """Workers on each machine: what was asked for, else one for each GPU, else two.
+
+    Raises:
+        ConfigError: fewer than one.
+        UnfitError: a GPU was asked for and there is none, or not so many.
+    """
+    asked = config.cluster.gpus_per_node
+    if asked is not None and asked < 1:
+        raise ConfigError(f"cluster.gpus_per_node={asked}, but it must be at least 1", "cluster.gpus_per_node=null")
+    if config.device == "cuda" and gpus == 0:
+        raise UnfitError("device=cuda, but no GPU is visible on this machine", "device=cpu, or device=auto")
+    if config.device == "cpu" or gpus == 0:
+        return asked or CPU_WORKERS
+    if asked is not None and asked > gpus:
+        raise UnfitError(
+            f"cluster.gpus_per_node={asked}, but only {gpus} GPU{'s are' if gpus > 1 else ' is'} visible",
+            f"cluster.gpus_per_node={gpus}, or device=cpu for {asked} workers without GPUs",
+        )
+    return asked or gpus
+
+
+def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
+    """The plan for a person, with a command line that starts the same workers without Paceline."""
+    width = max((len(variable.name) for variable in plan.environment), default=0)
+    shown = [
+        f"  {variable.name:<{width}}  {'set, not shown' if variable.value is None else variable.value}"
+        f"  ({variable.source})"
+        for variable in plan.environment
+    ]
+    return "\n".join(
+        [
+            f"nodes        {plan.nodes} (this machine)",
+            f"workers      {plan.workers_per_node}",
+            f"rendezvous   {plan.endpoint if plan.port else '127.0.0.1, a free port'}",
+            f"run          {plan.run_dir}, attempt {plan.attempt}",
+            "",
+            "the same by hand",
+            f"  {torchrun_command(plan)}",
+            "",
+            "environment of the workers",
+            *(shown or ["  yours, unchanged"]),
+            *(["", "notes", *(f"  {note}" for note in notes)] if notes else []),
+        ]
+    )
+
+
+def torchrun_command(plan: JobPlan) -> str:
+    """A command line that starts the same workers with torchrun alone."""
+    where = f"--rdzv-backend=c10d --rdzv-endpoint={plan.endpoint}" if plan.port else "--standalone"
+    ours = [f"{v.name}={shlex.quote(v.value)}" for v in plan.environment if v.value and v.source != "you"]
+    program = plan.program
+    target = [program.target] if program.kind == "script" else ["-m", program.target]
+    arguments = plan.overrides if program.kind == "trainer" else program.arguments
+    return " ".join(
+        [*ours, "torchrun", where, f"--nproc-per-node={plan.workers_per_node}", shlex.join([*target, *arguments])]
+    )
+
+
+def again_command(plan: JobPlan, name: str) -> str:
+    """The command that continues the run `name`."""
+    kept = [text for text in plan.overrides if text.partition("=")[0] not in ("run.name", "run.fresh")]
+    command = ["paceline", "run", *kept, f"run.name={name}"]
+    if plan.program.kind != "trainer":
+        flag = ["-m"] if plan.program.kind == "module" else []
+        command += ["--", *flag, plan.program.target, *plan.program.arguments]
+    return shlex.join(command)
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return _SECRET.search(name) is not None
+
+
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """Replaces the values of secret environment variables by their names, wherever they occur in a text."""
+    for name, value in (os.environ if environment is None else environment).items():
+        # A shorter value is no secret, and would be found all over the text.
+        if is_secret(name) and len(value) >= 8:
+            text = text.replace(value, f"${name}")
+    return text
+
+
+def _environment(yours: Mapping[str, str], *, cpus: int, workers: int) -> tuple[Variable, ...]:
+    variables = [
+        Variable(name, None if is_secret(name) else value, "you")
+        for name, value in sorted(yours.items())
+        if _RELEVANT.match(name) or is_secret(name)
+    ]
+    if "OMP_NUM_THREADS" not in yours:
+        threads = max(1, cpus // workers)
+        reason = f"{cpus} core{'s' if cpus > 1 else ''} for {workers} worker{'s' if workers > 1 else ''}"
+        variables.append(Variable("OMP_NUM_THREADS", str(threads), reason))
+    return tuple(variables)

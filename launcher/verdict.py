@@ -1,0 +1,146 @@
+"""How a job ended: of all workers' exits the one that came first, and the exit code. Pure."""
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STOPPED = 75
+"""Exit code of a worker, and of a job, that stopped on request with a checkpoint written (EX_TEMPFAIL)."""
+
+_KEPT = (2, 3, STOPPED, 124)
+
+# What a worker says when another one has gone: gloo's, NCCL's and the store's words for a closed connection.
+_ECHO = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|gloo/transport|remote process exited|NCCL (error|communicator)"
+    r"|Socket(Timeout)? ?(error|closed)|failed to (recv|send)|recvValue|ProcessGroup(NCCL|Gloo).*(abort|timed? ?out)",
+    re.IGNORECASE,
+)
+_ECHO_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+_SIGNAL_MEANING = {
+    signal.SIGKILL: "somebody sent SIGKILL, or the kernel did when memory ran out",
+    signal.SIGSEGV: "native code touched memory that is not its own; the log has Python's stacks",
+    signal.SIGBUS: "native code lost a memory mapping: a file was truncated, or /dev/shm is full",
+    signal.SIGABRT: "native code gave up; the log's last lines say why",
+}
+_SIGNAL_ADVICE = {
+    signal.SIGKILL: "`dmesg | grep -i oom` tells; fewer data.workers or a smaller data.prefetch take less memory",
+    signal.SIGBUS: "`df -h /dev/shm` tells; fewer data.workers need less of it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How one worker ended.
+
+    Attributes:
+        rank: its global rank.
+        code: exit status; negative: the signal that ended it.
+        time: UNIX seconds at which its exception reached the top; None if it could not say.
+        type: the exception's type, empty without one.
+        message: the exception's text.
+        traceback: as Python prints it.
+        place: `file:line in function`, the innermost in the user's own code.
+        advice: what to try, where the exception says so.
+    """
+
+    rank: int
+    code: int
+    time: float | None = None
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+    place: str = ""
+    advice: str = ""
+
+    @property
+    def is_echo(self) -> bool:
+        """Whether this looks like the consequence of another worker's end."""
+        if self.code < 0:
+            # NCCL's watchdog aborts a process whose peers have gone.
+            return self.code == -signal.SIGABRT
+        return self.type in _ECHO_TYPES or _ECHO.search(self.message) is not None
+
+    @property
+    def what(self) -> str:
+        """The exception's type, or the signal, or the exit code, in words."""
+        if self.code < 0:
+            return f"killed by {signal_name(-self.code)}"
+        return self.type or f"exit code {self.code}"
+
+
+def first_failure(exits: Sequence[Exit]) -> Exit | None:
+    """The failure that caused the others: no echo of another one, then the earliest; None when nobody failed."""
+    failed = [exit for exit in exits if exit.code not in (0, STOPPED)]
+    # A worker that left no time behind did not get to notice another one's end either.
+    return min(failed, key=lambda exit: (exit.is_echo, exit.time or 0.0), default=None)
+
+
+def exit_code(exits: Sequence[Exit], stopped_by: int | None = None) -> int:
+    """The job's exit code (DESIGN's table).
+
+    Args:
+        exits: of the workers; after a failure without those that the agent ended because of it.
+        stopped_by: the signal by which the job was asked to stop.
+    """
+    codes = {exit.code for exit in exits}
+    if codes == {0}:
+        return 0
+    if stopped_by is not None:
+        return STOPPED if codes == {STOPPED} else 128 + stopped_by
+    first = first_failure(exits)
+    if first is None:
+        return STOPPED
+    if first.code < 0:
+        return 128 - first.code
+    return first.code if first.code in _KEPT else 1
+
+
+def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> dict[str, Any]:
+    """The content of failure.json."""
+    number = -exit.code
+    return {
+        "rank": exit.rank,
+        "host": host,
+        "attempt": attempt,
+        "type": exit.type or (signal_name(number) if number > 0 else "SystemExit"),
+        "message": exit.message or exit.what,
+        "place": exit.place,
+        "traceback": exit.traceback,
+        "meaning": _SIGNAL_MEANING.get(signal.Signals(number), "") if _is_signal(number) else "",
+        "advice": exit.advice or (_SIGNAL_ADVICE.get(signal.Signals(number), "") if _is_signal(number) else ""),
+        "exit_code": code,
+        "log": log,
+    }
+
+
+def panel(row: dict[str, Any], *, again: str) -> str:
+    """A failure in a few lines for the terminal, from the content of failure.json."""
+    killed = str(row["type"]).startswith("SIG")
+    message = str(row["message"])
+    what = f"killed by {row['type']}" if killed else row["type"]
+    lines = [f"✗ failed: {what} on rank {row['rank']}, {row['host']}"]
+    if not killed:
+        lines += [f"    {line}" for line in message.strip().splitlines()[:4]]
+    if row.get("place"):
+        lines.append(f"    {row['place']}")
+    labelled = {
+        "why": row.get("meaning"),
+        "do": row.get("advice"),
+        "log": row.get("log"),
+        "again": again,
+    }
+    # An error of ours carries its meaning and its remedy in its message.
+    lines += [f"  {label:<7} {text}" for label, text in labelled.items() if text and text not in message]
+    return "\n".join(lines)
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; `signal 99` for a number without a name."""
+    return signal.Signals(number).name if _is_signal(number) else f"signal {number}"
+
+
+def _is_signal(number: int) -> bool:
+    return number in {entry.value for entry in signal.Signals}

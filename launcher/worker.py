@@ -1,0 +1,181 @@
+"""A worker's own side of the launch: what happens between the fork and the first line of the user's program."""
+
+import atexit
+import ctypes
+import faulthandler
+import os
+import runpy
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from launcher.plan import JobPlan, Program
+from launcher.verdict import STOPPED
+from trainer.errors import PacelineError
+from trainer.rundir import RunDir, write_json
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Requests to stop; the agent takes them and hands SIGTERM to its workers."""
+
+_PR_SET_PDEATHSIG = 1
+_LIBRARY = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def run(plan: JobPlan) -> int:
+    """Runs the plan's program in a forked worker of torchrun's agent.
+
+    Returns:
+        0 or 75; any other end leaves a record beside the rank's log and exits.
+    """
+    rank, attempt = int(os.environ["RANK"]), _enter(plan)
+    run_dir = RunDir(plan.run_dir)
+    try:
+        code = _run_program(plan.program)
+        _finish()
+    except SystemExit as exit:
+        code = _exit_status(exit)
+        if code in (0, STOPPED):
+            _finish()
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, PacelineError) else 1
+        _record(error, code, run_dir=run_dir, attempt=attempt, rank=rank, show=plan.debug)
+    if code in (0, STOPPED):
+        _wait_for_the_others()
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python's teardown would only delay the news, and can hang in a collective's thread.
+    os._exit(code)
+
+
+def die_with_parent() -> None:
+    """Makes the kernel end this process when its parent dies, whatever way.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def user_place(frames: traceback.StackSummary) -> str:
+    """`file:line in function` of the innermost frame that is neither a library's nor ours, else the innermost."""
+    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
+    frame = (own or list(frames))[-1] if frames else None
+    return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
+
+
+def _enter(plan: JobPlan) -> int:
+    """Makes the forked process a worker; returns the attempt, which counts the agent's restarts."""
+    die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    attempt = plan.attempt + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    os.environ["PACELINE_ATTEMPT"] = str(attempt)
+    if int(os.environ["LOCAL_RANK"]) != 0:
+        _redirect(RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"])))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIOWrapper outside of tests
+    faulthandler.enable()
+    if "numpy" in sys.modules:
+        # Workers that were not forked would each have a seed of their own; Python's random does this by itself.
+        sys.modules["numpy"].random.seed()
+    # The agent blocked them over the fork, so that none is lost before the handlers above are in place.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    return attempt
+
+
+def _redirect(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _run_program(program: Program) -> int:
+    if program.kind == "trainer":
+        from trainer.__main__ import main
+
+        sys.argv = [program.target]
+        return main()
+    # A user's script may have modules of these names beside it, and must get its own.
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("launcher", "trainer")]:
+        del sys.modules[name]
+    sys.argv = [program.target, *program.arguments]
+    if program.kind == "script":
+        sys.path.insert(0, str(Path(program.target).resolve().parent))
+        runpy.run_path(program.target, run_name="__main__")
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+        runpy.run_module(program.target, run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _finish() -> None:
+    """What the interpreter does at its end and a forked process does not: waits for threads, calls atexit's."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+
+
+def _wait_for_the_others() -> None:
+    """Lets the agent end this worker, which only waits from here on, without its end being a failure."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _exit_status(exit: SystemExit) -> int:
+    if exit.code is None:
+        return 0
+    if isinstance(exit.code, int):
+        return exit.code & 0xFF
+    print(exit.code, file=sys.stderr)
+    return 1
+
+
+def _record(error: BaseException, code: int, *, run_dir: RunDir, attempt: int, rank: int, show: bool) -> None:
+    """Leaves the exception for the agent's verdict, and its traceback in the rank's log."""
+    told = time.time()
+    trace = _own_part(error.__traceback__)
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    log = run_dir.log(attempt, rank)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        stream.write(text)
+    if show and int(os.environ["LOCAL_RANK"]) == 0:
+        sys.stderr.write(text)
+    row = {
+        "host": socket.gethostname(),
+        "time": told,
+        "type": type(error).__name__,
+        "message": error.problem if isinstance(error, PacelineError) else str(error),
+        "advice": error.fix if isinstance(error, PacelineError) else "",
+        "place": user_place(traceback.extract_tb(trace)),
+        "traceback": text,
+    }
+    write_json(run_dir.exit_record(attempt, rank), row)
+
+
+def _own_part(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the user's program on: without this file's and runpy's frames."""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name != __file__ and "runpy" not in name:
+            break
+        trace = trace.tb_next
+    return trace
