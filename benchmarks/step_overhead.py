@@ -26,7 +26,7 @@ from rivals import contestants
 from torch import nn
 
 GOAL = 1.10
-WARM_UP, STEPS = 60, 300
+WARM_UP, STEPS = 100, 300  # multiples of log_every_steps: rows of metrics are the stopwatch
 
 
 def compete(rank: int, world_size: int, accumulation: int, rounds: int, port: int, result: Path) -> None:

@@ -1,1 +1,1 @@
-"""Where the processes run: plans a job, starts its workers and says how it ended. Never imports torch at start-up."""
+"""Where the processes run: plans a job, starts its workers, says how it ended. No torch at start-up."""

@@ -1,4 +1,4 @@
-"""How many GPUs a job of this process may use, asked of the driver and not of torch, which takes seconds to import."""
+"""How many GPUs this process may use, asked of the driver: torch would take seconds to import."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def count_gpus(environment: Mapping[str, str] | None = None) -> int:
 
 
 def count_visible(mask: str, identifiers: Sequence[str]) -> int:
-    """How many devices a value of CUDA_VISIBLE_DEVICES leaves: CUDA stops reading at the first that is not there.
+    """How many devices a value of CUDA_VISIBLE_DEVICES leaves; CUDA stops reading at the first that is absent.
 
     Args:
         mask: indices, or beginnings of GPU or MIG UUIDs, separated by commas.

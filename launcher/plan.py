@@ -174,7 +174,9 @@ def workers_per_node(config: "Config", gpus: int) -> int:
     """
     asked = config.cluster.gpus_per_node
     if asked is not None and asked < 1:
-        raise ConfigError(f"cluster.gpus_per_node={asked}, but it must be at least 1", "cluster.gpus_per_node=null")
+        raise ConfigError(
+            f"cluster.gpus_per_node={asked}, but it must be at least 1", "cluster.gpus_per_node=null"
+        )
     if config.device == "cuda" and gpus == 0:
         raise UnfitError("device=cuda, but no GPU is visible on this machine", "device=cpu, or device=auto")
     if config.device == "cpu" or gpus == 0:
@@ -220,7 +222,13 @@ def torchrun_command(plan: JobPlan) -> str:
     target = [program.target] if program.kind == "script" else ["-m", program.target]
     arguments = plan.overrides if program.kind == "trainer" else program.arguments
     return " ".join(
-        [*ours, "torchrun", where, f"--nproc-per-node={plan.workers_per_node}", shlex.join([*target, *arguments])]
+        [
+            *ours,
+            "torchrun",
+            where,
+            f"--nproc-per-node={plan.workers_per_node}",
+            shlex.join([*target, *arguments]),
+        ]
     )
 
 

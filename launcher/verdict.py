@@ -13,8 +13,9 @@ _KEPT = (2, 3, STOPPED, 124)
 
 # What a worker says when another one has gone: gloo's, NCCL's and the store's words for a closed connection.
 _ECHO = re.compile(
-    r"Connection (closed|reset|refused)|Broken pipe|gloo/transport|remote process exited|NCCL (error|communicator)"
-    r"|Socket(Timeout)? ?(error|closed)|failed to (recv|send)|recvValue|ProcessGroup(NCCL|Gloo).*(abort|timed? ?out)",
+    r"Connection (closed|reset|refused)|Broken pipe|gloo/transport|remote process exited"
+    r"|NCCL (error|communicator)|Socket(Timeout)? ?(error|closed)|failed to (recv|send)|recvValue"
+    r"|ProcessGroup(NCCL|Gloo).*(abort|timed? ?out)",
     re.IGNORECASE,
 )
 _ECHO_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
@@ -26,7 +27,7 @@ _SIGNAL_MEANING = {
     signal.SIGABRT: "native code gave up; the log's last lines say why",
 }
 _SIGNAL_ADVICE = {
-    signal.SIGKILL: "`dmesg | grep -i oom` tells; fewer data.workers or a smaller data.prefetch take less memory",
+    signal.SIGKILL: "`dmesg | grep -i oom` tells; fewer data.workers or less data.prefetch save memory",
     signal.SIGBUS: "`df -h /dev/shm` tells; fewer data.workers need less of it",
 }
 
@@ -72,7 +73,7 @@ class Exit:
 
 
 def first_failure(exits: Sequence[Exit]) -> Exit | None:
-    """The failure that caused the others: no echo of another one, then the earliest; None when nobody failed."""
+    """The failure that caused the others: no echo, and the earliest such; None when nobody failed."""
     failed = [exit for exit in exits if exit.code not in (0, STOPPED)]
     # A worker that left no time behind did not get to notice another one's end either.
     return min(failed, key=lambda exit: (exit.is_echo, exit.time or 0.0), default=None)
@@ -100,17 +101,17 @@ def exit_code(exits: Sequence[Exit], stopped_by: int | None = None) -> int:
 
 def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> dict[str, Any]:
     """The content of failure.json."""
-    number = -exit.code
+    number = signal.Signals(-exit.code) if _is_signal(-exit.code) else None
     return {
         "rank": exit.rank,
         "host": host,
         "attempt": attempt,
-        "type": exit.type or (signal_name(number) if number > 0 else "SystemExit"),
+        "type": exit.type or (signal_name(-exit.code) if exit.code < 0 else "SystemExit"),
         "message": exit.message or exit.what,
         "place": exit.place,
         "traceback": exit.traceback,
-        "meaning": _SIGNAL_MEANING.get(signal.Signals(number), "") if _is_signal(number) else "",
-        "advice": exit.advice or (_SIGNAL_ADVICE.get(signal.Signals(number), "") if _is_signal(number) else ""),
+        "meaning": _SIGNAL_MEANING.get(number, "") if number else "",
+        "advice": exit.advice or (_SIGNAL_ADVICE.get(number, "") if number else ""),
         "exit_code": code,
         "log": log,
     }

@@ -1,4 +1,4 @@
-"""A worker's own side of the launch: what happens between the fork and the first line of the user's program."""
+"""A worker's side of the launch: from the fork to the first line of the user's program, and its end."""
 
 import atexit
 import ctypes
@@ -24,6 +24,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Requests to stop; the agent takes them and hands SIGTERM to its workers."""
 
 _PR_SET_PDEATHSIG = 1
+_FINISH_LIMIT_S = 5.0
 _LIBRARY = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -31,25 +32,22 @@ def run(plan: JobPlan) -> int:
     """Runs the plan's program in a forked worker of torchrun's agent.
 
     Returns:
-        0 or 75; any other end leaves a record beside the rank's log and exits.
+        0 or 75, since the agent waits for all workers to return; any other end leaves a record and exits.
     """
-    rank, attempt = int(os.environ["RANK"]), _enter(plan)
-    run_dir = RunDir(plan.run_dir)
+    attempt = _enter(plan)
+    log = RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"]))
     try:
-        code = _run_program(plan.program)
-        _finish()
-    except SystemExit as exit:
-        code = _exit_status(exit)
-        if code in (0, STOPPED):
-            _finish()
-    except BaseException as error:
-        code = error.exit_code if isinstance(error, PacelineError) else 1
-        _record(error, code, run_dir=run_dir, attempt=attempt, rank=rank, show=plan.debug)
+        code, error = _run_program(plan.program), None
+    except SystemExit as end:
+        code, error = _exit_status(end), end
+    except BaseException as end:
+        code, error = end.exit_code if isinstance(end, PacelineError) else 1, end
     if code in (0, STOPPED):
+        _finish(plan.program)
         _wait_for_the_others()
         return code
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _record(error, log, show=plan.debug)
+    _finish_soon(plan.program, code)
     # Python's teardown would only delay the news, and can hang in a collective's thread.
     os._exit(code)
 
@@ -65,8 +63,13 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
+def exit_record(log: Path) -> Path:
+    """Where a failed worker leaves word of its end, beside its log."""
+    return log.with_suffix(".error.json")
+
+
 def user_place(frames: traceback.StackSummary) -> str:
-    """`file:line in function` of the innermost frame that is neither a library's nor ours, else the innermost."""
+    """`file:line in function` of the innermost frame that is no library's; without one, of the innermost."""
     own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
     frame = (own or list(frames))[-1] if frames else None
     return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
@@ -88,7 +91,7 @@ def _enter(plan: JobPlan) -> int:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIOWrapper outside of tests
     faulthandler.enable()
     if "numpy" in sys.modules:
-        # Workers that were not forked would each have a seed of their own; Python's random does this by itself.
+        # Without the fork each would have a seed of its own; Python's random does this by itself.
         sys.modules["numpy"].random.seed()
     # The agent blocked them over the fork, so that none is lost before the handlers above are in place.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -108,6 +111,8 @@ def _run_program(program: Program) -> int:
         from trainer.__main__ import main
 
         sys.argv = [program.target]
+        # As with `python -m trainer`: models and data sets of one's own lie in the current directory.
+        sys.path.insert(0, str(Path.cwd()))
         return main()
     # A user's script may have modules of these names beside it, and must get its own.
     for name in [name for name in sys.modules if name.partition(".")[0] in ("launcher", "trainer")]:
@@ -122,12 +127,23 @@ def _run_program(program: Program) -> int:
     return 0
 
 
-def _finish() -> None:
-    """What the interpreter does at its end and a forked process does not: waits for threads, calls atexit's."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
+def _finish(program: Program) -> None:
+    """What a forked process leaves out at its end: waits for the program's threads, calls its atexit's."""
+    if program.kind != "trainer":
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _finish_soon(program: Program, code: int) -> None:
+    """The same after a failure, which must reach the other workers within seconds."""
+    limit = threading.Timer(_FINISH_LIMIT_S, os._exit, (code,))
+    limit.daemon = True
+    limit.start()
+    _finish(program)
 
 
 def _wait_for_the_others() -> None:
@@ -148,27 +164,26 @@ def _exit_status(exit: SystemExit) -> int:
     return 1
 
 
-def _record(error: BaseException, code: int, *, run_dir: RunDir, attempt: int, rank: int, show: bool) -> None:
-    """Leaves the exception for the agent's verdict, and its traceback in the rank's log."""
-    told = time.time()
-    trace = _own_part(error.__traceback__)
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    log = run_dir.log(attempt, rank)
+def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
+    """Leaves word of a failure for the agent's verdict, and its traceback in the rank's log."""
+    row = {"host": socket.gethostname(), "time": time.time()}
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream:
-        stream.write(text)
-    if show and int(os.environ["LOCAL_RANK"]) == 0:
-        sys.stderr.write(text)
-    row = {
-        "host": socket.gethostname(),
-        "time": told,
-        "type": type(error).__name__,
-        "message": error.problem if isinstance(error, PacelineError) else str(error),
-        "advice": error.fix if isinstance(error, PacelineError) else "",
-        "place": user_place(traceback.extract_tb(trace)),
-        "traceback": text,
-    }
-    write_json(run_dir.exit_record(attempt, rank), row)
+    if error is not None:
+        trace = _own_part(error.__traceback__)
+        text = "".join(traceback.format_exception(type(error), error, trace))
+        ours = error if isinstance(error, PacelineError) else None
+        row |= {
+            "type": type(error).__name__,
+            "message": ours.problem if ours else str(error),
+            "advice": ours.fix if ours else "",
+            "place": user_place(traceback.extract_tb(trace)),
+            "traceback": text,
+        }
+        with log.open("a") as stream:
+            stream.write(text)
+        if show and int(os.environ["LOCAL_RANK"]) == 0:
+            sys.stderr.write(text)
+    write_json(exit_record(log), row)
 
 
 def _own_part(trace: TracebackType | None) -> TracebackType | None:

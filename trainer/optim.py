@@ -122,7 +122,8 @@ def _check_arguments(config: OptimConfig, constructor: Callable[..., Optimizer],
     if not unknown:
         return
     own = {"lr": "set optim.lr instead", "weight_decay": "set optim.weight_decay instead"}
-    fix = own.get(unknown[0], f"it takes {', '.join(sorted(accepted))}")
+    choose = f"optim={config.name} brings its own arguments, ~optim.args.{unknown[0]} takes this one away"
+    fix = own.get(unknown[0], f"{choose}; it takes {', '.join(sorted(accepted))}")
     raise ConfigError(f"{config.name} has no argument optim.args.{unknown[0]}", fix)
 
 

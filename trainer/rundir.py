@@ -99,10 +99,6 @@ class RunDir:
         """The output of one rank in one attempt."""
         return self.path / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
 
-    def exit_record(self, attempt: int, rank: int) -> Path:
-        """The exception that ended one rank in one attempt."""
-        return self.path / "logs" / f"attempt-{attempt}" / f"rank-{rank}.error.json"
-
     @property
     def code_diff(self) -> Path:
         """What the working tree had beyond the commit that job.json names."""

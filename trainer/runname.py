@@ -1,4 +1,4 @@
-"""Where a run lives: its name, and its directory made ready. Standard library only: the launcher uses it as well."""
+"""Where a run lives: its name, and its directory made ready. Standard library only, for the launcher."""
 
 import errno
 import os
@@ -23,8 +23,8 @@ def automatic(recipe: str, now: time.struct_time | None = None) -> str:
     """The name of a run that nobody named: `<recipe>-<MMDD-HHMM>`, local time.
 
     Args:
-        recipe: the recipe, or the model or script where there is none; characters that do not suit a file name
-            become underscores.
+        recipe: the recipe, or the model or script where there is none; characters that do not suit a file
+            name become underscores.
         now: the time to put in, by default the present.
     """
     stem = re.sub(r"[^\w.+-]+", "_", recipe).strip("._-") or "run"
@@ -34,8 +34,8 @@ def automatic(recipe: str, now: time.struct_time | None = None) -> str:
 def choose(run: Naming, recipe: str, now: time.struct_time | None = None) -> Path:
     """The run directory that a job should use; nothing is created.
 
-    A given name is taken as it is, since an existing run is continued; with `run.fresh`, and for automatic names,
-    the first free one of `name`, `name-2`, `name-3`, ... is.
+    A given name is taken as it is, since an existing run is continued; with `run.fresh`, and for automatic
+    names, the first free one of `name`, `name-2`, `name-3`, ... is.
 
     Raises:
         ConfigError: the name cannot be a directory's name.
@@ -116,7 +116,8 @@ def check_name(name: str) -> None:
     """Refuses a run name that is no plain directory name.
 
     Raises:
-        ConfigError: it is empty, too long, begins with a dot or a dash, or has a path separator or a control character.
+        ConfigError: it is empty, too long, begins with a dot or a dash, or has a path separator or a control
+            character.
     """
     if not name or "/" in name or os.sep in name or name[0] in ".-" or not name.isprintable():
         raise ConfigError(

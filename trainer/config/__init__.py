@@ -1,5 +1,13 @@
-"""Configuration: the schema, its composition from `configs/`, its validation and its explanation. Imports no torch."""
+"""Configuration: the schema, its composition from `configs/`, its validation and its explanation. Imports no torch.
 
+Importing this package imports neither Hydra nor OmegaConf: they are loaded where a configuration is composed.
+"""
+
+from trainer.config.batch import BatchPlan, batch_plan
+from trainer.config.compose import compose
+from trainer.config.continuation import check_agreement, differences
+from trainer.config.names import config_root
+from trainer.config.plain import from_yaml, to_dict, to_yaml
 from trainer.config.schema import (
     CheckpointConfig,
     ClusterConfig,
@@ -14,8 +22,10 @@ from trainer.config.schema import (
     TrackingConfig,
     WandbConfig,
 )
+from trainer.config.validate import validate
 
 __all__ = [
+    "BatchPlan",
     "CheckpointConfig",
     "ClusterConfig",
     "Config",
@@ -28,4 +38,13 @@ __all__ = [
     "RunConfig",
     "TrackingConfig",
     "WandbConfig",
+    "batch_plan",
+    "check_agreement",
+    "compose",
+    "config_root",
+    "differences",
+    "from_yaml",
+    "to_dict",
+    "to_yaml",
+    "validate",
 ]

@@ -46,8 +46,8 @@ def open(
 class WandbTracker:
     """Sends rows to W&B from a thread of its own; `step` is the axis of every chart.
 
-    The id lies in `<run>/wandb/run_id`, so that a resumed run continues the same one. Samples of node n appear as
-    `node<n>/gpu/0/...`, thinned to one in ten seconds.
+    The id lies in `<run>/wandb/run_id`, so that a resumed run continues the same one. Samples of node n appear
+    as `node<n>/gpu/0/...`, thinned to one in ten seconds.
 
     Args:
         options: project, entity, group, tags, mode. WANDB_MODE of the environment wins over the mode.
@@ -109,9 +109,9 @@ class WandbTracker:
         """Leaves events to events.jsonl: W&B has no place for them."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Sends what waits and the summary and ends W&B's helper process, in `finish_s` seconds or little more.
+        """Sends what waits and the summary and ends W&B's helper process, within `finish_s` or little more.
 
-        A run that never had a row of metrics does not appear in W&B. `state` in the summary tells W&B of a failure.
+        A run that never had a row of metrics does not appear in W&B. The summary's `state` tells it of a failure.
         """
         if self._thread.ident is None:
             return
@@ -138,7 +138,7 @@ class WandbTracker:
         return f"W&B: {self._url}" if self._url else None
 
     def sync_command(self) -> str | None:
-        """The command that uploads this run, with all its attempts; None while W&B is online or has not started."""
+        """The command that uploads this run with all its attempts; None where W&B is online or not started."""
         if self._offline_folder is None:
             return None
         folders = sorted(self._offline_folder.parent.glob("offline-run-*"))
@@ -248,9 +248,10 @@ def has_api_key() -> bool:
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or _PUBLIC_HOST).netloc
     try:
-        return netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host) is not None
+        login = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return False
+    return login is not None and bool(login[2])
 
 
 def _run_id(run: RunDir) -> str:

@@ -8,8 +8,8 @@ from torchvision.models._api import register_model
 class SmallResNet(nn.Module):
     """A stem at full resolution, three residual blocks at a half, a quarter and an eighth, and a linear head.
 
-    The head sees a grid of averages rather than one, since centred objects such as clothes and digits are told
-    apart by where things are.
+    The head sees a grid of averages rather than one, since centred objects such as clothes and digits are
+    told apart by where things are.
 
     Args:
         num_classes: size of the head.

@@ -1,0 +1,226 @@
+"""One per node: torchrun's elastic agent with warm workers, plus signals, a true verdict and no orphans.
+
+It reads its plan from standard input, imports torch once and forks the workers from there. Nothing here may
+touch CUDA, or torch's thread pools, before the fork; torch's `LaunchConfig` does, hence the agent is put
+together by hand.
+"""
+
+import errno
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from launcher import verdict, worker
+from launcher.plan import JobPlan
+from launcher.verdict import Exit
+from trainer.errors import PacelineError, UnfitError
+from trainer.rundir import RunDir, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.api import RunResult
+    from torch.distributed.elastic.rendezvous import RendezvousHandler
+
+    from launcher.elastic import Agent
+
+_JOIN_TIMEOUT_S = 600
+
+
+def main() -> NoReturn:
+    """Runs the plan on standard input and ends with the job's exit code."""
+    code = run_plan()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is said; the teardown of torch and of the rendezvous' threads takes a second.
+    os._exit(code)
+
+
+def run_plan() -> int:
+    """Runs the plan on standard input; returns the job's exit code."""
+    worker.die_with_parent()
+    if len(sys.argv) > 1 and os.getppid() != int(sys.argv[1]):
+        # The launcher was killed before the line above took effect.
+        return 128 + signal.SIGKILL
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    plan = JobPlan.from_json(sys.stdin.read())
+    _preload(plan)
+    try:
+        return _run(plan)
+    except PacelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+class Stop:
+    """The requests to stop that this agent got.
+
+    Attributes:
+        signal: the first one, None before.
+        deadline: `time.monotonic()` at which the workers are ended by force, None before.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._interrupted = False
+        self.signal: signal.Signals | None = None
+        self.deadline: float | None = None
+
+    def listen(self) -> None:
+        """Takes SIGTERM, SIGINT and, unless it is ignored (nohup), SIGHUP from now on."""
+        for number in worker.STOP_SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            self.deadline = time.monotonic() + self._grace_s
+        # Schedulers repeat SIGTERM; only a person who asks twice means "at once".
+        if number == signal.SIGINT:
+            if self._interrupted:
+                self.deadline = time.monotonic()
+            self._interrupted = True
+
+
+def _run(plan: JobPlan) -> int:
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    from launcher.elastic import Agent
+
+    run = RunDir(plan.run_dir)
+    if plan.program.kind != "trainer":
+        run.failure.unlink(missing_ok=True)
+        run.update_status(state="running", attempt=plan.attempt)
+    stop = Stop(plan.stop_grace_s)
+    agent = Agent(plan, _rendezvous(plan), stop)
+    stop.listen()
+    try:
+        result = agent.run()
+    except SignalException as error:
+        return 128 + error.sigval
+    attempt = plan.attempt + agent.restarts
+    exits = _exits(run, attempt, agent, result, stopped=stop.signal is not None)
+    code = verdict.exit_code(exits, stop.signal)
+    failure = verdict.first_failure(exits)
+    if stop.signal is not None:
+        _say_stopped(plan, code, stop.signal)
+    elif failure is not None:
+        code = _say_failed(replace(plan, attempt=attempt), run, failure, code)
+    _settle(run, plan, code)
+    return code
+
+
+def _rendezvous(plan: JobPlan) -> "RendezvousHandler":
+    """The rendezvous, whose store this agent hosts.
+
+    Raises:
+        UnfitError: the port is taken.
+    """
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    parameters = RendezvousParameters(
+        backend="c10d",
+        endpoint=plan.endpoint,
+        run_id=RunDir(plan.run_dir).name,
+        min_nodes=plan.nodes,
+        max_nodes=plan.nodes,
+        local_addr="127.0.0.1",
+        is_host=True,
+        timeout=_JOIN_TIMEOUT_S,
+        read_timeout=_JOIN_TIMEOUT_S,
+    )
+    try:
+        return get_rendezvous_handler(parameters)
+    except RendezvousConnectionError as error:
+        if "EADDRINUSE" in str(error.__cause__) or os.strerror(errno.EADDRINUSE) in str(error.__cause__):
+            raise busy_port(plan.port) from error
+        raise
+
+
+def busy_port(port: int) -> UnfitError:
+    """The error for a rendezvous port that another program listens on."""
+    return UnfitError(
+        f"cluster.port={port} is in use by another program on {socket.gethostname()}",
+        "cluster.port=null takes a free one",
+    )
+
+
+def _preload(plan: JobPlan) -> None:
+    """Imports once what every worker would import, most of it lazily."""
+    names = ["torch", "torch._dynamo"]
+    if plan.program.kind == "trainer":
+        names += ["torchvision", "trainer.worker"]
+    for name in names:
+        importlib.import_module(name)
+    import torch.distributed.elastic.agent.server.local_elastic_agent  # noqa: F401  # makes the loggers below
+
+    if not plan.debug:
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith("torch.distributed.elastic") or name == "torch.multiprocessing.spawn":
+                # It shows every rank's end, echoes included; the verdict shows the first.
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, stopped: bool) -> list[Exit]:
+    """How the workers ended; after a failure without those that were ended because of it."""
+    if result.return_values:
+        return [Exit(rank, int(code or 0)) for rank, code in sorted(result.return_values.items())]
+    exits = []
+    for rank, code in agent.exit_codes().items():
+        record = read_json(worker.exit_record(run.log(attempt, rank)))
+        if not (record or stopped or rank in result.failures):
+            continue
+        known: dict[str, Any] = {key: value for key, value in record.items() if key != "host"}
+        exits.append(Exit(rank, code, **known))
+    return exits
+
+
+def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
+    name = verdict.signal_name(number)
+    if code == verdict.STOPPED:
+        print(f"stopped by {name}, with a checkpoint\n  again   {plan.again}", file=sys.stderr)
+    elif code:
+        print(
+            f"ended by {name}, without a checkpoint of this moment\n  again   {plan.again}",
+            file=sys.stderr,
+        )
+
+
+def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int) -> int:
+    """Shows the first failure and keeps it in failure.json; returns the exit code."""
+    row = read_json(run.failure)
+    told_by_trainer = row.get("attempt") == plan.attempt and "exit_code" in row
+    log = str(run.log(plan.attempt, row["rank"] if told_by_trainer else failure.rank))
+    if told_by_trainer:
+        code = int(row["exit_code"])
+        row.setdefault("log", log)
+    else:
+        row = verdict.failure_row(
+            failure, host=socket.gethostname(), attempt=plan.attempt, code=code, log=log
+        )
+        write_json(run.failure, row)
+    if plan.program.kind == "trainer" and row["rank"] == 0 and failure.code > 0:
+        # Rank 0 has the terminal and has said it.
+        print(f"  log     {row['log']}\n  again   {plan.again}", file=sys.stderr)
+    else:
+        print(verdict.panel(row, again=plan.again), file=sys.stderr)
+    return code
+
+
+def _settle(run: RunDir, plan: JobPlan, code: int) -> None:
+    """Leaves no run that claims to be running; a state that the trainer wrote at its end stays."""
+    state = run.read_status().get("state", "pending")
+    if state in ("running", "pending"):
+        end = {0: "finished", verdict.STOPPED: "stopped"}.get(code, "failed")
+        run.update_status(state=end, attempt=plan.attempt, exit_code=code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""torchrun's own agent, told to end a failed job in seconds and to turn signals into requests."""
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+
+from launcher import worker
+from launcher.plan import JobPlan
+
+if TYPE_CHECKING:
+    from launcher.agent import Stop
+
+FAILURE_GRACE_S = 5
+"""Seconds that the other workers have to end after one has failed; torchrun's 30 are fixed in its code."""
+
+_FINAL_CODES = (2, 3)
+
+
+class Agent(LocalElasticAgent):
+    """Runs a plan's workers on this node.
+
+    Args:
+        plan: what to run.
+        rendezvous: where the agents meet.
+        stop: the requests to stop; SIGTERM is handed to the workers once, SIGKILL at its deadline.
+    """
+
+    def __init__(self, plan: JobPlan, rendezvous: RendezvousHandler, stop: "Stop") -> None:
+        spec = WorkerSpec(
+            role="trainer",
+            local_world_size=plan.workers_per_node,
+            entrypoint=worker.run,
+            args=(plan,),
+            rdzv_handler=rendezvous,
+            max_restarts=plan.max_restarts,
+            monitor_interval=0.05,
+            local_addr="127.0.0.1",
+        )
+        super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
+        self._stop = stop
+        self._asked = False
+
+    @property
+    def restarts(self) -> int:
+        """How often the workers were started anew."""
+        return self._worker_group.spec.max_restarts - self._remaining_restarts
+
+    def exit_codes(self) -> dict[int, int]:
+        """Global rank -> exit status of each worker here that has ended; negative: the signal that did it."""
+        codes = {}
+        for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
+            if process.exitcode is not None:
+                codes[member.global_rank] = process.exitcode
+        return codes
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        # torch 2.14 keeps the first round's store, in which restarted workers find the addresses of the dead.
+        handler: Any = worker_group.spec.rdzv_handler
+        handler._shared_tcp_store_server = handler._bootstrap_store_info = None
+        super()._rendezvous(worker_group)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        # The engine would turn these into a shutdown; SIGQUIT remains for that.
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+        # A worker takes a signal only once it has its own handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, worker.STOP_SIGNALS)
+        try:
+            pids = super()._start_workers(worker_group)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.STOP_SIGNALS)
+        context = self._context()
+        close = context.close
+
+        def close_soon(death_sig: signal.Signals | None = None, timeout: int = FAILURE_GRACE_S) -> None:
+            close(death_sig, min(timeout, FAILURE_GRACE_S))
+
+        context.close = close_soon  # type: ignore[method-assign]  # its caller passes no time-out on
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._pass_on_stop()
+        self._count_silent_ends()
+        result = super()._monitor_workers(worker_group)
+        if any(failure.exitcode in _FINAL_CODES for failure in result.failures.values()):
+            # Starting again changes neither a configuration nor a machine.
+            self._remaining_restarts = 0
+        return result
+
+    def _pass_on_stop(self) -> None:
+        if self._stop.signal is None or self._stop.deadline is None:
+            return
+        if not self._asked:
+            self._asked = True
+            # What comes now is the end that was asked for, not a failure to recover from.
+            self._worker_group.spec.max_restarts = self.restarts
+            self._remaining_restarts = 0
+            self._signal_workers(signal.SIGTERM)
+        elif time.monotonic() >= self._stop.deadline:
+            self._signal_workers(signal.SIGKILL)
+
+    def _signal_workers(self, number: signal.Signals) -> None:
+        for process in self._processes():
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    def _count_silent_ends(self) -> None:
+        """Counts a worker that left through `os._exit(0)`, whose result the engine would await for ever."""
+        context = self._context()
+        for local_rank, process in enumerate(self._processes()):
+            if process.exitcode == 0 and context._ret_vals[local_rank].empty():
+                context._return_values.setdefault(local_rank, 0)
+
+    def _processes(self) -> list[Any]:
+        context = self._context()
+        return list(context._pc.processes) if context._pc is not None else []
+
+    def _context(self) -> MultiprocessContext:
+        assert isinstance(self._pcontext, MultiprocessContext)
+        return self._pcontext

@@ -1,0 +1,167 @@
+"""The names that `model.name`, `optim.name`, `data.name` and the groups take, read from source text.
+
+Importing torch and torchvision takes seconds; a typing mistake has to be told in a fraction of one. So the installed
+packages' source is searched instead. The tests compare the result with what the imported packages say.
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from trainer.errors import UnfitError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The directory of the package `trainer`."""
+
+REFUSED_OPTIMIZERS = {
+    "LBFGS": "it needs a closure that evaluates the loss several times a step",
+    "Muon": "it takes matrices only, and an image model has other parameters too",
+    "SparseAdam": "it takes sparse gradients only",
+}
+"""Classes of torch.optim that this trainer's loop cannot drive, and why."""
+
+_DEFINITION = re.compile(
+    r"""^@register_model\((?:name\s*=\s*)?(?:["'](?P<alias>[^"']+)["'])?\)\s*\n"""
+    r"(?:@[^\n]*\n(?:[ )][^\n]*\n)*)*"
+    r"def\s+(?P<name>\w+)\((?P<signature>.*?)\)\s*->",
+    re.MULTILINE | re.DOTALL,
+)
+_WEIGHTS_OF = re.compile(r"weights:\s*(?:Optional\[)?\s*(\w+)")
+_MEMBER = re.compile(r"^    ([A-Z]\w*)\s*=", re.MULTILINE)
+_OPTIMIZER = re.compile(r"^from torch\.optim\.(\w+) import (\w+) as \2$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    weights: str | None
+    source: str
+
+
+def config_root() -> Path:
+    """The directory of the shipped configuration files: within the wheel, or beside the package in a checkout.
+
+    Raises:
+        UnfitError: neither is there.
+    """
+    for candidate in (PACKAGE / "configs", PACKAGE.parent / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise UnfitError(f"the configuration files are missing beside {PACKAGE}", "install paceline again")
+
+
+def group_names(config_dir: Path | None = None) -> list[str]:
+    """The Hydra groups: folders of the shipped and of the user's configuration directory."""
+    found = {folder.name for root in _roots(config_dir) for folder in root.iterdir() if folder.is_dir()}
+    return sorted(found - {"hydra"})
+
+
+def group_files(group: str, config_dir: Path | None = None) -> dict[str, Path]:
+    """The options of a group: name -> file. A shipped file wins over a user's of the same name, as in Hydra."""
+    files: dict[str, Path] = {}
+    for root in _roots(config_dir):
+        folder = root / group
+        for file in sorted(folder.rglob("*.yaml")):
+            files.setdefault(str(file.relative_to(folder).with_suffix("")), file)
+    return files
+
+
+def group_options(group: str, config_dir: Path | None = None) -> list[str]:
+    """The options of a group, such as the recipes."""
+    return sorted(group_files(group, config_dir))
+
+
+def recipe_names(config_dir: Path | None = None) -> list[str]:
+    """The recipes that `recipe=` takes."""
+    return group_options("recipe", config_dir)
+
+
+def dataset_names() -> list[str]:
+    """The data sets that `data.name` takes: one file each in `trainer/data/sets`."""
+    return sorted(file.stem for file in (PACKAGE / "data" / "sets").glob("[!_]*.py"))
+
+
+def model_names() -> list[str]:
+    """The models that `model.name` takes: ours, then torchvision's image classification models."""
+    return [*sorted(_ours()), *sorted(_torchvision())]
+
+
+def has_pretrained_weights(model: str) -> bool:
+    """Whether torchvision publishes weights for a model."""
+    return bool(weights_names(model))
+
+
+def weights_names(model: str) -> list[str]:
+    """The names of torchvision's weights for a model, `DEFAULT` among them; empty for ours and unknown ones."""
+    found = _torchvision().get(model.lower())
+    if found is None or found.weights is None:
+        return []
+    body = re.search(rf"^class {found.weights}\(WeightsEnum\):\n(.*?)(?=^\S|\Z)", found.source, re.M | re.S)
+    return sorted(set(_MEMBER.findall(body.group(1)))) if body else []
+
+
+def optimizer_names() -> list[str]:
+    """The classes of torch.optim that `optim.name` takes, in any case."""
+    return sorted(set(_optimizers()) - set(REFUSED_OPTIMIZERS))
+
+
+def optimizer_class(name: str) -> str | None:
+    """The spelling of a class of torch.optim in torch itself (`adamw` -> `AdamW`), or None."""
+    return next((known for known in _optimizers() if known.lower() == name.lower()), None)
+
+
+def optimizer_arguments(name: str) -> list[str]:
+    """The keyword arguments of an optimizer's constructor without `params`; empty for an unknown one."""
+    wanted = optimizer_class(name)
+    if wanted is None:
+        return []
+    tree = ast.parse((_location("torch") / "optim" / f"{_optimizers()[wanted]}.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == wanted:
+            for part in node.body:
+                if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+                    arguments = [*part.args.posonlyargs, *part.args.args, *part.args.kwonlyargs]
+                    return [argument.arg for argument in arguments if argument.arg not in ("self", "params")]
+    return []
+
+
+@cache
+def _ours() -> dict[str, _Model]:
+    return _scan(sorted((PACKAGE / "model" / "zoo").glob("*.py")))
+
+
+@cache
+def _torchvision() -> dict[str, _Model]:
+    return _scan(sorted((_location("torchvision") / "models").glob("[!_]*.py")))
+
+
+def _scan(files: Sequence[Path]) -> dict[str, _Model]:
+    found: dict[str, _Model] = {}
+    for file in files:
+        source = file.read_text(encoding="utf-8")
+        for match in _DEFINITION.finditer(source):
+            weights = _WEIGHTS_OF.search(match["signature"])
+            found[match["alias"] or match["name"]] = _Model(weights[1] if weights else None, source)
+    return found
+
+
+@cache
+def _optimizers() -> dict[str, str]:
+    text = (_location("torch") / "optim" / "__init__.py").read_text()
+    return {name: module for module, name in _OPTIMIZER.findall(text) if name[0].isupper() and name != "Optimizer"}
+
+
+@cache
+def _location(package: str) -> Path:
+    """The directory of an installed top-level package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UnfitError(f"{package} is not installed", f"pip install {package}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _roots(config_dir: Path | None) -> list[Path]:
+    return [config_root()] if config_dir is None else [config_root(), config_dir]

@@ -1,0 +1,138 @@
+"""Hydra's and OmegaConf's exceptions, retold in two lines for people."""
+
+import re
+from pathlib import Path
+
+from trainer.config.keys import all_keys
+from trainer.config.plain import unknown_key, wrong_type
+from trainer.config.suggest import closest, did_you_mean, suggest_key
+from trainer.errors import ConfigError
+
+_FULL_KEY = re.compile(r"full_key:\s*(\S+)")
+_FILE = re.compile(r"^In '([^']+)'")
+_VALUE = re.compile(r"(?:Value|value:) '?(.*?)'?(?: of type |$| is not a valid| \(type)", re.MULTILINE)
+
+
+def translate(error: Exception, overrides: list[str]) -> ConfigError:
+    """What an exception of Hydra or OmegaConf means for whoever wrote the overrides or a configuration file.
+
+    Args:
+        error: as Hydra raised it; the cause and the context are looked at as well.
+        overrides: what was composed.
+    """
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import (
+        ConfigAttributeError,
+        ConfigKeyError,
+        InterpolationResolutionError,
+        OmegaConfBaseException,
+    )
+
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, OverrideParseException):
+        return malformed(error.override)
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error)
+    inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__ or error
+    file = _FILE.match(str(error))
+    where = f" in {file[1]}.yaml" if file else ""
+    full_key = getattr(inner, "full_key", None) or _full_key(str(inner))
+    if isinstance(inner, InterpolationResolutionError):
+        return ConfigError(
+            f"{full_key or 'a value'} refers to something that is not there: {_first_line(inner)}",
+            "refer to a key with ${section.key}",
+        )
+    if isinstance(inner, (ConfigKeyError, ConfigAttributeError)) and full_key:
+        return unknown_key(full_key, where=where)
+    if "is None" in str(inner) or isinstance(error, AssertionError):
+        return _in_null_section(overrides) or ConfigError(_first_line(error), "`paceline config` lists all keys")
+    path = re.sub(r"\[.*", "", full_key or "")
+    if path in all_keys() and "does not support deletion" not in str(inner):
+        return _wrong_type(path, inner, where, overrides)
+    if full_key and "deletion" in str(inner):
+        return ConfigError(f"{full_key} cannot be removed", f"set it: {full_key}=null or another value")
+    return ConfigError(_first_line(error) + where, "`paceline config` lists all keys")
+
+
+def malformed(override: str) -> ConfigError:
+    """The error for an override that Hydra's grammar does not take."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        known = key if key in all_keys() else suggest_key(key)
+        return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {known or key}=VALUE")
+    if not key.strip("+~ "):
+        return ConfigError(f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys")
+    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+    return ConfigError(
+        f"the value of {key} cannot be read: {value}",
+        f"""quote it for Hydra and for the shell: "{key}='{quoted}'" """.strip(),
+    )
+
+
+def unknown_option(group: str, name: str, options: list[str]) -> ConfigError:
+    """The error for `GROUP=NAME` where the group has no such file."""
+    return ConfigError(
+        f"{group}={name}: there is no {group} of that name",
+        f"{did_you_mean(name, options, prefix=f'{group}=')}            (`paceline config {group}` lists them)",
+    )
+
+
+def several_values(key: str, value: str) -> ConfigError:
+    """The error for a sweep where one value is wanted."""
+    return ConfigError(
+        f"{key} takes one value here, got {value}",
+        f"python -m trainer --multirun {key}={value} sweeps over them; a list is written {key}=[{value}]",
+    )
+
+
+def _missing_file(error: Exception) -> ConfigError:
+    found = re.search(r"(?:Could not find|Cannot find primary config) '([^']+)'", str(error))
+    path = found[1] if found else str(getattr(error, "missing_cfg_file", "") or "")
+    group, _, name = path.rpartition("/")
+    options = re.findall(r"^\t([^\s=,]+)$", str(error), re.MULTILINE)
+    if group and options:
+        return unknown_option(group, name, options)
+    near = closest(Path(path).name, options)
+    return ConfigError(
+        f"there is no configuration file {path}.yaml" if path else _first_line(error),
+        f"did you mean {near}?" if near else "look at --config-dir and --config-name",
+    )
+
+
+def _in_null_section(overrides: list[str]) -> ConfigError | None:
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        for path, entry in all_keys().items():
+            if entry.section and entry.optional and key.startswith(f"{path}."):
+                group, _, name = path.rpartition(".")
+                return ConfigError(f"{key} is set, but {path} is not in use", f"add {group}={name}")
+    return None
+
+
+def _wrong_type(path: str, inner: BaseException, where: str, overrides: list[str]) -> ConfigError:
+    entry = all_keys()[path]
+    written = next((text for text in reversed(overrides) if text.partition("=")[0].lstrip("+") == path), None)
+    found = _VALUE.search(str(inner))
+    if written is not None and not where:
+        value = written.partition("=")[2]
+    elif found:
+        value = found[1]
+    else:
+        return wrong_type(path, entry.type, _first_line(inner), where=where)
+    if entry.section:
+        return ConfigError(
+            f"{path} is a section and takes no value of its own, got '{value}'{where}",
+            f"set a key in it; `paceline config {path}` lists them",
+        )
+    return wrong_type(path, entry.type, f"'{value}'", where=where)
+
+
+def _full_key(text: str) -> str | None:
+    found = _FULL_KEY.search(text)
+    return found[1] if found else None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

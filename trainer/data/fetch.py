@@ -1,0 +1,28 @@
+"""Makes a data set ready before a training needs it: `python -m trainer.data.fetch NAME [--root DIR]`."""
+
+import argparse
+import sys
+
+from trainer.config import DataConfig
+from trainer.data import datasets
+from trainer.errors import PacelineError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fetches, checks and reports in one line; the exit code is 0, 2 (wrong arguments) or 3 (cannot be had)."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.data.fetch", description=__doc__)
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(datasets.names())}")
+    parser.add_argument("--root", metavar="DIR", help="where a copy lies or is to be put (default: data)")
+    options = parser.parse_args(arguments)
+    try:
+        splits = datasets.load(DataConfig(name=options.name, root=options.root))
+    except PacelineError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    agree = ", checksums agree" if splits.verified else ""
+    print(f"{splits.title}, {len(splits.train) + len(splits.val):,} images{agree}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""What lies in a folder of images: classes, images, broken files, strays, separate train and val folders."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer.data.decode import BadImage
+from trainer.errors import ConfigError, UnfitError
+
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""What an image's name ends in, in any case."""
+
+_TRAIN_NAMES = ("train", "training")
+_VAL_NAMES = ("val", "valid", "validation", "test")
+_THREADS = 8
+_NAMED = 3
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where the class folders are.
+
+    Attributes:
+        train: the folder with a folder per class for training.
+        val: the same for validation; None where it is to be held out from `train`.
+        unused: folders beside them that are not read.
+    """
+
+    train: Path
+    val: Path | None = None
+    unused: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Scan:
+    """What a folder with a folder per class holds.
+
+    Attributes:
+        folder: the folder.
+        images: class -> sorted paths relative to `folder`; classes without an image are not in it.
+        bad: files that cannot be images, although they are called so.
+        strays: other files, relative to `folder`.
+        empty: class folders without an image.
+    """
+
+    folder: Path
+    images: dict[str, list[str]] = field(default_factory=dict)
+    bad: list[BadImage] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+
+def layout(root: Path) -> Layout:
+    """Finds train and val folders; without them the root's own folders are the classes.
+
+    Raises:
+        ConfigError: the root does not exist, is a file, or its splits have no class folders.
+        UnfitError: it cannot be read.
+    """
+    try:
+        if not root.exists():
+            raise ConfigError(
+                f"data.root={root} does not exist", "give the folder that holds a folder per class"
+            )
+    except PermissionError as error:
+        raise _unreadable(root, error) from error
+    if not root.is_dir():
+        raise ConfigError(
+            f"data.root={root} is a file", "unpack it, and give the folder that it was unpacked to"
+        )
+    folders = {path.name.lower(): path for path in _folders(root)}
+    train = next(
+        (folders[name] for name in _TRAIN_NAMES if name in folders and _folders(folders[name])), None
+    )
+    if train is None:
+        if folders and set(folders) <= {*_TRAIN_NAMES, *_VAL_NAMES}:
+            raise ConfigError(
+                f"data.root={root} has the splits {some(sorted(folders))}, but they hold no folder per class",
+                f"put the images into {root}/train/CLASS/",
+            )
+        return Layout(root)
+    val = next((folders[name] for name in _VAL_NAMES if name in folders), None)
+    if val is not None and not _folders(val):
+        raise ConfigError(
+            f"{val} holds no folder per class, so its images have no labels",
+            f"make the same folders as in {train}, or move {val.name}/ away to hold out data.val_fraction",
+        )
+    return Layout(train, val, sorted(path.name for path in folders.values() if path not in (train, val)))
+
+
+def scan(folder: Path) -> Scan:
+    """Everything below a folder with a folder per class, in an order that does not depend on the file system.
+
+    Raises:
+        UnfitError: a folder cannot be read.
+    """
+    found = Scan(folder)
+    names = []
+    for entry in _entries(folder):
+        if entry.name.startswith(".") or not entry.is_dir():
+            found.strays.append(entry.name)
+        else:
+            names.append(entry.name)
+    names.sort()
+    # Threads hide the latency of network file systems; on a local disk they cost nothing.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        parts = pool.map(lambda name: _scan_class(folder, name), names)
+        for name, (images, bad, strays) in zip(names, parts, strict=True):
+            if images:
+                found.images[name] = sorted(images)
+            else:
+                found.empty.append(name)
+            found.bad += bad
+            found.strays += strays
+    found.bad.sort(key=lambda bad: bad.path)
+    found.strays.sort()
+    return found
+
+
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(os.fsencode(name).decode("utf-8", "replace") for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
+
+
+def _scan_class(folder: Path, name: str) -> tuple[list[str], list[BadImage], list[str]]:
+    images: list[str] = []
+    bad: list[BadImage] = []
+    strays: list[str] = []
+    unseen = [name]
+    while unseen:
+        parent = unseen.pop()
+        for entry in _entries(folder / parent):
+            path = f"{parent}/{entry.name}"
+            if entry.name.startswith("."):
+                strays.append(path)
+            elif entry.is_dir():
+                if not (entry.is_symlink() and _leads_back(entry.path)):
+                    unseen.append(path)
+            elif not entry.name.lower().endswith(EXTENSIONS):
+                strays.append(path)
+            elif reason := _why_unreadable(entry):
+                bad.append(BadImage(entry.path, reason))
+            else:
+                images.append(path)
+    return images, bad, strays
+
+
+def _why_unreadable(entry: "os.DirEntry[str]") -> str:
+    try:
+        return "" if entry.stat().st_size else "the file is empty"
+    except OSError as error:
+        return f"broken link: {error.strerror}"
+
+
+def _leads_back(link: str) -> bool:
+    """Whether a linked folder contains the link itself: walking into it would never end."""
+    return Path(link).parent.resolve().is_relative_to(Path(link).resolve())
+
+
+def _folders(folder: Path) -> list[Path]:
+    found = [
+        Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()
+    ]
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> UnfitError:
+    return UnfitError(f"cannot read the folder {folder}: {error.strerror}", f"look at: ls -ld '{folder}'")

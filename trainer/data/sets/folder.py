@@ -1,0 +1,229 @@
+"""Your own images: a folder per class, with separate train and val folders or without."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from trainer.config import DataConfig
+from trainer.data.datasets import Splits, held_out
+from trainer.data.decode import decode
+from trainer.data.scan import Layout, Scan, layout, scan, some
+from trainer.errors import ConfigError, UnfitError
+from trainer.preprocessing import Preprocessing
+
+# The usual statistics of photographs: ImageNet's; for grey ones the mean over the channels.
+PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_GREY_MEAN, _GREY_STD = (0.449,), (0.226,)
+_USUAL_SIZE, _USUAL_RESIZE = 224, 256
+_PEEKED_IMAGES = 64
+
+Pairs = list[tuple[str, int]]
+"""Paths relative to a scanned folder, with the class's index."""
+
+
+class PathList:
+    """Many paths in one block of bytes.
+
+    A million str objects would be copied into each data-loading process little by little, as their reference counts
+    change (pytorch#13246); this block is shared for good.
+
+    Args:
+        paths: relative paths, of any bytes that the file system allows.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._text = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._text[self._ends[index] : self._ends[index + 1]])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+
+class FolderImages(Dataset[tuple[Image.Image, int]]):
+    """A split of image files.
+
+    Attributes:
+        root: the folder that the paths are relative to.
+        paths: of the images.
+        targets: int64 [N], the classes' indices.
+        channels: 1 to decode to grey, 3 to colour.
+    """
+
+    def __init__(self, root: Path, paths: Iterable[str], targets: NDArray[np.int64], channels: int) -> None:
+        self.root = str(root)
+        self.paths = PathList(paths)
+        self.targets = targets
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, sample: int) -> tuple[Image.Image, int]:
+        path = f"{self.root}/{self.paths[sample]}"
+        return decode(path, self.channels), int(self.targets[sample])
+
+    def select(self, samples: NDArray[np.int64]) -> "FolderImages":
+        """The given samples as a split of their own."""
+        paths = (self.paths[int(sample)] for sample in samples)
+        return FolderImages(Path(self.root), paths, self.targets[samples], self.channels)
+
+
+def build(config: DataConfig) -> Splits:
+    """The splits of `data.root`.
+
+    Raises:
+        ConfigError: there is no such folder, or its layout is not that of a data set.
+        UnfitError: it cannot be read, or holds a file that is no image while data.on_bad_image=error.
+    """
+    if config.root is None:
+        raise ConfigError(f"data.name={config.name} needs data.root", "data.root=/path/to/your/images")
+    return from_folder(Path(config.root).expanduser(), config)
+
+
+def from_folder(root: Path, config: DataConfig) -> Splits:
+    """The splits of a folder; raises what `build` raises."""
+    places = layout(root)
+    scans = [scan(folder) for folder in (places.train, places.val) if folder is not None]
+    bad_files = [bad for found in scans for bad in found.bad]
+    if bad_files and config.on_bad_image == "error":
+        others = f", and {len(bad_files) - 1:,} more like it" if len(bad_files) > 1 else ""
+        raise UnfitError(
+            f"cannot read the image {bad_files[0]}{others}",
+            "mend or remove the file, or leave such images out with data.on_bad_image=skip",
+        )
+    _check(scans)
+    classes = list(scans[0].images)
+    notes = _notes(scans, places)
+    if places.val is None:
+        train, val = _hold_out(scans[0], config.val_fraction)
+        with_images = {target for _, target in train}
+        if missing := [name for index, name in enumerate(classes) if index not in with_images]:
+            notes.append(
+                f"all images of {some(missing)} fell into the validation split; such classes are not learned"
+            )
+    else:
+        train, val = _pairs(scans[0], classes), _pairs(scans[1], classes)
+    preprocessing, chosen = _native([places.train / path for path, _ in _spread(train)])
+    channels = config.channels or preprocessing.channels
+    return Splits(
+        train=_split(root, places.train, train, channels),
+        val=_split(root, places.val or places.train, val, channels),
+        classes=classes,
+        preprocessing=preprocessing,
+        notes=notes + chosen,
+        bad_files=bad_files,
+        title=str(root),
+    )
+
+
+def _check(scans: list[Scan]) -> None:
+    for found in scans:
+        if found.images:
+            continue
+        files = [bad.path for bad in found.bad] or found.strays
+        holds = f"only {some(files)}" if files else "nothing"
+        raise ConfigError(
+            f"{found.folder} has no images in folders, one for each class: it holds {holds}",
+            f"put the images into {found.folder}/CLASS/, or give another data.root",
+        )
+    train = scans[0]
+    if len(train.images) < 2:
+        raise ConfigError(
+            f"{train.folder} has the images of only one class, {some(list(train.images))}",
+            "a classifier needs a folder for each of two classes or more",
+        )
+    unknown = [name for name in scans[-1].images if name not in train.images]
+    if unknown:
+        raise ConfigError(
+            f"{scans[-1].folder} has classes that {train.folder} has no images of: {some(unknown)}",
+            "give both the same folders",
+        )
+
+
+def _pairs(found: Scan, classes: list[str]) -> Pairs:
+    index = {name: number for number, name in enumerate(classes)}
+    return [(path, index[name]) for name, paths in found.images.items() for path in paths]
+
+
+def _hold_out(found: Scan, fraction: float) -> tuple[Pairs, Pairs]:
+    train: Pairs = []
+    val: Pairs = []
+    for pair in _pairs(found, list(found.images)):
+        # The path below the class folders' parent: the same split from ROOT as from ROOT/train.
+        (val if held_out(pair[0], fraction) else train).append(pair)
+    if not train or not val:
+        raise ConfigError(
+            f"data.val_fraction={fraction} leaves {len(train)} images of {found.folder} for training and {len(val)} "
+            "for validation",
+            "data.val_fraction=0.3, or more images, or separate folders train/ and val/",
+        )
+    return train, val
+
+
+def _split(root: Path, folder: Path, pairs: Pairs, channels: int) -> FolderImages:
+    prefix = "" if folder == root else f"{folder.name}/"
+    targets = np.fromiter((target for _, target in pairs), np.int64, len(pairs))
+    return FolderImages(root, (prefix + path for path, _ in pairs), targets, channels)
+
+
+def _notes(scans: list[Scan], places: Layout) -> list[str]:
+    notes = []
+    if places.unused:
+        notes.append(f"{places.train} is the training split; not read: {some(places.unused)}")
+    strays = [path for found in scans for path in found.strays]
+    if strays:
+        notes.append(f"left out {len(strays):,} files that are not images: {some(strays)}")
+    bad = [bad.path for found in scans for bad in found.bad]
+    if bad:
+        notes.append(
+            f"left out {len(bad):,} images that cannot be read (data.on_bad_image=skip): {some(bad)}"
+        )
+    notes += [
+        f"{some(found.empty)} in {found.folder} without images: no class" for found in scans if found.empty
+    ]
+    if len(scans) == 2 and (missing := [name for name in scans[0].images if name not in scans[1].images]):
+        notes.append(f"{scans[1].folder} has no images of {some(missing)}")
+    return notes
+
+
+def _spread(pairs: Pairs) -> Pairs:
+    """A few images from all over the split."""
+    count = min(_PEEKED_IMAGES, len(pairs))
+    return [pairs[index * len(pairs) // count] for index in range(count)]
+
+
+def _native(paths: list[Path]) -> tuple[Preprocessing, list[str]]:
+    """The input that the images suggest: their own size where they are small squares all alike, else the usual 224."""
+    sizes, modes = set(), set()
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes.add(image.size)
+                modes.add(image.mode)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            # A damaged file among them tells nothing; it is reported when it is read in full.
+            continue
+    grey = bool(modes) and modes <= {"1", "L", "I", "I;16", "I;16B"}
+    mean, std = (_GREY_MEAN, _GREY_STD) if grey else (PHOTO_MEAN, PHOTO_STD)
+    notes = ["the images are grey: one channel; data.channels=3 pins colour"] if grey else []
+    width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
+    if width == height and 4 <= width < _USUAL_SIZE:
+        notes.append(
+            f"the images are {width}x{width} pixels and are taken as they are; data.image_size pins a size"
+        )
+        return Preprocessing(width, width, len(mean), mean, std), notes
+    return Preprocessing(_USUAL_SIZE, _USUAL_RESIZE, len(mean), mean, std), notes
