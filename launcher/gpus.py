@@ -18,7 +18,7 @@ def count_gpus(environment: Mapping[str, str] | None = None) -> int:
 
 
 def count_visible(mask: str, identifiers: Sequence[str]) -> int:
-    """How many devices a value of CUDA_VISIBLE_DEVICES leaves; CUDA stops reading at the first that is absent.
+    """How many devices a value of CUDA_VISIBLE_DEVICES leaves; CUDA stops at the first that is absent.
 
     Args:
         mask: indices, or beginnings of GPU or MIG UUIDs, separated by commas.

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,9 +50,10 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         check_port(plan.port)
     check_agreement(plan, config, runname.choose(config.run, recipe))
     run = RunDir(runname.create(config.run, recipe).absolute())
+    attempt = run.next_attempt()
+    logs = run.log(attempt, 0).parent
     try:
-        attempt = run.next_attempt()
-        run.log(attempt, 0).parent.mkdir(parents=True)
+        logs.mkdir(parents=True)
         frozen = _freeze(config, run, attempt)
         plan = replace(
             plan,
@@ -62,6 +64,8 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         )
         write_json(run.job, job_record(plan, run, argv))
     except OSError as error:
+        # What was not started is no attempt.
+        shutil.rmtree(logs, ignore_errors=True)
         raise runname.unwritable(run.path, error) from error
     return plan
 
@@ -104,7 +108,7 @@ def run(plan: JobPlan) -> int:
         "PACELINE_RUN_DIR": plan.run_dir,
         "PACELINE_ATTEMPT": str(plan.attempt),
     }
-    # A session of its own, so that Ctrl-C reaches the workers once, through us, and not from the terminal too.
+    # A session of its own, so that Ctrl-C reaches the workers once, through us, and not by the terminal.
     agent = subprocess.Popen(
         [sys.executable, "-c", _BOOT, str(_HERE), str(os.getpid())],
         stdin=subprocess.PIPE,
@@ -195,7 +199,7 @@ def _git(*arguments: str) -> bytes | None:
 
 
 def _freeze(config: "Config", run: RunDir, attempt: int) -> Path:
-    """Writes the configuration where this attempt reads it; what the run was begun with is never overwritten."""
+    """Writes the configuration where this attempt reads it; what the run was begun with stays."""
     from trainer.config import to_yaml
 
     text = to_yaml(replace(config, run=replace(config.run, name=run.name, fresh=False)))

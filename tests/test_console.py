@@ -6,7 +6,7 @@ import pty
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +77,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def on_terminal(
     columns: int = 120, log: Path | None = None, **more: Any
-) -> Iterator[tuple[Console, Terminal]]:
+) -> Generator[tuple[Console, Terminal], None, None]:
     terminal = Terminal(columns)
     console = open_console(is_rank_zero=True, log=log, stream=terminal.stream, **more)
     yield console, terminal

@@ -17,6 +17,7 @@ import rich.table
 import rich.text
 
 from trainer import wording
+from trainer.voice import Voice
 
 # Off a terminal a progress line comes at most this often, and at most once for each hundredth of the run.
 _SOBER_PERIOD_S = 30.0
@@ -105,7 +106,7 @@ class QuietConsole:
 
     def __init__(self, rank: int, stream: TextIO) -> None:
         self._prefix = f"[rank {rank} {socket.gethostname()}] "
-        self._voice = _Voice(stream, None)
+        self._voice = Voice(stream, None)
 
     def say(self, text: str) -> None:
         """Says nothing: rank 0 says it."""
@@ -137,7 +138,7 @@ class LineConsole:
     """Rank 0 off a terminal: whole lines, no escape codes unless FORCE_COLOR asks, progress now and then."""
 
     def __init__(self, stream: TextIO, log: Path | None, *, clock: Callable[[], float]) -> None:
-        self._voice = _Voice(stream, log)
+        self._voice = Voice(stream, log)
         self._pace = _Pace(clock)
 
     def say(self, text: str) -> None:
@@ -285,45 +286,6 @@ def _live_line(progress: Progress, width: int) -> rich.table.Table:
     cells.append(rich.text.Text(text, no_wrap=True, overflow="ellipsis"))
     line.add_row(*cells)
     return line
-
-
-class _Voice:
-    """Writes lines to a stream and, plain, to a log file; neither one's loss reaches the caller."""
-
-    def __init__(self, stream: TextIO, log: Path | None) -> None:
-        self.broken = False
-        # Off a terminal rich would wrap at 80 columns; a line is a line there.
-        self.screen = rich.console.Console(
-            file=stream, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty()
-        )
-        self._log = log
-        self._log_lock = threading.Lock()
-
-    def line(self, text: str, *, style: str = "") -> None:
-        """Writes a line, or several."""
-        self.to_log(text)
-        if self.broken:
-            return
-        try:
-            self.screen.print(rich.text.Text(text, style=style), soft_wrap=True)
-        except (OSError, ValueError):
-            # The pipe's other end or the terminal is gone, or the stream was closed: training goes on unseen.
-            self.broken = True
-
-    def to_log(self, text: str) -> None:
-        """Appends a line to the log file only."""
-        with self._log_lock:
-            if self._log is None:
-                return
-            try:
-                self._log.parent.mkdir(parents=True, exist_ok=True)
-                with self._log.open("a", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                return
-            except OSError as error:
-                notice = f"warning: {self._log} cannot be written and is given up: {error.strerror}"
-                self._log = None
-        self.line(notice, style="yellow")
 
 
 class _Pace:

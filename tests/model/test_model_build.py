@@ -16,6 +16,7 @@ from trainer.model.heads import logits_and_aux
 
 CLASSES = 7
 TORCHVISION = models.list_models(module=models)
+AUXILIARY_HEADS = {"inception_v3": 1, "googlenet": 2}
 
 
 class EmptyOnMeta(TorchFunctionMode):
@@ -28,18 +29,33 @@ class EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def smallest_of_each_family() -> list[str]:
+    """The model with the fewest parameters of each of torchvision's files, each a family of its own."""
+    families: dict[str, tuple[int, str]] = {}
+    for name in TORCHVISION:
+        parameters = min(member.meta["num_params"] for member in models.get_model_weights(name))
+        family = models.get_model_builder(name).__module__
+        families[family] = min(families.get(family, (parameters, name)), (parameters, name))
+    return sorted(name for _, name in families.values())
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_every_torchvision_classifier_gives_logits_for_the_number_of_classes(name: str) -> None:
+def test_every_torchvision_classifier_gets_heads_for_the_number_of_classes(name: str) -> None:
+    with EmptyOnMeta():
+        model = build_model(ModelConfig(name=name), num_classes=CLASSES, channels=3)
+    outputs = [getattr(m, "out_features", None) or getattr(m, "out_channels", None) for m in model.modules()]
+    assert outputs.count(CLASSES) == 1 + AUXILIARY_HEADS.get(name, 0)
+    assert 1000 not in outputs
+
+
+@pytest.mark.parametrize("name", smallest_of_each_family())
+def test_every_family_gives_logits_and_auxiliary_logits_in_training(name: str) -> None:
     with EmptyOnMeta():
         model = build_model(ModelConfig(name=name), num_classes=CLASSES, channels=3)
     size = 299 if name == "inception_v3" else 224
-    output = model.to("meta").train()(torch.empty(2, 3, size, size, device="meta"))
-    logits, auxiliary = logits_and_aux(output)
+    logits, auxiliary = logits_and_aux(model.to("meta").train()(torch.empty(2, 3, size, size, device="meta")))
     assert logits.shape == (2, CLASSES)
-    assert [aux.shape for aux in auxiliary] == [(2, CLASSES)] * {"inception_v3": 1, "googlenet": 2}.get(
-        name, 0
-    )
-    assert not [m for m in model.modules() if getattr(m, "out_features", 0) == 1000]
+    assert [aux.shape for aux in auxiliary] == [(2, CLASSES)] * AUXILIARY_HEADS.get(name, 0)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "MobileNet_V3_Small", "squeezenet1_1", "shufflenet_v2_x0_5"])

@@ -10,8 +10,8 @@ import pytest
 from trainer.monitor.host import Host, memory_cgroup
 
 
-def _host(**more: int) -> Host:
-    return Host(lambda what, problem: pytest.fail(f"{what}: {problem}"), **more)
+def _host(root_pid: int | None = None) -> Host:
+    return Host(lambda what, problem: pytest.fail(f"{what}: {problem}"), root_pid=root_pid)
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -1,6 +1,6 @@
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ class Sent:
 @contextmanager
 def monitor(
     sent: Sent, *, node: int = 0, nodes: int = 1, store: KeyValueStore | None = None, **changes: Any
-) -> Iterator[Monitor]:
+) -> Generator[Monitor, None, None]:
     arguments: dict[str, Any] = {
         "node_rank": node,
         "nodes": nodes,
@@ -262,8 +262,10 @@ result["cpu_seconds"] = (time.thread_time() - begin) / 100
 result["gpus"] = len([name for name in row if name.endswith("power_watts")])
 
 rows = []
-slow = Monitor(MonitorConfig(period_s=0.1), node_rank=0, nodes=1, is_first_on_node=True, is_rank_zero=True, store=None,
-               sink=rows.append, on_event=reports.append, gpus_in_use=2)
+slow = Monitor(
+    MonitorConfig(period_s=0.1), node_rank=0, nodes=1, is_first_on_node=True, is_rank_zero=True, store=None,
+    sink=rows.append, on_event=reports.append, gpus_in_use=2,
+)
 slow.start()
 deadline = time.monotonic() + 20
 while not rows and time.monotonic() < deadline:

@@ -19,12 +19,13 @@ result = {}
 def utilizations(which, visible=None, **more):
     reports = []
     sample = Gpus(which, lambda *report: reports.append(report), visible=visible, **more).sample()
-    found = [sample[f"gpu/{i}/utilization_percent"] for i in range(8) if f"gpu/{i}/utilization_percent" in sample]
+    found = [value for name, value in sample.items() if name.endswith("/utilization_percent")]
     return found, reports
 
 visible = {
     "unset": None, "indices": "2,0", "spaces": " 1, 3 ", "empty": "", "minus one": "1,-1,2", "too high": "1,9,2",
-    "uuids": "GPU-0005-stand-in,GPU-0001", "ambiguous": "GPU-000", "mig": "MIG-3-a,MIG-3-b,MIG-1-c",
+    "uuids": "GPU-0005-stand-in,GPU-0001", "ambiguous": "GPU-000",
+    "mig": "MIG-3-a,MIG-3-b,MIG-1-c",
     "old mig": "MIG-GPU-0006-stand-in/1/0", "unknown mig": "MIG-nonsense",
 }
 result["visible"] = {name: utilizations("auto", value) for name, value in visible.items()}
@@ -38,15 +39,19 @@ result["count"] = len(gpus)
 result["sample"] = {k: v for k, v in gpus.sample().items() if k.startswith("gpu/3/")}
 
 def after(**changes):
-    write_figures(FIGURES, busy_gpus(8) | {name.replace("__", "."): value for name, value in changes.items()})
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    write_figures(FIGURES, busy_gpus(8) | changed)
     reports.clear()
     samples = [gpus.sample() for _ in range(3)]
     return samples[-1], list(reports)
 
-sample, told = after(gpu1__power_mw__error=3, gpu2__temperature_celsius__error=4, gpu4__memory_clock_mhz__error=13)
-result["denied"] = [k for k in ("gpu/1/power_watts", "gpu/2/temperature_celsius", "gpu/4/memory_clock_mhz")
-                    if k in sample]
-result["denied beside"] = [k in sample for k in ("gpu/1/utilization_percent", "gpu/2/power_watts", "gpu/3/power_watts")]
+sample, told = after(
+    gpu1__power_mw__error=3, gpu2__temperature_celsius__error=4, gpu4__memory_clock_mhz__error=13
+)
+denied = ("gpu/1/power_watts", "gpu/2/temperature_celsius", "gpu/4/memory_clock_mhz")
+beside = ("gpu/1/utilization_percent", "gpu/2/power_watts", "gpu/3/power_watts")
+result["denied"] = [name for name in denied if name in sample]
+result["denied beside"] = [name in sample for name in beside]
 result["denied told"] = told
 
 lost = [f"gpu5.{figure}.error" for figure in
@@ -58,8 +63,10 @@ result["others"] = len({k.split("/")[1] for k in sample})
 result["lost told"] = told
 result["back"] = after()[0].get("gpu/5/utilization_percent")
 
-sample, told = after(gpu0__event_reasons=0x1 | 0x4 | 0x40, gpu6__event_reasons__error=13, gpu6__throttle_reasons=0x8,
-                     gpu7__memory_used_bytes__error=13)
+sample, told = after(
+    gpu0__event_reasons=0x1 | 0x4 | 0x40, gpu6__event_reasons__error=13, gpu6__throttle_reasons=0x8,
+    gpu7__memory_used_bytes__error=13,
+)
 result["throttle"] = [sample["gpu/0/throttle"], sample["gpu/1/throttle"], sample["gpu/6/throttle"]]
 result["old driver"] = [sample["gpu/7/memory_used_bytes"], told]
 gpus.close()

@@ -1,6 +1,6 @@
 """A stand-in for NVIDIA's management library, for machines without a GPU.
 
-Give it to a process of its own through `environment`: a process that sees it believes in GPUs, torch included.
+Give it to a process of its own through `environment`: who sees it believes in GPUs, torch included.
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 
 
 def build(folder: Path) -> Path:
-    """Compiles the stand-in into `folder` and returns the folder; skips the test where there is no C compiler."""
+    """Compiles the stand-in into `folder`, which it returns; skips the test where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler for the stand-in NVML")
@@ -24,7 +24,7 @@ def build(folder: Path) -> Path:
 
 
 def environment(library: Path, figures: Path) -> dict[str, str]:
-    """This process's environment with the stand-in first on the library path and its figures from `figures`."""
+    """Our environment with the stand-in first on the library path and its figures from `figures`."""
     paths = [str(library), os.environ.get("LD_LIBRARY_PATH", "")]
     without = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     return {

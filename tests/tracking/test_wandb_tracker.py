@@ -1,5 +1,6 @@
-"""W&B for real, offline, each case in a process of its own: the library changes the process that imports it."""
+"""W&B for real, offline, each case in its own process: the library changes the one that imports it."""
 
+import importlib
 import json
 import os
 import struct
@@ -31,7 +32,9 @@ folder = Path(sys.argv[1])
 
 def tracker(attempt=0, mode="auto", **more):
     options = WandbConfig(project="tests", tags=["a"], mode=mode)
-    return WandbTracker(options, RunDir(folder), config=Config(seed=7), attempt=attempt, warn=said.append, **more)
+    return WandbTracker(
+        options, RunDir(folder), config=Config(seed=7), attempt=attempt, warn=said.append, **more
+    )
 
 def helpers():
     return [p for p in psutil.Process().children() if p.name().startswith("wandb")]
@@ -67,7 +70,7 @@ def _run(folder: Path, script: str, **environment: str) -> Any:
 
 def _records(file: Path) -> Iterator[Any]:
     """The records of a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    protocol = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     data = file.read_bytes()
     position, message = 7, b""
@@ -80,7 +83,7 @@ def _records(file: Path) -> Iterator[Any]:
         message += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):
-            yield Record.FromString(message)
+            yield protocol.Record.FromString(message)
             message = b""
 
 
@@ -103,7 +106,7 @@ for attempt in range(2):
         t.metrics({"step": 1000 * attempt + step, "time": 1.0, "train/loss": 1 / step})
     t.monitor({"time": 5.0, "node": 1, "gpu/0/power_watts": 1.0})
     t.monitor({"time": 11.0, "node": 1, "gpu/0/power_watts": 301.0})
-    t.finish({"val/accuracy": 0.9, "state": "finished", "nested": {}})
+    t.finish({"val/accuracy": 0.9, "nested": {}})
     result["command"], result["hint"] = t.sync_command(), t.hint()
     result["helpers"] = len(helpers())
 result["hooks"] = hooks == (sys.exit, sys.excepthook)
@@ -192,8 +195,9 @@ for step in range(1, 3000):
     t.monitor({{"node": 0, "time": 100.0 * step, "gpu/0/power_watts": 1.0}})
     slowest = max(slowest, time.monotonic() - begin)
 begin = time.monotonic()
-t.finish({{"state": "finished"}})
-result = {{"finish_seconds": time.monotonic() - begin, "slowest": slowest, "said": said, "helper": helper.pid}}
+t.finish({{"val/accuracy": 0.9}})
+result = {{"finish_seconds": time.monotonic() - begin, "slowest": slowest}}
+result |= {{"said": said, "helper": helper.pid}}
 print(json.dumps(result | {{"end": time.time()}}))
 """
     result = _run(tmp_path, script)
@@ -230,13 +234,16 @@ print(json.dumps({{"said": said, "command": t.sync_command(), "end": time.time()
     assert len(result["said"]) == 1
     assert result["said"][0].startswith("W&B cannot go online")
     assert result["command"].startswith("wandb sync ")
+    file = next(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    # The summary was empty: the run failed.
+    assert [r.exit.exit_code for r in _records(file) if r.WhichOneof("record_type") == "exit"] == [1]
 
 
 def test_the_users_wandb_mode_wins(tmp_path: Path) -> None:
     script = """
 t = tracker(mode="offline")
 t.metrics({"step": 1})
-t.finish({})
+t.finish({"val/accuracy": 0.9})
 print(json.dumps({"said": said, "hint": t.hint(), "end": time.time()}))
 """
     result = _run(tmp_path, script, WANDB_MODE="disabled")
@@ -249,7 +256,7 @@ def test_a_run_without_a_row_of_metrics_starts_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     tracker = WandbTracker(WandbConfig(), RunDir(tmp_path), config=Config(), attempt=0, warn=said.append)
     tracker.monitor({"node": 0, "time": 1.0, "gpu/0/power_watts": 1.0})
-    tracker.finish({"state": "failed"})
+    tracker.finish({})
     assert said == []
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,6 @@
-"""Configuration: the schema, its composition from `configs/`, its validation and its explanation. Imports no torch.
+"""Configuration: the schema, its composition from `configs/`, its validation and its explanation.
 
-Importing this package imports neither Hydra nor OmegaConf: they are loaded where a configuration is composed.
+Imports no torch; Hydra and OmegaConf are loaded only where a configuration is composed.
 """
 
 from trainer.config.batch import BatchPlan, batch_plan

@@ -29,13 +29,12 @@ class BatchPlan:
 
     def __str__(self) -> str:
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
+        total = f"global batch {self.global_batch_size}"
         if self.even:
-            return (
-                f"global batch {self.global_batch_size} = {workers} x {self.micro_batch_size} x {self.accumulation}"
-            )
+            return f"{total} = {workers} x {self.micro_batch_size} x {self.accumulation}"
         values = " or ".join(f"global_batch_size={value}" for value in self.nearest)
         return (
-            f"global batch {self.global_batch_size} = {workers} x up to {self.micro_batch_size} x up to "
+            f"{total} = {workers} x up to {self.micro_batch_size} x up to "
             f"{self.accumulation}: uneven, still weighted exactly; {values} would divide"
         )
 
@@ -54,7 +53,7 @@ def batch_plan(global_batch_size: int, world_size: int, micro_batch_size: int | 
     if global_batch_size < world_size:
         raise ConfigError(
             f"global_batch_size={global_batch_size} is less than one sample for each of {world_size} workers",
-            f"global_batch_size={world_size} or more, or fewer workers (cluster.gpus_per_node={global_batch_size})",
+            f"global_batch_size={world_size} or more, or cluster.gpus_per_node={global_batch_size} or fewer",
         )
     share = -(-global_batch_size // world_size)
     accumulation = -(-share // min(micro_batch_size or share, share))

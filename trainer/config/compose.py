@@ -34,8 +34,8 @@ def compose(
         config_name: the primary file, without `.yaml`.
 
     Raises:
-        ConfigError: an unknown key, group or option, a value of the wrong type, an override that cannot be read, a
-            mistake in a configuration file.
+        ConfigError: an unknown key, group or option, a value of the wrong type, an override that cannot be
+            read, a mistake in a configuration file.
     """
     from omegaconf import OmegaConf, open_dict
 
@@ -91,10 +91,18 @@ def initialised(config_dir: Path | None = None) -> Iterator[list[str]]:
         ConfigError: `config_dir` is not a directory.
     """
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
 
     register_schema()
-    with hydra.initialize_config_dir(str(config_root()), job_name="paceline", **version_base()):
-        yield [] if config_dir is None else [f"hydra.searchpath=[{_quote(f'file://{directory(config_dir)}')}]"]
+    extra = [] if config_dir is None else [f"hydra.searchpath=[{_quote(f'file://{directory(config_dir)}')}]"]
+    # A job of hydra.main composes as well, and Hydra refuses to be initialised twice.
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None
+    try:
+        with hydra.initialize_config_dir(str(config_root()), job_name="paceline", **version_base()):
+            yield extra
+    finally:
+        state.hydra = outer
 
 
 def directory(config_dir: Path) -> Path:
@@ -105,7 +113,9 @@ def directory(config_dir: Path) -> Path:
     """
     found = config_dir.expanduser().resolve()
     if not found.is_dir():
-        raise ConfigError(f"--config-dir {config_dir} is not a directory", "name the directory of your own YAML files")
+        raise ConfigError(
+            f"--config-dir {config_dir} is not a directory", "name the directory of your own YAML files"
+        )
     return found
 
 
@@ -125,11 +135,13 @@ def version_base() -> dict[str, Any]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
-def rewrite(overrides: Sequence[str], *, config_dir: Path | None = None, sweep: bool = False) -> list[list[str]]:
+def rewrite(
+    overrides: Sequence[str], *, config_dir: Path | None = None, sweep: bool = False
+) -> list[list[str]]:
     """Checks overrides and turns each into what Hydra is to be told.
 
-    `model.args.width=32` gets the `++` that a key unknown to the schema needs. `optim.name=adamw` chooses the group's
-    file as well, or none where there is none, so that nothing of the default's (momentum, ...) stays behind.
+    `model.args.width=32` gets the `++` that a key unknown to the schema needs. `optim.name=adamw` chooses the
+    group's file as well, or none where there is none, so that no argument of the default stays behind.
 
     Args:
         overrides: as written.
@@ -185,10 +197,8 @@ def _check(override: "Override", groups: list[str], config_dir: Path | None, *, 
         _check_options(override, group_options(key, config_dir))
     elif not is_known(key):
         raise unknown_key(key)
-    elif not override.is_sweep_override() and isinstance(override.value(), dict):
-        for path in _paths(override.value(), key):
-            if not is_known(path):
-                raise unknown_key(path)
+    else:
+        _check_inner(key, override.value())
 
 
 def _check_options(override: "Override", options: list[str]) -> None:
@@ -198,9 +208,7 @@ def _check_options(override: "Override", options: list[str]) -> None:
     else:
         value = override.value()
         if isinstance(value, dict):
-            for path in _paths(value, group):
-                if not is_known(path):
-                    raise unknown_key(path)
+            _check_inner(group, value)
             return
         names = value if isinstance(value, list) else [value]
     for name in names:
@@ -208,6 +216,13 @@ def _check_options(override: "Override", options: list[str]) -> None:
             raise problems.unknown_option(group, "null", options)
         if isinstance(name, str) and not name.startswith("$") and name and name not in options:
             raise problems.unknown_option(group, name, options)
+
+
+def _check_inner(key: str, value: object) -> None:
+    if isinstance(value, dict):
+        for path in _paths(value, key):
+            if not is_known(path):
+                raise unknown_key(path)
 
 
 def _paths(value: dict[Any, Any], prefix: str) -> Iterator[str]:

@@ -9,7 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.compose import compose, directory, is_hydras, parse, register_schema, rewrite, translated, version_base
+from trainer.config.compose import (
+    compose,
+    directory,
+    is_hydras,
+    parse,
+    register_schema,
+    rewrite,
+    translated,
+    version_base,
+)
 from trainer.config.keys import is_known
 from trainer.config.names import config_root
 from trainer.config.schema import Config

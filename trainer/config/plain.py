@@ -38,7 +38,9 @@ def from_yaml(text: str) -> Config:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
-        raise ConfigError(f"the configuration is not valid YAML: {where}", "mend the file, or compose it anew") from error
+        raise ConfigError(
+            f"the configuration is not valid YAML: {where}", "mend the file, or compose it anew"
+        ) from error
     return from_dict(values or {})
 
 
@@ -53,7 +55,9 @@ def from_dict(values: Any) -> Config:
 
 def _section(kind: type[_T], values: Any, path: str) -> _T:
     if not isinstance(values, dict):
-        raise ConfigError(f"{path or 'the configuration'} must hold keys, got {values!r}", "write key: value lines")
+        raise ConfigError(
+            f"{path or 'the configuration'} must hold keys, got {values!r}", "write key: value lines"
+        )
     known = {item.name: item for item in fields(kind)}  # pyrefly: ignore[bad-specialization]
     for name in values:
         if name not in known:
@@ -84,7 +88,8 @@ def unknown_key(path: str, *, where: str = "") -> ConfigError:
 def wrong_type(path: str, kind: Any, value: str, *, where: str = "") -> ConfigError:
     """The error for a value, as it is to be shown, that a key does not take."""
     return ConfigError(
-        f"{path} takes {type_words(kind)}, got {value}{where}", f"`paceline config explain {path}` shows what it means"
+        f"{path} takes {type_words(kind)}, got {value}{where}",
+        f"`paceline config explain {path}` shows what it means",
     )
 
 

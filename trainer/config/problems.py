@@ -34,7 +34,9 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
         return malformed(error.override)
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
-    inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__ or error
+    inner = (
+        error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__ or error
+    )
     file = _FILE.match(str(error))
     where = f" in {file[1]}.yaml" if file else ""
     full_key = getattr(inner, "full_key", None) or _full_key(str(inner))
@@ -46,7 +48,9 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
     if isinstance(inner, (ConfigKeyError, ConfigAttributeError)) and full_key:
         return unknown_key(full_key, where=where)
     if "is None" in str(inner) or isinstance(error, AssertionError):
-        return _in_null_section(overrides) or ConfigError(_first_line(error), "`paceline config` lists all keys")
+        return _in_null_section(overrides) or ConfigError(
+            _first_line(error), "`paceline config` lists all keys"
+        )
     path = re.sub(r"\[.*", "", full_key or "")
     if path in all_keys() and "does not support deletion" not in str(inner):
         return _wrong_type(path, inner, where, overrides)
@@ -62,7 +66,9 @@ def malformed(override: str) -> ConfigError:
         known = key if key in all_keys() else suggest_key(key)
         return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {known or key}=VALUE")
     if not key.strip("+~ "):
-        return ConfigError(f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys")
+        return ConfigError(
+            f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys"
+        )
     quoted = value.replace("\\", "\\\\").replace("'", "\\'")
     return ConfigError(
         f"the value of {key} cannot be read: {value}",

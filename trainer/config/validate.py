@@ -69,13 +69,17 @@ def _ranges(config: Config) -> Iterator[_Problem]:
         if value is None:
             continue
         if key.choices and value not in key.choices:
-            yield _Problem(f"{path}={value} is not a choice", did_you_mean(str(value), key.choices, prefix=f"{path}="))
+            yield _Problem(
+                f"{path}={value} is not a choice", did_you_mean(str(value), key.choices, prefix=f"{path}=")
+            )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             low, high = key.low, key.high
             outside = (low is not None and value < low) or (high is not None and value > high)
             if outside or not math.isfinite(value):
                 unit = f" {key.unit}" if key.unit else ""
-                yield _Problem(f"{path}={value} is out of range", f"take {key.range or 'a finite number'}{unit}")
+                yield _Problem(
+                    f"{path}={value} is out of range", f"take {key.range or 'a finite number'}{unit}"
+                )
 
 
 def _run(config: Config) -> Iterator[_Problem]:
@@ -83,13 +87,18 @@ def _run(config: Config) -> Iterator[_Problem]:
     if name is not None:
         wrong = _wrong_name(name)
         if wrong:
-            yield _Problem(f"run.name={name!r} {wrong}", "run.name=NAME, such as run.name=first-try; run.dir=DIR places it")
+            yield _Problem(
+                f"run.name={name!r} {wrong}",
+                "run.name=NAME, such as run.name=first-try; run.dir=DIR places it",
+            )
     if not config.run.dir.strip():
         yield _Problem("run.dir is empty", "run.dir=runs")
     if config.max_time is not None and not (
         _DURATION.fullmatch(config.max_time) and config.max_time.strip("0:")
     ):
-        yield _Problem(f"max_time={config.max_time} is not HH:MM:SS", "max_time=01:30:00 is an hour and a half")
+        yield _Problem(
+            f"max_time={config.max_time} is not HH:MM:SS", "max_time=01:30:00 is an hour and a half"
+        )
     if config.epochs is None and config.max_steps is None and config.max_time is None:
         yield _Problem("nothing ends the run", "set one of epochs=10, max_steps=1000 or max_time=01:00:00")
     every = config.evaluate.every
@@ -120,7 +129,8 @@ def _data(config: Config) -> Iterator[_Problem]:
         yield from _target("data._target_", data._target_)
     elif data.name not in names.dataset_names():
         yield _Problem(
-            f"data.name={data.name} is not a data set", did_you_mean(data.name, names.dataset_names(), prefix="data.name=")
+            f"data.name={data.name} is not a data set",
+            did_you_mean(data.name, names.dataset_names(), prefix="data.name="),
         )
     if data._target_ is None and data.name in ("folder", "imagenet"):
         yield from _root(data.root, data.name)
@@ -142,7 +152,10 @@ def _root(root: str | None, name: str) -> Iterator[_Problem]:
                 if next(entries, None) is None:
                     yield _Problem(f"data.root={root} is empty", fix)
     except OSError as error:
-        yield _Problem(f"data.root={root} cannot be read ({error.strerror})", "check its permissions, or another data.root")
+        yield _Problem(
+            f"data.root={root} cannot be read ({error.strerror})",
+            "check its permissions, or another data.root",
+        )
 
 
 def _model(config: Config) -> Iterator[_Problem]:
@@ -200,11 +213,15 @@ def _optimizer(config: Config) -> Iterator[_Problem]:
     if known is None:
         options = [name.lower() for name in names.optimizer_names()]
         yield _Problem(
-            f"optim.name={optim.name} is not a class of torch.optim", did_you_mean(optim.name, options, prefix="optim.name=")
+            f"optim.name={optim.name} is not a class of torch.optim",
+            did_you_mean(optim.name, options, prefix="optim.name="),
         )
         return
     if known in names.REFUSED_OPTIMIZERS:
-        yield _Problem(f"optim.name={optim.name} cannot be used: {names.REFUSED_OPTIMIZERS[known]}", "optim.name=sgd or adamw")
+        yield _Problem(
+            f"optim.name={optim.name} cannot be used: {names.REFUSED_OPTIMIZERS[known]}",
+            "optim.name=sgd or adamw",
+        )
         return
     accepted = [name for name in names.optimizer_arguments(known) if name not in _OWN_KEYS]
     for name in optim.args:
@@ -237,7 +254,9 @@ def _batch(config: Config, world_size: int, train_samples: int | None, notes: li
     notes.append(str(plan))
     micro = config.micro_batch_size
     if micro is not None and micro > plan.share:
-        notes.append(f"micro_batch_size={micro} is more than a worker's share of {plan.share}, which is taken at once")
+        notes.append(
+            f"micro_batch_size={micro} is more than a worker's share of {plan.share}, which is taken at once"
+        )
     if train_samples is None:
         return []
     if train_samples < world_size:
@@ -248,12 +267,16 @@ def _batch(config: Config, world_size: int, train_samples: int | None, notes: li
             )
         ]
     if train_samples < config.global_batch_size:
-        notes.append(f"every step takes all {train_samples} training images: global_batch_size={config.global_batch_size}")
+        notes.append(
+            f"every step takes all {train_samples} training images: global_batch_size={config.global_batch_size}"
+        )
     return []
 
 
 def _remarks(config: Config) -> list[str]:
-    late: list[Any] = [epoch for epoch in config.optim.step_epochs if config.epochs and epoch >= config.epochs]
+    late: list[Any] = [
+        epoch for epoch in config.optim.step_epochs if config.epochs and epoch >= config.epochs
+    ]
     if config.optim.schedule == "step" and late:
         return [f"optim.step_epochs: the run ends before epoch {late[0]}"]
     return []

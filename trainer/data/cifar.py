@@ -54,8 +54,11 @@ def from_torchvision(
 
 
 def _fetch(kind: "type[CIFAR10]", root: Path) -> None:
+    from torchvision.datasets.utils import check_integrity
+
     archive = root / kind.filename
-    if not archive.exists():
+    if not check_integrity(archive, kind.tgz_md5):
+        # Also where a damaged archive lies there: it is replaced, once the new one is whole.
         download.download(kind.url, archive, md5=kind.tgz_md5)
     unpacked = root / f".{kind.base_folder}.part"
     try:

@@ -32,7 +32,7 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, sample: int, /) -> tuple[Any, int]: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, int]: ...
 
 
 class TensorImages(Dataset[tuple[torch.Tensor, int]]):
@@ -54,8 +54,8 @@ class TensorImages(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, sample: int) -> tuple[torch.Tensor, int]:
-        return self.images[sample], int(self.targets[sample])
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], int(self.targets[index])
 
     def select(self, samples: NDArray[np.int64]) -> "TensorImages":
         """The given samples as a split of their own."""
@@ -132,7 +132,7 @@ def limited(split: Split, count: int) -> Split:
 
 
 def held_out(path: str, fraction: float) -> bool:
-    """Whether a sample belongs to the validation split: decided by its path alone, so others never move it."""
+    """Whether a sample belongs to the validation split: its path alone decides, so others never move it."""
     digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 

@@ -139,8 +139,8 @@ def _failed(url: str, reason: str) -> UnfitError:
 def _open(url: str, timeout_s: float) -> Any:
     """Opens a URL within `timeout_s`.
 
-    urllib's own time-out begins anew for each of a host's addresses and does not cover the look-up of its name, so a
-    network that swallows packets could hold it up for minutes.
+    urllib's own time-out begins anew for each of a host's addresses and does not cover the look-up of its
+    name, so a network that swallows packets could hold it up for minutes.
     """
     answers: queue.Queue[Any] = queue.Queue()
 
@@ -154,7 +154,7 @@ def _open(url: str, timeout_s: float) -> Any:
     try:
         answer = answers.get(timeout=timeout_s)
     except queue.Empty:
-        raise _failed(url, f"no answer within {timeout_s:.0f} s") from None
+        raise _failed(url, f"no answer within {timeout_s:g} s") from None
     if isinstance(answer, urllib.error.HTTPError):
         raise _failed(url, f"the server says {answer.code} {answer.reason}") from answer
     if isinstance(answer, urllib.error.URLError):

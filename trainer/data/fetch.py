@@ -9,7 +9,7 @@ from trainer.errors import PacelineError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetches, checks and reports in one line; the exit code is 0, 2 (wrong arguments) or 3 (cannot be had)."""
+    """Fetches and checks a data set, says so in one line; exits 0, 2 (wrong name) or 3 (cannot be had)."""
     parser = argparse.ArgumentParser(prog="python -m trainer.data.fetch", description=__doc__)
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(datasets.names())}")
     parser.add_argument("--root", metavar="DIR", help="where a copy lies or is to be put (default: data)")

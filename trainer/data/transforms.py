@@ -1,4 +1,4 @@
-"""From decoded images to the model's input: resizing and augmentation in 8 bits, normalisation on the device."""
+"""From decoded images to the model's input: augmentation in 8 bits, normalisation on the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -114,7 +114,7 @@ class _Evaluation(nn.Module):
             tensor = functional.resize(tensor, [self.resize_size], self.interpolation, antialias=True)
         if tensor.shape == self.shape:
             return tensor
-        return functional.center_crop(tensor, [self.size, self.size]).contiguous()
+        return functional.center_crop(tensor, [self.size, self.size])
 
 
 class BatchAugment:
@@ -136,7 +136,7 @@ class BatchAugment:
     def __call__(
         self, images: torch.Tensor, *, seed: int, epoch: int, samples: NDArray[np.int64]
     ) -> torch.Tensor:
-        """Images, uint8 [B, C, H, W], of the samples with the given ids, int64 [B] -> uint8 [B, channels, H, W]."""
+        """Images, uint8 [B, C, H, W], of the samples, int64 [B] -> the same, uint8 [B, channels, H, W]."""
         if self.shift or self.flip:
             # Three independent numbers of one hash: bit 0, and two fields of 24 bits.
             draws = sample_hash(seed, epoch, samples)
@@ -203,9 +203,10 @@ def shift_reflected(
 
 
 def sample_hash(seed: int, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """64 random bits for each sample: splitmix64 (Steele et al., 2014) chained over seed, epoch and sample."""
+    """64 random bits for each sample: splitmix64 (Steele et al., 2014) chained over seed, epoch, sample."""
     state = np.full(len(samples), seed & (2**64 - 1), np.uint64)
-    for value in (np.uint64(epoch), samples.astype(np.uint64)):
+    # A round for the seed alone: else seed 1 in epoch 0 would be seed 0 in epoch 1.
+    for value in (np.uint64(0), np.uint64(epoch), samples.astype(np.uint64)):
         state = (state ^ value) + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

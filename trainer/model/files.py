@@ -51,7 +51,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "where it was made: torch.save(model.state_dict(), FILE), or save it as .safetensors",
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged: {str(error).splitlines()[0][:120]}", again) from error
+        raise ConfigError(
+            f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0][:120]}", again
+        ) from error
     except OSError as error:
         raise UnfitError(
             f"{path} cannot be read: {error.strerror or error}", "look at its permissions"

@@ -32,7 +32,7 @@ class Tracker(Protocol):
         """Takes something that happened: `time`, `event` and whatever belongs to it."""
 
     def finish(self, summary: Row) -> None:
-        """Takes the results, and hands over all that waits, in bounded time."""
+        """Takes the results (empty when the run failed) and hands over all that waits, in bounded time."""
 
     def hint(self) -> str | None:
         """Where to look at what was tracked, in one line; None when there is nothing to say."""
@@ -64,7 +64,7 @@ class Trackers:
         self._each(lambda tracker: tracker.event(row))
 
     def finish(self, summary: Row) -> None:
-        """Passes the results on and lets every tracker end, each in bounded time."""
+        """Passes the results on, none when the run failed, and lets every tracker end in bounded time."""
         self._each(lambda tracker: tracker.finish(summary))
 
     def hints(self) -> list[str]:

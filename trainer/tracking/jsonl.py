@@ -69,7 +69,7 @@ class JsonlTracker:
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
         message: str | None = None
         with self._lock:
-            self._waiting.append((path, {str(key): _plain(value) for key, value in row.items()}))
+            self._waiting.append((path, {key: _plain(value) for key, value in row.items()}))
             if len(self._waiting) > _WAITING_ROWS:
                 self._waiting.popleft()
                 self._lost += 1

@@ -15,7 +15,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +28,8 @@ from trainer.rundir import RunDir, write_atomic
 
 _QUEUE_ROWS = 2000
 _FINISH_S = 10.0
+# A failed run is to end everywhere within seconds; offline, the rest is written in a fraction of one.
+_FAILED_FINISH_S = 3.0
 # After the helper process was killed, for the thread to notice and take its exit hooks away.
 _LAST_WORDS_S = 2.0
 _INIT_TIMEOUT_S = 30.0
@@ -46,8 +48,8 @@ def open(
 class WandbTracker:
     """Sends rows to W&B from a thread of its own; `step` is the axis of every chart.
 
-    The id lies in `<run>/wandb/run_id`, so that a resumed run continues the same one. Samples of node n appear
-    as `node<n>/gpu/0/...`, thinned to one in ten seconds.
+    The id lies in `<run>/wandb/run_id`, so that a resumed run continues the same one. Samples of node n are
+    shown as `node<n>/gpu/0/...`, thinned to one in ten seconds.
 
     Args:
         options: project, entity, group, tags, mode. WANDB_MODE of the environment wins over the mode.
@@ -111,21 +113,23 @@ class WandbTracker:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Sends what waits and the summary and ends W&B's helper process, within `finish_s` or little more.
 
-        A run that never had a row of metrics does not appear in W&B. The summary's `state` tells it of a failure.
+        An empty summary means that the run failed: W&B is told, and gets three seconds at most. A run that never
+        had a row of metrics does not appear in W&B.
         """
         if self._thread.ident is None:
             return
         self._summary = dict(summary)
-        deadline = time.monotonic() + self._finish_s
+        limit_s = self._finish_s if summary else min(self._finish_s, _FAILED_FINISH_S)
+        deadline = time.monotonic() + limit_s
         with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=self._finish_s)
+            self._queue.put(None, timeout=limit_s)
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             # Left alone it would hold up the interpreter's exit, and whoever reads our output to its end.
             self._kill_helpers()
             self._thread.join(_LAST_WORDS_S)
             how = f": {command}" if (command := self.sync_command()) else ""
-            self._warn(f"W&B did not finish in {self._finish_s:g} s and is left behind; its files stay{how}")
+            self._warn(f"W&B did not finish in {limit_s:g} s and is left behind; its files stay{how}")
         if self._dropped:
             self._warn(
                 f"{self._dropped:,} rows did not reach W&B; metrics.jsonl and monitor.jsonl have them all"
@@ -138,7 +142,7 @@ class WandbTracker:
         return f"W&B: {self._url}" if self._url else None
 
     def sync_command(self) -> str | None:
-        """The command that uploads this run with all its attempts; None where W&B is online or not started."""
+        """The command that uploads the run with all its attempts; None where it is online or not started."""
         if self._offline_folder is None:
             return None
         folders = sorted(self._offline_folder.parent.glob("offline-run-*"))
@@ -168,7 +172,7 @@ class WandbTracker:
                 run = self._init(wandb)
             self._send(run)
             run.summary.update({key: value for key, value in self._summary.items() if _can_chart(value)})
-            run.finish(exit_code=1 if self._summary.get("state") == "failed" else 0)
+            run.finish(exit_code=0 if self._summary else 1)
         except Exception as error:
             self._failed = True
             self._forget_queue()
@@ -275,7 +279,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _exit_hooks_kept() -> Iterator[None]:
+def _exit_hooks_kept() -> Generator[None, None, None]:
     """W&B puts its own functions in the place of sys.exit and sys.excepthook; ours come back afterwards."""
     kept = sys.exit, sys.excepthook
     try:

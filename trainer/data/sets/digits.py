@@ -14,11 +14,10 @@ def build(config: DataConfig) -> Splits:
     """The digits; `data.val_fraction` of them are held out by their number in the set."""
     from sklearn.datasets import load_digits  # 1 s, for this data set alone
 
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / _LEVELS)).astype(np.uint8)[:, None]
-    targets = digits.target.astype(np.int64)
+    grey, targets = load_digits(return_X_y=True)
+    pixels = np.rint(grey.reshape(-1, 1, 8, 8) * (255 / _LEVELS)).astype(np.uint8)
     held = np.array([held_out(f"digits/{index}", config.val_fraction) for index in range(len(targets))])
-    images = TensorImages(torch.from_numpy(pixels), torch.from_numpy(targets))
+    images = TensorImages(torch.from_numpy(pixels), torch.from_numpy(np.asarray(targets, np.int64)))
     return Splits(
         train=images.select(np.flatnonzero(~held)),
         val=images.select(np.flatnonzero(held)),

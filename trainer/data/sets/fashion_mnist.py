@@ -37,8 +37,9 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-"""SHA-256 of the decompressed files, computed from Debian's package dataset-fashion-mnist 0.0~git20200523.55506a9-1,
-which apt had compared with Debian's signed lists. (Debian packs the files anew: compressed they differ.)"""
+"""SHA-256 of the decompressed files, computed from Debian's package dataset-fashion-mnist
+0.0~git20200523.55506a9-1, which apt had compared with Debian's signed lists. (Debian packs the files anew:
+compressed they differ from torchvision's.)"""
 
 PACKAGE = "dataset-fashion-mnist"
 _PACKAGE_FOLDER = Path("usr/share/datasets/fashion-mnist")
@@ -57,8 +58,8 @@ _APT_TIMEOUT_S = 300
 def build(config: DataConfig) -> Splits:
     """The official splits: 60,000 images for training, 10,000 for validation.
 
-    A copy under `data.root` (torchvision's root, or the very folder of the four files, gzipped or not) is used
-    without the network; else the files are fetched into `data.root`, by default `data`.
+    A copy under `data.root` (torchvision's root, or the very folder of the four files, gzipped or not) is
+    used without the network; else the files are fetched into `data.root`, by default `data`.
 
     Raises:
         UnfitError: the files are damaged, or cannot be had.
@@ -189,7 +190,7 @@ def _decompressed(packed: Path) -> bytes:
 def _read_split(folder: Path, split: str) -> TensorImages:
     images = _read(folder, f"{split}-images-idx3-ubyte")
     targets = _read(folder, f"{split}-labels-idx1-ubyte")
-    # An idx file's header is a magic number and each dimension, 4 bytes each; the checksums vouch for what it says.
+    # An idx file begins with a magic number and its dimensions, 4 bytes each; the checksums vouch for them.
     rows, columns = (int.from_bytes(images[start : start + 4].tobytes(), "big") for start in (8, 12))
     return TensorImages(
         torch.from_numpy(images[16:].reshape(-1, 1, rows, columns)),

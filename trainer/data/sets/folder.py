@@ -29,8 +29,8 @@ Pairs = list[tuple[str, int]]
 class PathList:
     """Many paths in one block of bytes.
 
-    A million str objects would be copied into each data-loading process little by little, as their reference counts
-    change (pytorch#13246); this block is shared for good.
+    A million str objects would be copied into each data-loading process little by little, as their reference
+    counts change (pytorch#13246); this block is shared for good.
 
     Args:
         paths: relative paths, of any bytes that the file system allows.
@@ -72,9 +72,9 @@ class FolderImages(Dataset[tuple[Image.Image, int]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, sample: int) -> tuple[Image.Image, int]:
-        path = f"{self.root}/{self.paths[sample]}"
-        return decode(path, self.channels), int(self.targets[sample])
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = f"{self.root}/{self.paths[index]}"
+        return decode(path, self.channels), int(self.targets[index])
 
     def select(self, samples: NDArray[np.int64]) -> "FolderImages":
         """The given samples as a split of their own."""
@@ -94,8 +94,14 @@ def build(config: DataConfig) -> Splits:
     return from_folder(Path(config.root).expanduser(), config)
 
 
-def from_folder(root: Path, config: DataConfig) -> Splits:
-    """The splits of a folder; raises what `build` raises."""
+def from_folder(root: Path, config: DataConfig, *, native: Preprocessing | None = None) -> Splits:
+    """The splits of a folder; raises what `build` raises.
+
+    Args:
+        root: the folder.
+        config: `data`.
+        native: the input that the data suggests; None: look at some of the images.
+    """
     places = layout(root)
     scans = [scan(folder) for folder in (places.train, places.val) if folder is not None]
     bad_files = [bad for found in scans for bad in found.bad]
@@ -117,14 +123,16 @@ def from_folder(root: Path, config: DataConfig) -> Splits:
             )
     else:
         train, val = _pairs(scans[0], classes), _pairs(scans[1], classes)
-    preprocessing, chosen = _native([places.train / path for path, _ in _spread(train)])
-    channels = config.channels or preprocessing.channels
+    if native is None:
+        native, chosen = _native([places.train / path for path, _ in _spread(train)])
+        notes += chosen
+    channels = config.channels or native.channels
     return Splits(
         train=_split(root, places.train, train, channels),
         val=_split(root, places.val or places.train, val, channels),
         classes=classes,
-        preprocessing=preprocessing,
-        notes=notes + chosen,
+        preprocessing=native,
+        notes=notes,
         bad_files=bad_files,
         title=str(root),
     )
@@ -167,8 +175,8 @@ def _hold_out(found: Scan, fraction: float) -> tuple[Pairs, Pairs]:
         (val if held_out(pair[0], fraction) else train).append(pair)
     if not train or not val:
         raise ConfigError(
-            f"data.val_fraction={fraction} leaves {len(train)} images of {found.folder} for training and {len(val)} "
-            "for validation",
+            f"data.val_fraction={fraction} leaves {len(train)} images of {found.folder} for training "
+            f"and {len(val)} for validation",
             "data.val_fraction=0.3, or more images, or separate folders train/ and val/",
         )
     return train, val
@@ -206,17 +214,20 @@ def _spread(pairs: Pairs) -> Pairs:
     return [pairs[index * len(pairs) // count] for index in range(count)]
 
 
+def _header(path: Path) -> tuple[tuple[int, int], str] | None:
+    try:
+        with Image.open(path) as image:
+            return image.size, image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        # A damaged file tells nothing here; it is reported when it is read in full.
+        return None
+
+
 def _native(paths: list[Path]) -> tuple[Preprocessing, list[str]]:
-    """The input that the images suggest: their own size where they are small squares all alike, else the usual 224."""
-    sizes, modes = set(), set()
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.add(image.size)
-                modes.add(image.mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            # A damaged file among them tells nothing; it is reported when it is read in full.
-            continue
+    """The input that the images suggest: their own size where all are small squares, else the usual one."""
+    headers = [header for path in paths if (header := _header(path)) is not None]
+    sizes = {size for size, _ in headers}
+    modes = {mode for _, mode in headers}
     grey = bool(modes) and modes <= {"1", "L", "I", "I;16", "I;16B"}
     mean, std = (_GREY_MEAN, _GREY_STD) if grey else (PHOTO_MEAN, PHOTO_STD)
     notes = ["the images are grey: one channel; data.channels=3 pins colour"] if grey else []

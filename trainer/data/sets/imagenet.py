@@ -6,7 +6,6 @@ from pathlib import Path
 from trainer.config import DataConfig
 from trainer.data import download
 from trainer.data.datasets import Splits
-from trainer.data.scan import layout
 from trainer.data.sets.folder import PHOTO_MEAN, PHOTO_STD, from_folder
 from trainer.errors import ConfigError, UnfitError
 from trainer.preprocessing import Preprocessing
@@ -16,7 +15,7 @@ _WORDS = "meta.bin"
 
 
 def build(config: DataConfig) -> Splits:
-    """The splits `train/` and `val/` below `data.root`, each with a folder per class, or the archives to unpack.
+    """The splits `train/` and `val/` below `data.root`, a folder per class in each, or from the archives.
 
     The classes have their English names where torchvision's `meta.bin` is there, else the folders' names.
 
@@ -24,7 +23,7 @@ def build(config: DataConfig) -> Splits:
         ConfigError: data.root is not set, or has neither the folders nor the archives.
         UnfitError: the files are damaged or cannot be read.
     """
-    where = "image-net.org gives it to registered users: put its three archives, or train/ and val/, into data.root"
+    where = "get it from image-net.org; data.root=DIR with train/ and val/, or with its three archives"
     if config.root is None:
         raise ConfigError("data.name=imagenet needs data.root, a copy of ImageNet", where)
     root = Path(config.root).expanduser()
@@ -34,16 +33,9 @@ def build(config: DataConfig) -> Splits:
                 f"data.root={root} holds neither train/ and val/ nor the archives of ImageNet", where
             )
         _unpack(root)
-    places = layout(root)
-    splits = from_folder(root, config)
+    splits = from_folder(root, config, native=Preprocessing(224, 256, 3, PHOTO_MEAN, PHOTO_STD))
     words = _words(root)
-    return replace(
-        splits,
-        classes=[words.get(name, name) for name in splits.classes],
-        preprocessing=Preprocessing(224, 256, 3, PHOTO_MEAN, PHOTO_STD),
-        notes=[note for note in splits.notes if str(places.train) in note or "left out" in note],
-        title="ImageNet",
-    )
+    return replace(splits, classes=[words.get(name, name) for name in splits.classes], title="ImageNet")
 
 
 def _unpack(root: Path) -> None:

@@ -1,0 +1,110 @@
+"""Real jobs for the launcher's tests: the command itself, its processes, and scripts that behave as asked."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.rundir import RunDir, read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 90.0
+
+
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
+        time.sleep(0.05)
+
+
+class Job:
+    """`paceline run ... -- script.py` in a directory of its own, as the run `job`."""
+
+    def __init__(self, folder: Path, script: str) -> None:
+        self.folder = folder
+        self.script = folder / "script.py"
+        self.script.write_text(script)
+        self.run = RunDir(folder / "runs" / "job")
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "launcher", "run", "run.name=job", "cluster.gpus_per_node=2", "device=cpu"]
+        process = subprocess.Popen(
+            [*command, *overrides, "--", self.script.name, *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+    def finish(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        out, err = process.communicate(timeout=DEADLINE_S)
+        return process.returncode, out, err
+
+    def go(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> tuple[int, str, str]:
+        return self.finish(self.start(*overrides, arguments=arguments, **environment))
+
+    def wait_for_workers(self, count: int = 2) -> list[int]:
+        """The pids that the scripts wrote to `pid-RANK`, once all have."""
+        files = [self.folder / f"pid-{rank}" for rank in range(count)]
+        wait_until(lambda: all(file.exists() and file.read_text() for file in files), "all workers are up")
+        return [int(file.read_text()) for file in files]
+
+    def alive(self) -> list[int]:
+        """Every process of this job that is still there; a zombie has no environment left."""
+        mark = f"PACELINE_RUN_DIR={self.run.path}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+    @property
+    def failure(self) -> dict[str, Any]:
+        return read_json(self.run.failure)
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Iterator[Callable[[str], Job]]:
+    jobs: list[Job] = []
+
+    def make(script: str) -> Job:
+        jobs.append(Job(tmp_path, script))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, which takes root to mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,0 +1,190 @@
+"""Jobs of two real workers, started by the command and ended in every way."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+from tests.launcher.conftest import Job, wait_until
+
+from trainer.rundir import read_json
+
+MakeJob = Callable[[str], Job]
+
+UP = """
+import os, sys, signal, time
+from pathlib import Path
+rank = int(os.environ["RANK"])
+def up():
+    Path(f"pid-{rank}.part").write_text(str(os.getpid()))
+    Path(f"pid-{rank}.part").rename(f"pid-{rank}")
+"""
+
+
+def test_a_script_runs_unchanged_on_all_workers_and_leaves_a_complete_run_directory(make_job: MakeJob) -> None:
+    job = make_job(
+        """
+import atexit, os, sys
+import torch, torch.distributed as dist
+import trainer
+atexit.register(lambda: print("atexit of", os.environ["RANK"]))
+dist.init_process_group("gloo")
+total = torch.tensor([float(dist.get_rank() + 1)])
+dist.all_reduce(total)
+print("sum", total.item(), trainer.WHOSE, sys.argv, __name__, os.environ["OMP_NUM_THREADS"],
+      len(os.environ["MY_API_KEY"]), os.environ["PACELINE_ATTEMPT"], flush=True)
+if dist.get_rank() == 1:
+    os._exit(0)
+dist.destroy_process_group()
+"""
+    )
+    (job.folder / "trainer.py").write_text("WHOSE = 'mine'\n")
+    secret = "s3cret-value-of-mine"
+    code, out, err = job.go(arguments=("--lr", secret), MY_API_KEY=secret, OMP_NUM_THREADS="3")
+    assert code == 0, err
+    line = f"sum 3.0 mine ['script.py', '--lr', '{secret}'] __main__ 3 {len(secret)} 0\n"
+    assert out == f"{line}atexit of 0\n"
+    assert job.run.log(0, 1).read_text() == line
+    assert secret not in err
+    written = [path for path in job.run.path.rglob("*") if path.is_file() and path != job.run.log(0, 1)]
+    assert [path for path in written if secret in path.read_text()] == []
+    record = read_json(job.run.job)
+    assert record["argv"][-3:] == ["script.py", "--lr", "$MY_API_KEY"]
+    assert record["world_size"] == 2
+    assert record["attempt"] == 0
+    assert "torch" in record["packages"]
+    assert job.run.config.exists()
+    assert job.run.read_status()["state"] == "finished"
+
+
+def test_one_exception_is_shown_once_restarts_are_attempts_and_the_echo_is_silent(make_job: MakeJob) -> None:
+    job = make_job(
+        """
+import os
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+def work():
+    if dist.get_rank() == 1:
+        raise ValueError("broken on purpose")
+    dist.all_reduce(torch.ones(1))
+work()
+"""
+    )
+    code, _, err = job.go("cluster.max_restarts=1")
+    assert code == 1
+    failure = job.failure
+    assert (failure["rank"], failure["type"], failure["message"]) == (1, "ValueError", "broken on purpose")
+    assert failure["place"] == "script.py:7 in work"
+    assert failure["attempt"] == 1
+    assert failure["exit_code"] == 1
+    assert failure["traceback"].startswith("Traceback")
+    assert "launcher" not in failure["traceback"]
+    assert "failed: ValueError on rank 1" in err
+    assert "Traceback" not in err
+    assert err.count("failed") == 1
+    for attempt in (0, 1):
+        assert "ValueError: broken on purpose" in job.run.log(attempt, 1).read_text()
+    assert job.run.read_status()["state"] == "failed"
+
+
+def test_a_workers_exit_code_3_ends_the_job_at_once_with_3_and_is_not_tried_again(make_job: MakeJob) -> None:
+    job = make_job(UP + "up()\nif rank == 1: sys.exit(3)\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(600)")
+    code, _, err = job.go("cluster.max_restarts=2")
+    assert code == 3, err
+    assert job.failure["rank"] == 1
+    assert job.run.next_attempt() == 1
+    assert job.alive() == []
+
+
+def test_a_killed_worker_is_named_and_gives_128_plus_9(make_job: MakeJob) -> None:
+    job = make_job(UP + "up()\ntime.sleep(600)")
+    process = job.start()
+    pids = job.wait_for_workers()
+    os.kill(pids[1], signal.SIGKILL)
+    code, _, err = job.finish(process)
+    assert code == 128 + 9
+    assert "failed: killed by SIGKILL on rank 1" in err
+    assert job.failure["type"] == "SIGKILL"
+    assert job.failure["exit_code"] == 137
+    assert job.alive() == []
+
+
+def test_sigterm_reaches_each_worker_once_and_the_job_stops_with_75_and_goes_on_as_attempt_1(
+    make_job: MakeJob,
+) -> None:
+    job = make_job(
+        UP
+        + """
+if os.environ["PACELINE_ATTEMPT"] == "1":
+    print("went on", flush=True)
+    sys.exit(0)
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+up()
+while not asked:
+    time.sleep(0.02)
+time.sleep(0.3)
+print("asked", len(asked), flush=True)
+sys.exit(75)
+"""
+    )
+    process = job.start()
+    job.wait_for_workers()
+    process.send_signal(signal.SIGTERM)
+    code, out, err = job.finish(process)
+    assert code == 75
+    assert out == "asked 1\n"
+    assert job.run.log(0, 1).read_text() == "asked 1\n"
+    assert "stopped by SIGTERM" in err
+    assert "paceline run cluster.gpus_per_node=2 device=cpu run.name=job -- script.py" in err
+    assert job.run.read_status()["state"] == "stopped"
+    assert not job.run.failure.exists()
+    code, out, _ = job.go()
+    assert (code, out) == (0, "went on\n")
+    assert job.run.read_status()["state"] == "finished"
+
+
+def test_a_second_ctrl_c_ends_workers_that_do_not_stop_at_once(make_job: MakeJob) -> None:
+    job = make_job(
+        UP
+        + """
+def note(*_):
+    Path(f"asked-{rank}").touch()
+signal.signal(signal.SIGTERM, note)
+up()
+while True:
+    time.sleep(0.1)
+"""
+    )
+    process = job.start()
+    job.wait_for_workers()
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: all((job.folder / f"asked-{rank}").exists() for rank in (0, 1)), "both were asked")
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, _, err = job.finish(process)
+    assert code == 128 + signal.SIGINT
+    assert "ended by SIGINT" in err
+    assert job.alive() == []
+
+
+def test_a_killed_launcher_leaves_no_process_behind(make_job: MakeJob) -> None:
+    job = make_job(UP + "signal.signal(15, signal.SIG_IGN)\nup()\ntime.sleep(600)")
+    process = job.start()
+    workers = job.wait_for_workers()
+    assert set(workers) < set(job.alive())
+    process.kill()
+    process.wait()
+    wait_until(lambda: not job.alive(), "the agent and its workers are gone", deadline_s=10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_a_stop_before_the_workers_are_up_is_no_failure(make_job: MakeJob, number: signal.Signals) -> None:
+    job = make_job("import time\ntime.sleep(600)")
+    process = job.start()
+    wait_until(job.alive, "the agent is there")
+    process.send_signal(number)
+    code, _, err = job.finish(process)
+    assert code == 128 + number
+    assert "Traceback" not in err
+    assert job.alive() == []

@@ -1,0 +1,139 @@
+"""The gradients of a step are those of one big batch, whatever the world size and the micro-batches."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from tests.workers import alone, run_workers
+from trainer.config import DistributedConfig
+from trainer.data.sampler import StepPlan, StepSampler
+from trainer.data.samples import IGNORED_TARGET
+from trainer.distributed import World, data_parallel
+from trainer.precision import Scaler, choose
+from trainer.step import Stepper
+
+SAMPLES, FEATURES, CLASSES = 37, 5, 3
+_generator = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(SAMPLES, FEATURES, dtype=torch.float64, generator=_generator)
+TARGETS = torch.randint(0, CLASSES, (SAMPLES,), generator=_generator)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(FEATURES, 7), nn.Tanh(), nn.Linear(7, CLASSES)).double()
+
+
+def criterion(output: object, targets: torch.Tensor) -> torch.Tensor:
+    assert isinstance(output, torch.Tensor)
+    return F.cross_entropy(output, targets, reduction="sum")
+
+
+def stepper(world: World, model: nn.Module, plan: StepPlan, *, counts_targets: bool, clip: float | None) -> Stepper:
+    wrapped = data_parallel(model, world, DistributedConfig(), accumulates=plan.largest_accumulation > 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    optimizer.param_groups[0]["base_lr"] = 0.5
+    precision = choose("fp32", world.device)
+    return Stepper(
+        model=wrapped,
+        optimizer=optimizer,
+        lr_factor=lambda step: 1 / (1 + step),
+        criterion=criterion,
+        normaliser=lambda inputs: inputs,
+        precision=precision,
+        scaler=Scaler(enabled=False, device=world.device),
+        world=world,
+        clip_norm=clip,
+        seed=0,
+        counts_targets=counts_targets,
+    )
+
+
+def batches(plan: StepPlan, steps: int, bad: frozenset[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for indices in StepSampler(range(SAMPLES), plan, seed=3, first_step=0, last_step=steps):
+        kept = [sample for sample in indices.samples.tolist() if sample not in bad] if bad else indices.samples
+        if len(kept) == 0:
+            yield torch.zeros(1, FEATURES, dtype=torch.float64), torch.tensor([IGNORED_TARGET])
+            continue
+        targets = TARGETS[kept].clone()
+        if not indices.counts:
+            targets.fill_(IGNORED_TARGET)
+        yield INPUTS[kept], targets
+
+
+def train_weights(
+    world: World, micro_batch: int | None, bad: frozenset[int], clip: float | None
+) -> tuple[list[torch.Tensor], float]:
+    plan = StepPlan(SAMPLES, 10, world.world_size, world.rank, micro_batch)
+    model = network()
+    take = stepper(world, model, plan, counts_targets=bool(bad), clip=clip)
+    stream = batches(plan, 8, bad)
+    for step in range(8):
+        take(plan.share(step), stream)
+    return [p.detach() for p in model.parameters()], float(world.sum(take.loss_sum.clone()))
+
+
+def reference_weights(bad: frozenset[int], clip: float | None) -> tuple[list[torch.Tensor], float]:
+    """One process, one batch a step, torch's own mean loss: what it should be."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    total = 0.0
+    sampler = iter(StepSampler(range(SAMPLES), StepPlan(SAMPLES, 10), seed=3, first_step=0, last_step=8))
+    for step, indices in enumerate(sampler):
+        kept = [sample for sample in indices.samples.tolist() if sample not in bad]
+        optimizer.param_groups[0]["lr"] = 0.5 / (1 + step)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(INPUTS[kept]), TARGETS[kept])
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        total += loss.item() * len(kept)
+    return [p.detach() for p in model.parameters()], total
+
+
+NOTHING: frozenset[int] = frozenset()
+BAD = frozenset({2, 3, 11, 30, 31, 32})
+
+
+@pytest.mark.parametrize("bad", [NOTHING, BAD], ids=["all_good", "bad_images"])
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 3), (2, None), (3, 2), (4, 1)])
+def test_weights_equal_those_of_one_big_batch(world_size: int, micro_batch: int | None, bad: frozenset[int]) -> None:
+    expected, expected_loss = reference_weights(bad, None)
+    if world_size == 1:
+        results = [train_weights(alone(), micro_batch, bad, None)]
+    else:
+        results = run_workers(world_size, train_weights, micro_batch, bad, None)
+    for weights, loss in results:
+        for one, other in zip(weights, expected, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-10)
+        assert loss == pytest.approx(expected_loss, abs=1e-9)
+
+
+def test_clipping_sees_the_gradient_of_the_whole_step() -> None:
+    expected, _ = reference_weights(NOTHING, 0.05)
+    for weights, _ in run_workers(2, train_weights, 2, NOTHING, 0.05):
+        for one, other in zip(weights, expected, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-10)
+
+
+def test_what_is_random_in_the_model_depends_on_step_and_rank_not_on_the_past() -> None:
+    plan = StepPlan(SAMPLES, 10)
+    seen: dict[int, list[torch.Tensor]] = {0: [], 5: []}
+    for first in seen:
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(FEATURES, CLASSES).double())
+        model[0].register_forward_hook(lambda _m, _i, out, first=first: seen[first].append(out.detach().clone()))
+        take = stepper(alone(), model, plan, counts_targets=False, clip=None)
+        stream = iter(
+            [(INPUTS[:4], TARGETS[:4])] * 20
+        )
+        for step in range(first, 8):
+            torch.rand(first + 1)
+            share = replace(plan.share(step), micro_batches=(4,))
+            take(share, stream)
+    for early, late in zip(seen[0][5:], seen[5], strict=True):
+        assert torch.equal(early, late)
+    assert not torch.equal(seen[0][0], seen[0][1])
