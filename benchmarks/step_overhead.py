@@ -14,16 +14,12 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from rivals import contestants
-from torch import nn
 
 GOAL = 1.10
 WARM_UP, STEPS = 100, 300  # multiples of log_every_steps: rows of metrics are the stopwatch
@@ -41,6 +37,8 @@ def compete(rank: int, world_size: int, accumulation: int, rounds: int, port: in
     figures: dict[str, list[float]] = {name: [] for name in runners}
     for round_number in range(rounds + 1):
         for name, run in runners.items():
+            # Some trainers set the number of threads; here everyone has one core.
+            torch.set_num_threads(1)
             dist.barrier()
             seconds = run(WARM_UP, STEPS)
             if round_number:

@@ -13,6 +13,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -95,8 +97,9 @@ def _run(plan: JobPlan) -> int:
 
     run = RunDir(plan.run_dir)
     if plan.program.kind != "trainer":
-        run.failure.unlink(missing_ok=True)
-        run.update_status(state="running", attempt=plan.attempt)
+        with _telling_of("status.json"):
+            run.failure.unlink(missing_ok=True)
+            run.update_status(state="running", attempt=plan.attempt)
     stop = Stop(plan.stop_grace_s)
     agent = Agent(plan, _rendezvous(plan), stop)
     stop.listen()
@@ -205,7 +208,8 @@ def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int) -> int:
         row = verdict.failure_row(
             failure, host=socket.gethostname(), attempt=plan.attempt, code=code, log=log
         )
-        write_json(run.failure, row)
+        with _telling_of("failure.json"):
+            write_json(run.failure, row)
     if plan.program.kind == "trainer" and row["rank"] == 0 and failure.code > 0:
         # Rank 0 has the terminal and has said it.
         print(f"  log     {row['log']}\n  again   {plan.again}", file=sys.stderr)
@@ -219,7 +223,17 @@ def _settle(run: RunDir, plan: JobPlan, code: int) -> None:
     state = run.read_status().get("state", "pending")
     if state in ("running", "pending"):
         end = {0: "finished", verdict.STOPPED: "stopped"}.get(code, "failed")
-        run.update_status(state=end, attempt=plan.attempt, exit_code=code)
+        with _telling_of("status.json"):
+            run.update_status(state=end, attempt=plan.attempt, exit_code=code)
+
+
+@contextmanager
+def _telling_of(name: str) -> Iterator[None]:
+    """Says that a file could not be written, and goes on: the verdict must be heard on a full disk too."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: cannot write {name}: {error.strerror or error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

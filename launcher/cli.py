@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 HELP = """\
 Train on every GPU of this machine.
 
-  paceline run recipe=fashion_mnist                       train a recipe
-  paceline run data.name=folder data.root=/my/images      train on a folder per class
-  paceline run recipe=fashion_mnist --dry-run             show what would be started
-  paceline run run.name=X ...                             again: goes on where X stopped
-  paceline run cluster.gpus_per_node=2 -- train.py --lr 1 launch any script of your own
-  paceline config show recipe=fashion_mnist               every value, and who set it
-  paceline config explain optim.lr                        what a key means
-  paceline config diff A B                                what differs between two runs
+  paceline run recipe=fashion_mnist              train a recipe
+  paceline run recipe=finetune data.root=/imgs   your images, a folder per class
+  paceline run recipe=fashion_mnist --dry-run    show what would be started
+  paceline run run.name=X ...                    again: goes on where X stopped
+  paceline run -- train.py --lr 0.1              launch any script of your own
+  paceline config show recipe=fashion_mnist      every value, and who set it
+  paceline config explain optim.lr               what a key means
+  paceline config diff A B                       what differs between two runs
 
   run     train on this machine        paceline run --help
   config  look at the configuration    paceline config --help
@@ -64,6 +64,9 @@ ALIASES = {
 }
 """Words that people try, by the verb they mean."""
 
+CONFIG_TOPICS = ("show", "explain", "diff")
+"""What `paceline config` does besides listing keys."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit code."""
@@ -74,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PacelineError as error:
         if "--debug" in ours:
             traceback.print_exc()
-        print(f"error: {error}\nnothing was started", file=sys.stderr)
+        started = "" if arguments and arguments[0] == "config" else "\nnothing was started"
+        print(f"error: {error}{started}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output (`| head`) has seen enough.
@@ -226,6 +230,33 @@ def _short(path: str) -> str:
 
 
 def _config(arguments: list[str]) -> int:
+    parser = _Parser("config", CONFIG_HELP, ["--json", "--debug", "--config-dir"])
+    options = parser.read(arguments)
+    if options.help:
+        return parser.print_text()
+
+    from trainer.config import explain
+
+    topic, *words = options.words or [""]
+    directory, as_json = _directory(options), options.json
+    if topic == "show":
+        _check_overrides(words)
+        text = explain.show(words, as_json, config_dir=directory)
+    elif topic == "explain":
+        if not words:
+            raise ConfigError("explain needs a key", "paceline config explain optim.lr")
+        text = explain.explain(words[0], words[1:], as_json, config_dir=directory)
+    elif topic == "diff":
+        if len(words) != 2:
+            raise ConfigError(f"diff needs two configurations, not {len(words)}", "paceline config diff A B")
+        text = explain.diff(words[0], words[1], as_json, config_dir=directory)
+    elif words:
+        close = difflib.get_close_matches(topic, CONFIG_TOPICS, n=1)
+        hint = f". Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"unknown topic {topic!r}{hint}", "paceline config --help lists them")
+    else:
+        text = explain.listing(topic, as_json, config_dir=directory)
+    print(text)
     return 0
 
 

@@ -24,7 +24,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Requests to stop; the agent takes them and hands SIGTERM to its workers."""
 
 _PR_SET_PDEATHSIG = 1
-_FINISH_LIMIT_S = 5.0
+_FINISH_LIMIT_S = 2.0
 _LIBRARY = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -167,7 +167,7 @@ def _exit_status(exit: SystemExit) -> int:
 def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
     """Leaves word of a failure for the agent's verdict, and its traceback in the rank's log."""
     row = {"host": socket.gethostname(), "time": time.time()}
-    log.parent.mkdir(parents=True, exist_ok=True)
+    text = ""
     if error is not None:
         trace = _own_part(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, trace))
@@ -179,11 +179,16 @@ def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
             "place": user_place(traceback.extract_tb(trace)),
             "traceback": text,
         }
-        with log.open("a") as stream:
-            stream.write(text)
         if show and int(os.environ["LOCAL_RANK"]) == 0:
             sys.stderr.write(text)
-    write_json(exit_record(log), row)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stream:
+            stream.write(text)
+        write_json(exit_record(log), row)
+    except OSError as problem:
+        # The terminal, or what is left of the log, is the only place where it can still be seen.
+        sys.stderr.write(f"{text}warning: cannot write {log}: {problem.strerror or problem}\n")
 
 
 def _own_part(trace: TracebackType | None) -> TracebackType | None:

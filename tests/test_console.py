@@ -38,14 +38,15 @@ class Clock:
 
 
 class Terminal:
-    """A pseudo-terminal; `text` is everything that was written to it."""
+    """A pseudo-terminal; `text` is everything that was written to it, `hang_up` ends it without reading."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self) -> None:
         self._master, slave = pty.openpty()
-        os.environ["COLUMNS"] = str(columns)
         self.stream: TextIO = os.fdopen(slave, "w", buffering=1)
         self._parts: list[bytes] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def read(self) -> None:
         self._reader.start()
 
     def _read(self) -> None:
@@ -59,9 +60,9 @@ class Terminal:
         os.close(self._master)
 
     def text(self) -> str:
-        if not self.stream.closed:
-            self.stream.close()
+        self.stream.close()
         self._reader.join(10)
+        os.close(self._master)
         return b"".join(self._parts).decode()
 
 
@@ -70,16 +71,17 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    # Set through the fixture, so that a terminal's own setting ends with the test.
     monkeypatch.setenv("COLUMNS", "120")
 
 
 @contextmanager
 def on_terminal(
-    columns: int = 120, log: Path | None = None, **more: Any
+    log: Path | None = None, *, read: bool = True
 ) -> Generator[tuple[Console, Terminal], None, None]:
-    terminal = Terminal(columns)
-    console = open_console(is_rank_zero=True, log=log, stream=terminal.stream, **more)
+    terminal = Terminal()
+    if read:
+        terminal.read()
+    console = open_console(is_rank_zero=True, log=log, stream=terminal.stream)
     yield console, terminal
     console.close()
 
@@ -260,7 +262,7 @@ def test_a_reader_that_went_away_does_not_stop_the_run_nor_the_log(tmp_path: Pat
 
 def test_a_terminal_that_went_away_does_not_stop_the_run_nor_the_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with on_terminal(log=log) as (console, terminal):
+    with on_terminal(log=log, read=False) as (console, terminal):
         assert isinstance(console, TerminalConsole)
         terminal.hang_up()
         say_everything(console)

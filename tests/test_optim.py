@@ -74,7 +74,19 @@ def test_each_group_remembers_the_peak_rate() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "sgd AdamW adam RMSprop nadam RAdam adagrad adadelta adamax asgd rprop adafactor".split(),
+    [
+        "sgd",
+        "AdamW",
+        "adam",
+        "RMSprop",
+        "nadam",
+        "RAdam",
+        "adagrad",
+        "adadelta",
+        "asgd",
+        "rprop",
+        "adafactor",
+    ],
 )
 def test_optimizers_by_name_change_the_weights(name: str) -> None:
     torch.manual_seed(0)

@@ -17,11 +17,7 @@ import rich.table
 import rich.text
 
 from trainer import wording
-from trainer.voice import Voice
-
-# Off a terminal a progress line comes at most this often, and at most once for each hundredth of the run.
-_SOBER_PERIOD_S = 30.0
-_SOBER_SHARE = 0.01
+from trainer.voice import Pace, Voice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +135,7 @@ class LineConsole:
 
     def __init__(self, stream: TextIO, log: Path | None, *, clock: Callable[[], float]) -> None:
         self._voice = Voice(stream, log)
-        self._pace = _Pace(clock)
+        self._pace = Pace(clock)
 
     def say(self, text: str) -> None:
         """Says something."""
@@ -157,7 +153,7 @@ class LineConsole:
 
     def progress(self, progress: Progress) -> None:
         """Writes a line when 30 s and a hundredth of the run have passed since the last one."""
-        if self._pace.is_due(progress):
+        if self._pace.is_due(progress.step, progress.total_steps):
             self._voice.line(progress_line(progress))
 
     def evaluation(self, *, epoch: int | None, step: int, metrics: Mapping[str, float], best: bool) -> None:
@@ -184,7 +180,7 @@ class TerminalConsole(LineConsole):
 
     def progress(self, progress: Progress) -> None:
         """Redraws the live line; the log file gets one at the pace of a run off a terminal."""
-        if self._pace.is_due(progress):
+        if self._pace.is_due(progress.step, progress.total_steps):
             self._voice.to_log(progress_line(progress))
         with self._lock:
             if self._voice.broken:
@@ -286,24 +282,3 @@ def _live_line(progress: Progress, width: int) -> rich.table.Table:
     cells.append(rich.text.Text(text, no_wrap=True, overflow="ellipsis"))
     line.add_row(*cells)
     return line
-
-
-class _Pace:
-    """Decides which progress lines are worth writing off a terminal."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._time = float("-inf")
-        self._step = float("-inf")
-
-    def is_due(self, progress: Progress) -> bool:
-        """Whether 30 s and a hundredth of the run have passed since the line before."""
-        now = self._clock()
-        with self._lock:
-            if now - self._time < _SOBER_PERIOD_S:
-                return False
-            if progress.step - self._step < _SOBER_SHARE * progress.total_steps:
-                return False
-            self._time, self._step = now, progress.step
-            return True

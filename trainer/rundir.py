@@ -174,7 +174,7 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one JSON object as one line in a single write, so that lines of several processes do not mix.
 
     Raises:
-        OSError: the disk is full, the directory is not writable, and so on; a part of the line may be in the file.
+        OSError: the disk is full, the directory is not writable, and so on; a part of the line may be there.
     """
     line = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

@@ -1,11 +1,16 @@
-"""Lines to a stream and to a log file; the loss of either never reaches the one who speaks."""
+"""Where and how often lines are written; the loss of a stream or a log never reaches the one who speaks."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 import rich.console
 import rich.text
+
+# Off a terminal a progress line comes at most this often, and at most once for each hundredth of the run.
+_SOBER_PERIOD_S = 30.0
+_SOBER_SHARE = 0.01
 
 
 class _Screen(rich.console.Console):
@@ -53,3 +58,24 @@ class Voice:
                 notice = f"warning: {self._log} cannot be written and is given up: {error.strerror}"
                 self._log = None
         self.line(notice, style="yellow")
+
+
+class Pace:
+    """Decides which progress lines are worth writing off a terminal."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._time = float("-inf")
+        self._step = float("-inf")
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Whether 30 s and a hundredth of the run have passed since the line before."""
+        now = self._clock()
+        with self._lock:
+            if now - self._time < _SOBER_PERIOD_S:
+                return False
+            if step - self._step < _SOBER_SHARE * total_steps:
+                return False
+            self._time, self._step = now, step
+            return True

@@ -156,6 +156,7 @@ def test_a_truncated_image_is_bad_in_every_format(tmp_path: Path, suffix: str, s
     assert caught.value.reason
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_bytes_raise_nothing_but_bad_image(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     for suffix in ("png", "tif", "gif", "webp", "bmp"):

@@ -33,8 +33,18 @@ class Job:
         self.run = RunDir(folder / "runs" / "job")
         self._processes: list[subprocess.Popen[str]] = []
 
-    def start(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "launcher", "run", "run.name=job", "cluster.gpus_per_node=2", "device=cpu"]
+    def start(
+        self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "launcher",
+            "run",
+            "run.name=job",
+            "cluster.gpus_per_node=2",
+            "device=cpu",
+        ]
         process = subprocess.Popen(
             [*command, *overrides, "--", self.script.name, *arguments],
             cwd=self.folder,
@@ -51,7 +61,9 @@ class Job:
         out, err = process.communicate(timeout=DEADLINE_S)
         return process.returncode, out, err
 
-    def go(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> tuple[int, str, str]:
+    def go(
+        self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str
+    ) -> tuple[int, str, str]:
         return self.finish(self.start(*overrides, arguments=arguments, **environment))
 
     def wait_for_workers(self, count: int = 2) -> list[int]:

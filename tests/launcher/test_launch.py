@@ -21,7 +21,9 @@ def up():
 """
 
 
-def test_a_script_runs_unchanged_on_all_workers_and_leaves_a_complete_run_directory(make_job: MakeJob) -> None:
+def test_a_script_runs_unchanged_on_all_workers_and_leaves_a_complete_run_directory(
+    make_job: MakeJob,
+) -> None:
     job = make_job(
         """
 import atexit, os, sys

@@ -91,6 +91,13 @@ def test_images_too_small_for_the_network_are_refused_with_the_smallest_size(nam
     assert f"data.image_size={size + 1}" in refused.value.fix
 
 
+@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 28), ("maxvit_t", 64)])
+def test_images_of_a_size_that_does_not_divide_are_refused(name: str, size: int) -> None:
+    with EmptyOnMeta(), pytest.raises(ConfigError, match="cannot be built") as refused:
+        build_model(ModelConfig(name=name), num_classes=CLASSES, channels=3, image_size=size)
+    assert "data.image_size" in refused.value.fix
+
+
 @pytest.mark.parametrize("name", ["efficientnet_v2_s", "swin_t"])
 def test_models_whose_weights_name_a_larger_size_still_take_small_images(name: str) -> None:
     with EmptyOnMeta():

@@ -23,7 +23,8 @@ def utilizations(which, visible=None, **more):
     return found, reports
 
 visible = {
-    "unset": None, "indices": "2,0", "spaces": " 1, 3 ", "empty": "", "minus one": "1,-1,2", "too high": "1,9,2",
+    "unset": None, "indices": "2,0", "spaces": " 1, 3 ", "empty": "", "minus one": "1,-1,2",
+    "too high": "1,9,2",
     "uuids": "GPU-0005-stand-in,GPU-0001", "ambiguous": "GPU-000",
     "mig": "MIG-3-a,MIG-3-b,MIG-1-c",
     "old mig": "MIG-GPU-0006-stand-in/1/0", "unknown mig": "MIG-nonsense",

@@ -157,8 +157,8 @@ def test_configuration_name_and_summary_are_stored(two_attempts: tuple[Path, Any
 
 def test_the_id_stays_the_same_over_attempts(two_attempts: tuple[Path, Any]) -> None:
     folder, _ = two_attempts
-    ids = {path.name.rpartition("-")[2] for path in folder.glob("wandb/offline-run-*")}
-    assert ids == {(folder / "wandb" / "run_id").read_text()}
+    names = [path.name for path in folder.glob("wandb/offline-run-*/run-*.wandb")]
+    assert names == 2 * [f"run-{(folder / 'wandb' / 'run_id').read_text()}.wandb"]
 
 
 def test_the_sync_command_names_every_attempt(two_attempts: tuple[Path, Any]) -> None:
@@ -168,7 +168,7 @@ def test_the_sync_command_names_every_attempt(two_attempts: tuple[Path, Any]) ->
     assert result["command before"] is None
     words = shlex.split(result["command"])
     assert words[:2] == ["wandb", "sync"]
-    assert {Path(word).name for word in words[2:]} == {p.name for p in folder.glob("wandb/offline-run-*")}
+    assert {Path(word) for word in words[2:]} == set(folder.glob("wandb/offline-run-*"))
     assert result["hint"] == f"W&B (offline): {result['command']}"
 
 

@@ -75,11 +75,12 @@ def translated(overrides: Sequence[str]) -> Iterator[None]:
     """Retells what Hydra and OmegaConf raise in the body as a ConfigError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         yield
     # Hydra also answers some mistakes of users with a bare ValueError or an assertion.
-    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError) as error:
         raise problems.translate(error, list(overrides)) from error
 
 

@@ -37,16 +37,16 @@ Task = Callable[[Config], int]
 def run(argv: Sequence[str], task: Task) -> int:
     """Composes the configuration that the arguments ask for and runs the task on it.
 
-    With overrides alone this is one composition and one call. With an option (`--cfg job`, `--help`, `--multirun`,
-    `--config-dir`, `--info`, ...) or an override of Hydra's own keys, `hydra.main` does what its users know; a
-    `--multirun` calls the task once for each job.
+    With overrides alone this is one composition and one call. With an option (`--cfg job`, `--help`,
+    `--multirun`, `--config-dir`, ...) or an override of Hydra's own keys, `hydra.main` does what its users
+    know; `--multirun` calls the task once for each job.
 
     Args:
         argv: the command line without the program.
         task: takes the configuration and returns an exit code.
 
     Returns:
-        The task's exit code, of a sweep the worst one; 2 after two lines on stderr where the arguments are wrong.
+        The task's exit code, of a sweep the worst one; 2 after two lines on stderr about a wrong argument.
     """
     try:
         if any(text.startswith("-") or is_hydras(text) for text in argv):

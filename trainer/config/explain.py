@@ -40,7 +40,7 @@ def show(overrides: Sequence[str], as_json: bool = False, *, config_dir: Path | 
 def explain(
     key: str, overrides: Sequence[str] = (), as_json: bool = False, *, config_dir: Path | None = None
 ) -> str:
-    """One key: value, type, range, meaning, who set it and what that overrode; of a section the list of its keys.
+    """One key: value, type, range, meaning, who set it and what that overrode; of a section its keys.
 
     Raises:
         ConfigError: an unknown key, or as for `compose`.
@@ -76,7 +76,7 @@ def diff(a: str, b: str, as_json: bool = False, *, config_dir: Path | None = Non
     """The keys in which two configurations differ.
 
     Args:
-        a: a run directory, the name of a run in `runs`, a config.yaml, or overrides (`"recipe=finetune optim.lr=1"`).
+        a: a run directory, the name of a run in `runs`, a config.yaml, or overrides (`"recipe=digits"`).
         b: likewise.
         as_json: an object with a list of `differences` instead.
         config_dir: a directory of the user's own configuration files.

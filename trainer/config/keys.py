@@ -54,10 +54,7 @@ class Key:
     @property
     def takes(self) -> str:
         """What a value must be, in words."""
-        if self.choices:
-            words = "one of " + ", ".join(self.choices)
-        else:
-            words = type_words(self.type)
+        words = f"one of {', '.join(self.choices)}" if self.choices else type_words(self.type)
         return f"{words} or null" if self.optional else words
 
     @property

@@ -1,7 +1,7 @@
 """The names that `model.name`, `optim.name`, `data.name` and the groups take, read from source text.
 
-Importing torch and torchvision takes seconds; a typing mistake has to be told in a fraction of one. So the installed
-packages' source is searched instead. The tests compare the result with what the imported packages say.
+Importing torch and torchvision takes seconds; a typing mistake has to be told in a fraction of one. So the
+installed packages' source is searched instead, and the tests compare that with what the packages say.
 """
 
 import ast
@@ -42,7 +42,7 @@ class _Model:
 
 
 def config_root() -> Path:
-    """The directory of the shipped configuration files: within the wheel, or beside the package in a checkout.
+    """The directory of the shipped configuration files: in the wheel, or beside the package in a checkout.
 
     Raises:
         UnfitError: neither is there.
@@ -60,7 +60,7 @@ def group_names(config_dir: Path | None = None) -> list[str]:
 
 
 def group_files(group: str, config_dir: Path | None = None) -> dict[str, Path]:
-    """The options of a group: name -> file. A shipped file wins over a user's of the same name, as in Hydra."""
+    """The options of a group: name -> file. A shipped file wins over a user's of that name, as in Hydra."""
     files: dict[str, Path] = {}
     for root in _roots(config_dir):
         folder = root / group
@@ -95,7 +95,7 @@ def has_pretrained_weights(model: str) -> bool:
 
 
 def weights_names(model: str) -> list[str]:
-    """The names of torchvision's weights for a model, `DEFAULT` among them; empty for ours and unknown ones."""
+    """The names of torchvision's weights for a model with `DEFAULT`; empty for ours and unknown ones."""
     found = _torchvision().get(model.lower())
     if found is None or found.weights is None:
         return []

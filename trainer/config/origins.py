@@ -1,4 +1,4 @@
-"""Who set each value: the schema, a file of `configs/`, a recipe, the user's own files or the command line."""
+"""Who set each value: the schema, a file of `configs/`, the user's own files or the command line."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Origins:
     settings: dict[str, list[Setting]]
 
     def of(self, path: str) -> list[Setting]:
-        """The layers of a key, the schema's default first; for `args` what each of them says of its content."""
+        """The layers of a key, the schema's default first; for `args` what each says of its content."""
         key = leaves().get(path)
         chain = [Setting(key.default, SCHEMA)] if key else []
         inner: dict[str, dict[str, Any]] = {}

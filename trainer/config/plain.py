@@ -1,16 +1,14 @@
-"""The configuration as plain YAML and back, without Hydra: what a frozen run directory holds and workers read."""
+"""The configuration as plain YAML and back, without Hydra: what a run directory holds and workers read."""
 
 import math
 import typing
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from trainer.config.keys import bare_type, type_words
 from trainer.config.schema import Config
 from trainer.config.suggest import suggest_key
 from trainer.errors import ConfigError
-
-_T = TypeVar("_T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -50,15 +48,16 @@ def from_dict(values: Any) -> Config:
     Raises:
         ConfigError: an unknown key, or a value of another type.
     """
-    return _section(Config, values, "")
+    config: Config = _section(Config, values, "")
+    return config
 
 
-def _section(kind: type[_T], values: Any, path: str) -> _T:
+def _section(kind: Any, values: Any, path: str) -> Any:
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path or 'the configuration'} must hold keys, got {values!r}", "write key: value lines"
         )
-    known = {item.name: item for item in fields(kind)}  # pyrefly: ignore[bad-specialization]
+    known = {item.name: item for item in fields(kind)}
     for name in values:
         if name not in known:
             raise unknown_key(f"{path}.{name}" if path else str(name))

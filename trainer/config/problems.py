@@ -27,9 +27,14 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
         InterpolationResolutionError,
         OmegaConfBaseException,
     )
+    from yaml import YAMLError
 
     if isinstance(error, ConfigError):
         return error
+    if isinstance(error, YAMLError):
+        return ConfigError(
+            f"a configuration file is not valid YAML: {' '.join(str(error).split())}", "mend it"
+        )
     if isinstance(error, OverrideParseException):
         return malformed(error.override)
     if isinstance(error, MissingConfigException):
@@ -80,7 +85,7 @@ def unknown_option(group: str, name: str, options: list[str]) -> ConfigError:
     """The error for `GROUP=NAME` where the group has no such file."""
     return ConfigError(
         f"{group}={name}: there is no {group} of that name",
-        f"{did_you_mean(name, options, prefix=f'{group}=')}            (`paceline config {group}` lists them)",
+        f"{did_you_mean(name, options, prefix=f'{group}=')} (`paceline config {group}` lists them)",
     )
 
 

@@ -267,9 +267,8 @@ def _batch(config: Config, world_size: int, train_samples: int | None, notes: li
             )
         ]
     if train_samples < config.global_batch_size:
-        notes.append(
-            f"every step takes all {train_samples} training images: global_batch_size={config.global_batch_size}"
-        )
+        batch = config.global_batch_size
+        notes.append(f"global_batch_size={batch}: every step takes all {train_samples} training images")
     return []
 
 

@@ -112,8 +112,8 @@ def _construct(config: ModelConfig, constructor: Any, **arguments: Any) -> nn.Mo
                 "ignore", message=".*default weight initialization.*", category=FutureWarning
             )
             model = constructor(**{**arguments, **config.args})
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (TypeError, ValueError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         given = ", ".join(f"{key}={value}" for key, value in config.args.items())
         fix = f"look at model.args ({given})" if given else "look at data.image_size and model.name"
         raise ConfigError(f"{config.name} cannot be built: {reason}", fix) from error
@@ -134,7 +134,7 @@ def _from_target(config: ModelConfig, num_classes: int, channels: int, image_siz
         constructor = hydra.utils.get_object(target)
     except Exception as error:
         # Importing somebody's module can raise anything.
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"model._target_={target} cannot be imported: {reason}",
             "give a dotted path such as my_package.my_module.MyModel, and start where it can be imported",

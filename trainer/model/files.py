@@ -44,7 +44,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals([Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "global" not in str(error).lower():
+        if not re.search(r"Unsupported (global|class)|not an allowed global", str(error)):
             raise ConfigError(f"{path} is damaged or not a weights file", again) from error
         raise ConfigError(
             f"{path} holds Python objects, not only tensors, and could run code when read",

@@ -111,10 +111,10 @@ class WandbTracker:
         """Leaves events to events.jsonl: W&B has no place for them."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Sends what waits and the summary and ends W&B's helper process, within `finish_s` or little more.
+        """Sends what waits and the summary, and ends W&B's helper process; within `finish_s` or little more.
 
-        An empty summary means that the run failed: W&B is told, and gets three seconds at most. A run that never
-        had a row of metrics does not appear in W&B.
+        An empty summary means that the run failed: W&B is told, and gets three seconds at most. A run that
+        never had a row of metrics does not appear in W&B.
         """
         if self._thread.ident is None:
             return
@@ -146,7 +146,7 @@ class WandbTracker:
         if self._offline_folder is None:
             return None
         folders = sorted(self._offline_folder.parent.glob("offline-run-*"))
-        return "wandb sync " + " ".join(shlex.quote(os.path.relpath(folder)) for folder in folders)
+        return "wandb sync " + " ".join(shlex.quote(_short(folder)) for folder in folders)
 
     def _start(self) -> None:
         with self._lock:
@@ -268,6 +268,11 @@ def _run_id(run: RunDir) -> str:
     made = secrets.token_hex(4)
     write_atomic(path, made.encode())
     return made
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path.absolute()) if relative.startswith("..") else relative
 
 
 def _can_chart(value: Any) -> bool:

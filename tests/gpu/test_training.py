@@ -1,0 +1,100 @@
+"""The trainer on a real GPU, through its public commands; needs no network."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainer.rundir import RunDir, read_json, read_json_lines
+
+DIGITS = ["recipe=digits", "tracking=none", "device=cuda"]
+
+
+def trainer(*arguments: str, torchrun: bool = False, expect: int = 0) -> str:
+    """Runs the trainer in one process, or under torchrun with a worker on every GPU (so over NCCL)."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=gpu"] if torchrun else []
+    command = [sys.executable, *launcher, "-m", "trainer", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stderr
+
+
+def test_digits_are_learned_over_nccl(tmp_path: Path) -> None:
+    trainer(*DIGITS, f"run.dir={tmp_path}", "run.name=d", torchrun=True)
+    run = RunDir(tmp_path / "d")
+    assert read_json(run.summary)["best/accuracy"] > 0.93
+    workers = read_json(run.environment)["workers"]
+    assert len(workers) == torch.cuda.device_count()
+    assert workers[0]["gpu"]["nccl"]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_each_precision_learns_as_fp32_does(tmp_path: Path, precision: str) -> None:
+    if precision in ("tf32", "bf16") and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip(f"{precision} needs compute capability 8.0")
+    losses = {}
+    for name in ("fp32", precision):
+        trainer(*DIGITS, f"precision={name}", f"run.dir={tmp_path}", f"run.name={name}", "data.augment=none")
+        rows = [row for row in read_json_lines(RunDir(tmp_path / name).metrics) if "val/loss" in row]
+        losses[name] = rows[-1]["val/loss"]
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.25, abs=0.02)
+
+
+def test_a_step_with_overflowing_gradients_is_skipped_and_counted() -> None:
+    from trainer.precision import Scaler
+
+    device = torch.device("cuda")
+    weight = torch.nn.Parameter(torch.ones(4, device=device))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)
+    scaler = Scaler(enabled=True, device=device)
+    scaler.scale((weight * float("inf")).sum()).backward()
+    assert not scaler.step(optimizer, None, [weight])
+    assert torch.equal(weight.detach(), torch.ones(4, device=device))
+    optimizer.zero_grad()
+    scaler.scale(weight.sum()).backward()
+    assert scaler.step(optimizer, None, [weight])
+    assert torch.allclose(weight.detach(), torch.full((4,), 0.9, device=device))
+    assert scaler.skipped == 1
+
+
+def test_batches_reach_the_device_whole_and_from_pinned_memory() -> None:
+    from trainer.data.loader import load_batches, on_device
+    from trainer.data.sampler import StepPlan, StepSampler
+    from trainer.data.samples import Samples
+
+    device = torch.device("cuda")
+    images = torch.arange(512, dtype=torch.int64).remainder(251).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 32, 32)
+    split = [(images[index], index) for index in range(512)]
+    samples = Samples(split, lambda image: image, seed=0)
+    plan = StepPlan(512, 32)
+    sampler = StepSampler(samples, plan, seed=0, first_step=0, last_step=16)
+    loader = load_batches(samples, sampler, workers=2, prefetch=2, device=device)
+    assert next(iter(loader))[0].is_pinned()
+    seen = []
+    for batch_images, targets in on_device(loader, device):
+        assert batch_images.device.type == "cuda"
+        assert torch.equal(batch_images[:, 0, 0, 0].cpu().long(), targets.cpu() % 251)
+        seen += targets.tolist()
+    assert sorted(seen) == list(range(512))
+
+
+def test_nvml_figures_are_recorded(tmp_path: Path) -> None:
+    trainer(*DIGITS, f"run.dir={tmp_path}", "run.name=m", "monitor.period_s=0.2")
+    rows = list(read_json_lines(RunDir(tmp_path / "m").monitor))
+    assert any(row.get("gpu/0/memory_used_bytes", 0) > 0 for row in rows)
+    assert all(0 <= row.get("gpu/0/utilization_percent", 0) <= 100 for row in rows)
+
+
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    whole = [*DIGITS, "deterministic=true", "precision=fp32", f"run.dir={tmp_path}", "checkpoint.every_steps=20"]
+    trainer(*whole, "run.name=whole")
+    trainer(*whole, "run.name=cut", "max_time=00:00:01", expect=75)
+    assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "stopped"
+    trainer(*whole, "run.name=cut")
+    weights = [load_file(RunDir(tmp_path / name).weights("last")) for name in ("whole", "cut")]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name

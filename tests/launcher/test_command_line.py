@@ -1,0 +1,210 @@
+"""What the command says before anything starts."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import HELP, VERBS, main
+from tests.launcher.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "mine.py").write_text("raise SystemExit('must not run')\n")
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_takes_under_300_ms_and_imports_neither_torch_nor_hydra() -> None:
+    script = (
+        "import sys; from launcher.cli import main; main(['--help']); "
+        "print([name for name in ('torch', 'hydra', 'omegaconf', 'rich') if name in sys.modules])"
+    )
+    times = []
+    for _ in range(3):
+        begin = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        times.append(time.monotonic() - begin)
+        assert done.stdout.endswith("[]\n")
+    assert min(times) < 0.3
+
+
+def test_help_fits_on_a_screen_and_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = said(capsys, "--help")
+    assert (code, out, err) == (0, HELP + "\n", "")
+    lines = HELP.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert all(f"\n  {verb} " in HELP for verb in VERBS)
+    for verb in VERBS:
+        assert said(capsys, verb, "--help")[0] == 0
+
+
+def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "--version")
+    assert code == 0
+    assert out.startswith("paceline ")
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["start"], 2, ["unknown command 'start'. Did you mean run?", "paceline --help"]),
+        (["rnu"], 2, ["Did you mean run?"]),
+        (["recipe=digits"], 2, ["Did you mean run recipe=digits?"]),
+        (["frobnicate"], 2, ["unknown command 'frobnicate'\n"]),
+        (["run", "--dryrun"], 2, ["unknown option --dryrun. Did you mean --dry-run?"]),
+        (["run", "optim.lrr=0.1"], 2, ["optim.lrr. Did you mean optim.lr?"]),
+        (["run", "epochs=abc"], 2, ["epochs"]),
+        (["run", "epochs"], 2, ["'epochs' is no override"]),
+        (["run", "mine.py"], 2, ["paceline run -- mine.py"]),
+        (["run", "--", "absent.py"], 2, ["no such script: absent.py"]),
+        (["run", "--", "-m"], 2, ["-m needs the name of a module"]),
+        (["run", "cluster.nodes=2", "--", "mine.py"], 2, ["cluster.nodes=2", "this machine only"]),
+        (["run", "run.name=a/b", "--", "mine.py"], 2, ["run.name='a/b' is not a plain name"]),
+        (["run", "device=cuda", "--", "mine.py"], 3, ["device=cuda, but no GPU is visible", "device=cpu"]),
+    ],
+)
+def test_a_mistake_is_told_in_a_few_lines_with_its_remedy_and_starts_nothing(
+    arguments: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    actual, out, err = said(capsys, *arguments)
+    assert actual == code
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.endswith("nothing was started\n")
+    assert len(err.splitlines()) <= 4
+    assert all(word in err for word in words)
+    assert "Traceback" not in err
+    assert not Path("runs").exists()
+
+
+def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = said(capsys, "run", "--debug", "optim.lrr=0.1")
+    assert code == 2
+    assert "Traceback" in err
+    assert "--debug" not in err.splitlines()[-1]
+
+
+def test_dry_run_shows_workers_command_and_environment_without_secrets_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "do-not-show-me")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code, out, _ = said(
+        capsys, "run", "cluster.gpus_per_node=3", "run.name=x", "--dry-run", "--", "mine.py", "--lr", "1"
+    )
+    assert code == 0
+    assert "workers      3" in out
+    assert "torchrun --standalone --nproc-per-node=3 mine.py --lr 1" in out
+    assert "runs/x, attempt 0" in out
+    environment = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    assert environment["SOME_API_KEY"].split(maxsplit=1)[1] == "set, not shown  (you)"
+    assert environment["NCCL_DEBUG"].split(maxsplit=1)[1] == "INFO  (you)"
+    assert "for 3 workers" in environment["OMP_NUM_THREADS"]
+    assert "do-not-show-me" not in out
+    assert not Path("runs").exists()
+
+
+def test_dry_run_of_a_recipe_imports_no_torch_and_takes_under_a_second() -> None:
+    script = (
+        "import sys; from launcher.cli import main; code = main(['run', 'recipe=digits', '--dry-run']); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    times = []
+    for _ in range(2):
+        begin = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        times.append(time.monotonic() - begin)
+        assert done.returncode == 0, done.stderr
+        assert "-m trainer recipe=digits" in done.stdout
+    assert min(times) < 1.0
+
+
+def test_a_busy_rendezvous_port_is_named_before_anything_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = said(capsys, "run", f"cluster.port={port}", "run.name=x", "--", "mine.py")
+    assert code == 3
+    assert f"cluster.port={port} is in use" in err
+    assert "cluster.port=null" in err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("room", [0, 8 * 1024])
+def test_a_full_disk_at_the_start_is_exit_3_and_no_attempt(
+    room: int, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="space"):
+        filler.write_bytes(bytes(1 << 20))
+    with filler.open("r+b") as stream:
+        stream.truncate(filler.stat().st_size - room)
+    code, _, err = said(capsys, "run", f"run.dir={small_disk}", "run.name=x", "--", "mine.py")
+    assert code == 3
+    assert f"cannot write the run directory {small_disk}/x: its disk is full" in err
+    assert not (small_disk / "x" / "logs" / "attempt-0").exists()
+
+
+def test_a_read_only_place_is_exit_3_with_another_to_try(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    code, _, err = said(capsys, "run", f"run.dir={small_disk}/deep/er", "--", "mine.py")
+    assert code == 3
+    assert "read-only file system" in err
+    assert "run.dir=" in err
+
+
+@pytest.mark.parametrize("directory", ["mine.py", "mine.py/below"])
+def test_a_file_in_the_way_of_the_run_directory_is_exit_3(
+    directory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = said(capsys, "run", f"run.dir={directory}", "--", "mine.py")
+    assert code == 3
+    assert "is a file" in err
+
+
+def test_config_shows_explains_lists_and_compares(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = said(capsys, "config", "show", "optim.lr=0.25", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["config"]["optim"]["lr"] == 0.25
+    assert "lr: 0.25" in said(capsys, "config", "show", "optim.lr=0.25")[1]
+    assert "optim.lr = 0.25" in said(capsys, "config", "explain", "optim.lr", "optim.lr=0.25")[1]
+    assert "optim.lr" in said(capsys, "config", "optim")[1]
+    assert "optim.lr" in said(capsys, "config", "diff", "optim.lr=0.25", "optim.lr=0.5")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain"], "paceline config explain optim.lr"),
+        (["explain", "optim.lrr"], "optim.lr"),
+        (["diff", "one"], "needs two"),
+        (["shwo", "epochs=1"], "Did you mean show?"),
+        (["no_such_group"], "no_such_group"),
+    ],
+)
+def test_a_mistake_in_a_question_is_exit_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = said(capsys, "config", *arguments)
+    assert (code, out) == (2, "")
+    assert words in err

@@ -1,0 +1,251 @@
+"""The plan, the counts of GPUs and cores, the verdict and the run's name: everything that is pure."""
+
+import dataclasses
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.cpus import cgroup_quota, count_cpus
+from launcher.gpus import count_gpus, count_visible
+from launcher.plan import (
+    JobPlan,
+    Program,
+    Variable,
+    again_command,
+    is_secret,
+    plan_job,
+    redact,
+    torchrun_command,
+)
+from launcher.verdict import STOPPED, Exit, exit_code, failure_row, first_failure, panel
+from trainer import runname
+from trainer.config import Config, RunConfig
+from trainer.errors import ConfigError, UnfitError
+
+SCRIPT = Program("script", "my train.py", ("--lr", "1"))
+TRAINER = Program("trainer", "trainer")
+
+
+def planned(
+    *,
+    gpus: int = 0,
+    cpus: int = 8,
+    program: Program = TRAINER,
+    environment: dict[str, str] | None = None,
+    **cluster: int,
+) -> JobPlan:
+    config = Config()
+    device = cluster.pop("device", "auto")
+    config = dataclasses.replace(
+        config, device=device, cluster=dataclasses.replace(config.cluster, **cluster)
+    )
+    overrides = ["recipe=digits", "run.fresh=true", "optim.args={a: 1}"]
+    return plan_job(
+        config, program=program, overrides=overrides, gpus=gpus, cpus=cpus, environment=environment or {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "device", "workers"),
+    [
+        (0, None, "auto", 2),
+        (8, None, "auto", 8),
+        (8, None, "cpu", 2),
+        (8, 3, "cuda", 3),
+        (0, 5, "auto", 5),
+        (1, 4, "cpu", 4),
+    ],
+)
+def test_workers_are_one_for_each_gpu_or_two_unless_asked_otherwise(
+    gpus: int, asked: int | None, device: str, workers: int
+) -> None:
+    assert planned(gpus=gpus, gpus_per_node=asked, device=device).workers_per_node == workers
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "device", "words"),
+    [
+        (0, None, "cuda", "no GPU is visible"),
+        (2, 3, "auto", "only 2 GPUs are visible"),
+        (1, 2, "cuda", "only 1 GPU is visible"),
+    ],
+)
+def test_gpus_that_are_not_there_make_the_machine_unfit(
+    gpus: int, asked: int | None, device: str, words: str
+) -> None:
+    with pytest.raises(UnfitError, match=words):
+        planned(gpus=gpus, gpus_per_node=asked, device=device)
+
+
+@pytest.mark.parametrize(("cpus", "workers", "threads"), [(8, 2, "4"), (9, 2, "4"), (1, 4, "1")])
+def test_threads_are_the_cores_of_each_worker(cpus: int, workers: int, threads: str) -> None:
+    values = {v.name: v.value for v in planned(cpus=cpus, gpus_per_node=workers).environment}
+    assert values["OMP_NUM_THREADS"] == threads
+
+
+def test_a_users_own_thread_count_wins_and_is_marked_as_theirs() -> None:
+    plan = planned(environment={"OMP_NUM_THREADS": "7", "HOME": "/x"})
+    assert plan.environment == (Variable("OMP_NUM_THREADS", "7", "you"),)
+
+
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "HF_TOKEN", "aws_secret_access_key", "DB_PASSWORD", "MY_SECRETS"]
+)
+def test_a_secret_is_in_no_plan(name: str) -> None:
+    plan = planned(environment={name: "hidden-value"})
+    assert is_secret(name)
+    assert Variable(name, None, "you") in plan.environment
+    assert "hidden-value" not in plan.to_json()
+    assert redact("x hidden-value y", {name: "hidden-value"}) == f"x ${name} y"
+
+
+@pytest.mark.parametrize("name", ["PATH", "TOKENIZERS_PARALLELISM", "KEYBOARD", "NCCL_DEBUG"])
+def test_other_variables_are_no_secrets(name: str) -> None:
+    assert not is_secret(name)
+
+
+def test_a_plan_survives_its_way_to_the_agent() -> None:
+    plan = planned(program=SCRIPT, environment={"NCCL_DEBUG": "INFO", "X_KEY": "abc"}, port=1234)
+    assert JobPlan.from_json(plan.to_json()) == plan
+
+
+def test_the_command_by_hand_can_be_pasted() -> None:
+    plan = planned(program=SCRIPT, gpus_per_node=2)
+    assert torchrun_command(plan) == (
+        "OMP_NUM_THREADS=4 torchrun --standalone --nproc-per-node=2 'my train.py' --lr 1"
+    )
+    assert torchrun_command(planned(port=1234)).endswith(
+        "--rdzv-endpoint=127.0.0.1:1234 --nproc-per-node=2 -m trainer recipe=digits run.fresh=true 'optim.args={a: 1}'"
+    )
+
+
+def test_the_command_to_go_on_names_the_run_and_does_not_start_afresh() -> None:
+    assert again_command(planned(), "x-2") == "paceline run recipe=digits 'optim.args={a: 1}' run.name=x-2"
+    assert again_command(planned(program=SCRIPT), "x").endswith("run.name=x -- 'my train.py' --lr 1")
+
+
+@pytest.mark.parametrize(
+    ("mask", "count"),
+    [
+        ("0,1", 2),
+        ("2", 1),
+        ("0,7,1", 1),
+        ("-1", 0),
+        ("1,-1,0", 1),
+        ("GPU-aa", 1),
+        ("GPU-aa,GPU-b", 2),
+        ("GPU-", 0),
+        ("none", 0),
+        ("0, 1", 2),
+    ],
+)
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(mask: str, count: int) -> None:
+    assert count_visible(mask, ["GPU-aa1", "GPU-b22", "GPU-c33"]) == count
+
+
+def test_hidden_gpus_are_not_counted() -> None:
+    assert count_gpus({"CUDA_VISIBLE_DEVICES": ""}) == 0
+
+
+def test_a_cpu_quota_is_found_in_the_group_and_above_it(tmp_path: Path) -> None:
+    assert count_cpus() >= 1
+    membership = tmp_path / "cgroup"
+    membership.write_text("4:cpu,cpuacct:/job/step\n0::/a/b\n")
+    assert cgroup_quota(tmp_path, membership) is None
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/cpu.max").write_text("max 100000\n")
+    assert cgroup_quota(tmp_path, membership) is None
+    (tmp_path / "a/cpu.max").write_text("350000 100000\n")
+    assert cgroup_quota(tmp_path, membership) == 3.5
+    (tmp_path / "cpu/job").mkdir(parents=True)
+    (tmp_path / "cpu/job/cpu.cfs_quota_us").write_text("150000\n")
+    (tmp_path / "cpu/job/cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_quota(tmp_path, membership) == 1.5
+
+
+ECHO = Exit(
+    0, 1, time=1.0, type="RuntimeError", message="[gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+)
+CAUSE = Exit(1, 1, time=1.2, type="ValueError", message="bad value")
+
+
+def test_the_cause_is_found_although_its_echo_was_faster() -> None:
+    assert first_failure([ECHO, CAUSE]) is CAUSE
+    assert first_failure([ECHO]) is ECHO
+    assert first_failure([Exit(0, 0), Exit(1, STOPPED)]) is None
+
+
+def test_a_killed_worker_comes_before_what_the_others_say_but_an_abort_does_not() -> None:
+    killed, aborted = Exit(1, -signal.SIGKILL), Exit(1, -signal.SIGABRT)
+    assert first_failure([ECHO, killed]) is killed
+    assert first_failure([aborted, CAUSE]) is CAUSE
+
+
+def test_of_two_causes_the_earlier_wins() -> None:
+    later = dataclasses.replace(CAUSE, rank=0, time=1.3)
+    assert first_failure([later, CAUSE]) is CAUSE
+
+
+@pytest.mark.parametrize(
+    ("codes", "stopped_by", "code"),
+    [
+        ([0, 0], None, 0),
+        ([75, 75], None, 75),
+        ([0, 75], None, 75),
+        ([75, 75], signal.SIGTERM, 75),
+        ([0, 75], signal.SIGTERM, 143),
+        ([75, -9], signal.SIGINT, 130),
+        ([0, 0], signal.SIGTERM, 0),
+        ([], signal.SIGTERM, 143),
+        ([2], None, 2),
+        ([3], None, 3),
+        ([124], None, 124),
+        ([7], None, 1),
+        ([-9], None, 137),
+        ([-11], None, 139),
+    ],
+)
+def test_the_exit_code_is_the_first_failures(codes: list[int], stopped_by: int | None, code: int) -> None:
+    assert exit_code([Exit(rank, value) for rank, value in enumerate(codes)], stopped_by) == code
+
+
+def test_a_panel_says_each_thing_once() -> None:
+    row = failure_row(CAUSE, host="node-1", attempt=2, code=1, log="runs/x/logs/attempt-2/rank-1.log")
+    text = panel(row, again="paceline run run.name=x")
+    assert text.splitlines()[0] == "✗ failed: ValueError on rank 1, node-1"
+    assert text.count("bad value") == 1
+    assert "rank-1.log" in text
+    assert "paceline run run.name=x" in text
+    killed = failure_row(Exit(3, -signal.SIGKILL), host="h", attempt=0, code=137, log="l")
+    assert panel(killed, again="").count("SIGKILL") == 2
+    assert killed["meaning"]
+
+
+NOW = time.struct_time((2026, 11, 23, 17, 12, 0, 0, 327, -1))
+
+
+def test_an_unnamed_run_is_called_after_its_recipe_and_the_time_and_never_taken_twice(tmp_path: Path) -> None:
+    run = RunConfig(dir=str(tmp_path))
+    names = [runname.create(run, "vit/b 16", NOW).name for _ in range(3)]
+    assert names == ["vit_b_16-1123-1712", "vit_b_16-1123-1712-2", "vit_b_16-1123-1712-3"]
+
+
+def test_a_named_run_is_continued_and_a_fresh_one_lies_beside_it(tmp_path: Path) -> None:
+    named = RunConfig(name="x", dir=str(tmp_path))
+    fresh = dataclasses.replace(named, fresh=True)
+    assert runname.create(named, "r").name == "x"
+    (tmp_path / "x" / "kept").touch()
+    assert runname.create(named, "r").name == "x"
+    assert [runname.create(fresh, "r").name for _ in range(2)] == ["x-2", "x-3"]
+    assert (tmp_path / "x" / "kept").exists()
+    assert runname.choose(fresh, "r").name == "x-4"
+    assert not (tmp_path / "x-4").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "", ".hidden", "-x", "x\n", "x" * 201])
+def test_a_name_that_is_no_directory_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        runname.create(RunConfig(name=name, dir=str(tmp_path)), "r")
+    assert list(tmp_path.iterdir()) == []
