@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -109,12 +109,15 @@ def _run(plan: JobPlan) -> int:
         return 128 + error.sigval
     attempt = plan.attempt + agent.restarts
     exits = _exits(run, attempt, agent, result, stopped=stop.signal is not None)
+    told = read_json(run.failure)
+    if told.get("attempt") == attempt:
+        exits = verdict.with_the_trainers_word(exits, told)
     code = verdict.exit_code(exits, stop.signal)
     failure = verdict.first_failure(exits)
     if stop.signal is not None:
         _say_stopped(plan, code, stop.signal)
     elif failure is not None:
-        code = _say_failed(replace(plan, attempt=attempt), run, failure, code)
+        _say_failed(replace(plan, attempt=attempt), run, failure, code)
     _settle(run, plan, code)
     return code
 
@@ -186,36 +189,32 @@ def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, st
 
 
 def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
+    if code == 0:
+        return
     name = verdict.signal_name(number)
-    if code == verdict.STOPPED:
-        print(f"stopped by {name}, with a checkpoint\n  again   {plan.again}", file=sys.stderr)
-    elif code:
-        print(
-            f"ended by {name}, without a checkpoint of this moment\n  again   {plan.again}",
-            file=sys.stderr,
-        )
+    if code != verdict.STOPPED:
+        print(f"ended by {name}, without a checkpoint of this moment", file=sys.stderr)
+    elif plan.program.kind != "trainer":
+        print(f"stopped by {name}", file=sys.stderr)
+    print(f"  again   {plan.again}", file=sys.stderr)
 
 
-def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int) -> int:
-    """Shows the first failure and keeps it in failure.json; returns the exit code."""
+def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int) -> None:
+    """Shows the first failure and keeps it in failure.json; what the trainer wrote there of it stays."""
     row = read_json(run.failure)
-    told_by_trainer = row.get("attempt") == plan.attempt and "exit_code" in row
-    log = str(run.log(plan.attempt, row["rank"] if told_by_trainer else failure.rank))
-    if told_by_trainer:
-        code = int(row["exit_code"])
+    log = str(run.log(plan.attempt, failure.rank))
+    if (row.get("attempt"), row.get("rank")) == (plan.attempt, failure.rank):
         row.setdefault("log", log)
     else:
-        row = verdict.failure_row(
-            failure, host=socket.gethostname(), attempt=plan.attempt, code=code, log=log
-        )
+        host = socket.gethostname()
+        row = verdict.failure_row(failure, host=host, attempt=plan.attempt, code=code, log=log)
         with _telling_of("failure.json"):
             write_json(run.failure, row)
-    if plan.program.kind == "trainer" and row["rank"] == 0 and failure.code > 0:
+    if plan.program.kind == "trainer" and failure.rank == 0 and failure.code > 0:
         # Rank 0 has the terminal and has said it.
         print(f"  log     {row['log']}\n  again   {plan.again}", file=sys.stderr)
     else:
         print(verdict.panel(row, again=plan.again), file=sys.stderr)
-    return code
 
 
 def _settle(run: RunDir, plan: JobPlan, code: int) -> None:
@@ -228,7 +227,7 @@ def _settle(run: RunDir, plan: JobPlan, code: int) -> None:
 
 
 @contextmanager
-def _telling_of(name: str) -> Iterator[None]:
+def _telling_of(name: str) -> Generator[None]:
     """Says that a file could not be written, and goes on: the verdict must be heard on a full disk too."""
     try:
         yield

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -133,7 +133,7 @@ def run(plan: JobPlan) -> int:
 
 
 @contextmanager
-def _handing_on_signals(agent: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+def _handing_on_signals(agent: "subprocess.Popen[bytes]") -> Generator[list[int]]:
     received: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:

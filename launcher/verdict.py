@@ -3,7 +3,7 @@
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 STOPPED = 75
@@ -65,6 +65,11 @@ class Exit:
         return self.type in _ECHO_TYPES or _ECHO.search(self.message) is not None
 
     @property
+    def is_untold(self) -> bool:
+        """Whether nothing is known but the exit code."""
+        return self.code > 0 and not self.type
+
+    @property
     def what(self) -> str:
         """The exception's type, or the signal, or the exit code, in words."""
         if self.code < 0:
@@ -76,7 +81,17 @@ def first_failure(exits: Sequence[Exit]) -> Exit | None:
     """The failure that caused the others: no echo, and the earliest such; None when nobody failed."""
     failed = [exit for exit in exits if exit.code not in (0, STOPPED)]
     # A worker that left no time behind did not get to notice another one's end either.
-    return min(failed, key=lambda exit: (exit.is_echo, exit.time or 0.0), default=None)
+    return min(failed, key=lambda exit: (exit.is_echo, exit.is_untold, exit.time or 0.0), default=None)
+
+
+def with_the_trainers_word(exits: Sequence[Exit], row: dict[str, Any]) -> list[Exit]:
+    """The exits, with what the trainer wrote to failure.json about one of them."""
+    words: dict[str, Any] = {
+        name: str(row.get(name, "")) for name in ("type", "message", "traceback", "advice")
+    }
+    return [
+        replace(exit, **words) if exit.rank == row.get("rank") and exit.code > 0 else exit for exit in exits
+    ]
 
 
 def exit_code(exits: Sequence[Exit], stopped_by: int | None = None) -> int:
@@ -134,7 +149,11 @@ def panel(row: dict[str, Any], *, again: str) -> str:
         "again": again,
     }
     # An error of ours carries its meaning and its remedy in its message.
-    lines += [f"  {label:<7} {text}" for label, text in labelled.items() if text and text not in message]
+    lines += [
+        f"  {label:<7} {text}"
+        for label, text in labelled.items()
+        if text and text not in message and (not message or message not in text)
+    ]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Which number format the arithmetic uses, and fp16's loss scaling done right together with clipping."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Precision:
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
     @contextmanager
-    def matmuls(self) -> Iterator[None]:
+    def matmuls(self) -> Generator[None, None, None]:
         """Sets what CUDA may round float32 products to, and restores it; put it around the whole training.
 
         fp32 means float32 throughout (torch's default lets cuDNN's convolutions use TF32), tf32 allows TF32

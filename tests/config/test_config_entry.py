@@ -1,4 +1,8 @@
 import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +24,14 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     monkeypatch.chdir(tmp_path)
-    return Jobs()
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield Jobs()
+    # --hydra-help sets logging up for a process that is about to end, on a stream that the next test has not.
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def test_overrides_alone_run_the_task_once(jobs: Jobs, tmp_path: Path) -> None:
@@ -154,9 +163,6 @@ def test_own_files_serve_with_and_without_a_sweep(jobs: Jobs, tmp_path: Path) ->
 
 
 def test_the_process_is_as_it_was_after_hydra_ran(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import sys
-
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     before = json.dumps(sys.argv)
     entry.run(["-m", "seed=0"], jobs)

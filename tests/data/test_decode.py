@@ -1,7 +1,9 @@
 import io
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ GRADIENT = np.linspace(0, 255, 8 * 12, dtype=np.uint8).reshape(8, 12)
 COLOURS = np.stack([GRADIENT, GRADIENT[::-1], GRADIENT[:, ::-1]], axis=-1)
 
 
-def save(path: Path, image: Image.Image, **options: object) -> Path:
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -31,7 +33,9 @@ def test_grey_becomes_colour_and_colour_grey_as_the_model_needs(tmp_path: Path) 
     grey_file = save(tmp_path / "grey.png", Image.fromarray(GRADIENT))
     colour_file = save(tmp_path / "colour.png", Image.fromarray(COLOURS))
     assert np.array_equal(np.asarray(decode(grey_file, 3)), GRADIENT[..., None].repeat(3, axis=-1))
-    assert np.array_equal(np.asarray(decode(colour_file, 1)), np.asarray(Image.fromarray(COLOURS).convert("L")))
+    assert np.array_equal(
+        np.asarray(decode(colour_file, 1)), np.asarray(Image.fromarray(COLOURS).convert("L"))
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -53,6 +57,7 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(np.asarray(decode(path, 3)), COLOURS)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_exif_beside_good_pixels_is_passed_over(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(COLOURS), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff\x00")
     assert np.array_equal(np.asarray(decode(path, 3)), COLOURS)
@@ -120,7 +125,9 @@ def test_a_sixteen_bit_pgm_is_scaled(tmp_path: Path) -> None:
 
 def test_32_bit_integers_are_scaled(tmp_path: Path) -> None:
     values = np.array([[0, 2**30, 2**31 - 1]], np.int32)
-    assert np.asarray(decode(save(tmp_path / "a.tif", Image.fromarray(values)), 1)).tolist() == [[0, 128, 255]]
+    assert np.asarray(decode(save(tmp_path / "a.tif", Image.fromarray(values)), 1)).tolist() == [
+        [0, 128, 255]
+    ]
 
 
 def test_one_bit_images_are_black_and_white(tmp_path: Path) -> None:
@@ -201,7 +208,7 @@ def test_too_many_open_files_is_no_fault_of_the_image(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
     taken: list[int] = []
     try:
-        with pytest.raises(OSError, match="Too many open files"):
+        with suppress(OSError):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
         with pytest.raises(OSError, match="Too many open files"):

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class Server:
                 if self.path == "/stalls":
                     outer.released.wait(60)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -110,15 +111,22 @@ def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
             download.download(url, tmp_path / "file", timeout_s=5)
 
 
-def test_a_disk_that_is_full_is_told(server: Server) -> None:
-    with pytest.raises(UnfitError, match="cannot write /dev/full-is-no-folder/file"):
-        download.download(f"{server.address}/file", Path("/dev/full-is-no-folder/file"))
+def test_a_disk_that_takes_no_more_is_told_and_nothing_is_left(server: Server, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UnfitError, match=r"cannot write .*File too large") as caught:
+            download.download(f"{server.address}/file", tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "data.root=DIR" in caught.value.fix
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UnfitError, match="cannot write .*Not a directory"),
+        pytest.raises(UnfitError, match=r"cannot write .*Not a directory"),
         download.sole_process(tmp_path / "file" / "below"),
     ):
         pass

@@ -1,6 +1,10 @@
 import os
 import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +30,7 @@ def many(root: Path, *classes: str, count: int = 30) -> Path:
     return make(root, *(f"{name}/{index:03d}.png" for name in classes for index in range(count)))
 
 
-def load(root: Path, **options: object) -> datasets.Splits:
+def load(root: Path, **options: Any) -> datasets.Splits:
     return datasets.load(DataConfig(name="folder", root=str(root), **options))
 
 
@@ -218,7 +222,9 @@ def _new_class_in_val(root: Path) -> Path:
         (lambda root: make(root, "a/1.png", "b/1.png"), r"data\.val_fraction=0.0 leaves 2 images"),
     ],
 )
-def test_what_cannot_be_a_data_set_is_refused_with_a_fix(tmp_path: Path, prepare: object, problem: str) -> None:
+def test_what_cannot_be_a_data_set_is_refused_with_a_fix(
+    tmp_path: Path, prepare: object, problem: str
+) -> None:
     root = prepare(tmp_path)  # pyrefly: ignore[not-callable]
     with pytest.raises(ConfigError, match=problem) as caught:
         load(root, val_fraction=0.0)
@@ -231,16 +237,36 @@ def test_without_a_root_the_error_names_the_key() -> None:
         datasets.load(DataConfig(name="folder"))
 
 
-def test_an_unreadable_folder_is_the_environments_fault(tmp_path: Path) -> None:
-    many(tmp_path, "a", "b")
-    (tmp_path / "a").chmod(0)
-    if os.access(tmp_path / "a", os.R_OK):
-        pytest.skip("this user (root) can read everything")
+@contextmanager
+def as_an_ordinary_user() -> Iterator[None]:
+    """Root can read everything, so it becomes `nobody` for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65_534)
     try:
-        with pytest.raises(UnfitError, match="Permission denied"):
-            load(tmp_path)
+        yield
     finally:
-        (tmp_path / "a").chmod(0o755)
+        os.seteuid(0)
+
+
+def test_an_unreadable_folder_is_the_environments_fault() -> None:
+    # Not in tmp_path, which only its owner may enter.
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        root = many(Path(place) / "images", "a", "b")
+        for unreadable in (root / "a", root):
+            unreadable.chmod(0)
+            try:
+                with (
+                    pytest.raises(UnfitError, match=r"read the folder .*Permission denied") as caught,
+                    as_an_ordinary_user(),
+                ):
+                    load(root)
+            finally:
+                unreadable.chmod(0o755)
+            assert caught.value.exit_code == 3
+            assert str(unreadable) in caught.value.fix
 
 
 def test_a_path_list_behaves_like_a_list_of_strings() -> None:

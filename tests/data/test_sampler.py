@@ -60,7 +60,9 @@ def stream(plan: StepPlan, *, first: int, last: int, seed: int = 0) -> list[list
     """The samples of each step, in order, over all ranks, ghosts left out."""
     result: list[list[tuple[int, int]]] = [[] for _ in range(first, last)]
     for rank in range(plan.world_size):
-        mine = StepPlan(plan.samples, plan.global_batch_size, plan.world_size, rank, plan.micro_batch_size, plan.drop_last)
+        mine = StepPlan(
+            plan.samples, plan.global_batch_size, plan.world_size, rank, plan.micro_batch_size, plan.drop_last
+        )
         batches = iter(StepSampler(range(plan.samples), mine, seed=seed, first_step=first, last_step=last))
         for step in range(first, last):
             for size in mine.share(step).micro_batches:
@@ -117,13 +119,19 @@ def test_samples_seen_are_counted_exactly() -> None:
 
 
 def test_micro_batches_are_as_even_as_they_can_be() -> None:
-    sizes = StepPlan(samples=1000, global_batch_size=130, world_size=2, micro_batch_size=32).share(0).micro_batches
+    sizes = (
+        StepPlan(samples=1000, global_batch_size=130, world_size=2, micro_batch_size=32)
+        .share(0)
+        .micro_batches
+    )
     assert sum(sizes) == 65
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= 32
 
 
 def test_derived_seeds_do_not_collide() -> None:
-    seeds = {mix_seed(seed, epoch, sample) for seed in range(5) for epoch in range(20) for sample in range(500)}
+    seeds = {
+        mix_seed(seed, epoch, sample) for seed in range(5) for epoch in range(20) for sample in range(500)
+    }
     assert len(seeds) == 5 * 20 * 500
     assert all(a != b for a, b in pairwise(sorted(seeds)))

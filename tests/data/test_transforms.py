@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 
 from trainer.data.datasets import TensorImages
+from trainer.data.sampler import mix_seed
 from trainer.data.transforms import (
     BatchAugment,
     Normaliser,
@@ -37,7 +38,9 @@ def images(count: int, channels: int = 1, size: int = 28) -> torch.Tensor:
 
 
 def test_evaluation_agrees_with_torchvisions_reference_transform() -> None:
-    expected = v2.Compose([v2.Resize(80, antialias=True), v2.CenterCrop(64)])(v2.functional.pil_to_tensor(photo()))
+    expected = v2.Compose([v2.Resize(80, antialias=True), v2.CenterCrop(64)])(
+        v2.functional.pil_to_tensor(photo())
+    )
     assert torch.equal(eval_transform(LARGE)(photo()), expected)
 
 
@@ -137,9 +140,11 @@ def test_a_batch_gets_windows_of_the_reflected_images_flipped_or_not(channels: i
         for y in range(7):
             for x in range(7):
                 window = padded[index, :, y : y + 28, x : x + 28]
-                for flipped in (False, True):
-                    if torch.equal(augmented[index], window.flip(-1) if flipped else window):
-                        found.append((y, x, flipped))
+                found += [
+                    (y, x, flipped)
+                    for flipped in (False, True)
+                    if torch.equal(augmented[index], window.flip(-1) if flipped else window)
+                ]
     assert len(found) == 64
     assert {y for y, _, _ in found} == {x for _, x, _ in found} == set(range(7))
     assert 16 < sum(flipped for _, _, flipped in found) < 48
@@ -164,6 +169,11 @@ def test_seed_epoch_and_sample_each_change_the_augmentation() -> None:
     for values in hashes:
         for bit in range(64):
             assert abs(int((values >> np.uint64(bit) & np.uint64(1)).sum()) - 5_000) < 300
+
+
+def test_batches_and_single_samples_derive_their_seeds_alike() -> None:
+    hashes = sample_hash(5, 3, np.arange(50))
+    assert (hashes >> np.uint64(1)).tolist() == [mix_seed(5, 3, sample) for sample in range(50)]
 
 
 def test_the_batch_that_is_given_is_not_changed() -> None:

@@ -23,6 +23,13 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = D
         time.sleep(0.05)
 
 
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
 class Job:
     """`paceline run ... -- script.py` in a directory of its own, as the run `job`."""
 
@@ -75,14 +82,11 @@ class Job:
     def alive(self) -> list[int]:
         """Every process of this job that is still there; a zombie has no environment left."""
         mark = f"PACELINE_RUN_DIR={self.run.path}".encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-        return found
+        return [
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if mark in _bytes(folder / "environ").split(b"\0")
+        ]
 
     @property
     def failure(self) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_a_busy_rendezvous_port_is_named_before_anything_is_made(capsys: pytest.
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("room", [0, 8 * 1024])
+@pytest.mark.parametrize("room", [0, 4 * 1024])
 def test_a_full_disk_at_the_start_is_exit_3_and_no_attempt(
     room: int, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

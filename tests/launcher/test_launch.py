@@ -5,8 +5,8 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from tests.launcher.conftest import Job, wait_until
 
+from tests.launcher.conftest import Job, wait_until
 from trainer.rundir import read_json
 
 MakeJob = Callable[[str], Job]

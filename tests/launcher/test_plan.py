@@ -19,9 +19,17 @@ from launcher.plan import (
     redact,
     torchrun_command,
 )
-from launcher.verdict import STOPPED, Exit, exit_code, failure_row, first_failure, panel
+from launcher.verdict import (
+    STOPPED,
+    Exit,
+    exit_code,
+    failure_row,
+    first_failure,
+    panel,
+    with_the_trainers_word,
+)
 from trainer import runname
-from trainer.config import Config, RunConfig
+from trainer.config import ClusterConfig, Config, RunConfig
 from trainer.errors import ConfigError, UnfitError
 
 SCRIPT = Program("script", "my train.py", ("--lr", "1"))
@@ -34,13 +42,11 @@ def planned(
     cpus: int = 8,
     program: Program = TRAINER,
     environment: dict[str, str] | None = None,
-    **cluster: int,
+    device: str = "auto",
+    workers: int | None = None,
+    port: int | None = None,
 ) -> JobPlan:
-    config = Config()
-    device = cluster.pop("device", "auto")
-    config = dataclasses.replace(
-        config, device=device, cluster=dataclasses.replace(config.cluster, **cluster)
-    )
+    config = Config(device=device, cluster=ClusterConfig(gpus_per_node=workers, port=port))
     overrides = ["recipe=digits", "run.fresh=true", "optim.args={a: 1}"]
     return plan_job(
         config, program=program, overrides=overrides, gpus=gpus, cpus=cpus, environment=environment or {}
@@ -61,7 +67,7 @@ def planned(
 def test_workers_are_one_for_each_gpu_or_two_unless_asked_otherwise(
     gpus: int, asked: int | None, device: str, workers: int
 ) -> None:
-    assert planned(gpus=gpus, gpus_per_node=asked, device=device).workers_per_node == workers
+    assert planned(gpus=gpus, workers=asked, device=device).workers_per_node == workers
 
 
 @pytest.mark.parametrize(
@@ -76,12 +82,12 @@ def test_gpus_that_are_not_there_make_the_machine_unfit(
     gpus: int, asked: int | None, device: str, words: str
 ) -> None:
     with pytest.raises(UnfitError, match=words):
-        planned(gpus=gpus, gpus_per_node=asked, device=device)
+        planned(gpus=gpus, workers=asked, device=device)
 
 
 @pytest.mark.parametrize(("cpus", "workers", "threads"), [(8, 2, "4"), (9, 2, "4"), (1, 4, "1")])
 def test_threads_are_the_cores_of_each_worker(cpus: int, workers: int, threads: str) -> None:
-    values = {v.name: v.value for v in planned(cpus=cpus, gpus_per_node=workers).environment}
+    values = {v.name: v.value for v in planned(cpus=cpus, workers=workers).environment}
     assert values["OMP_NUM_THREADS"] == threads
 
 
@@ -112,12 +118,13 @@ def test_a_plan_survives_its_way_to_the_agent() -> None:
 
 
 def test_the_command_by_hand_can_be_pasted() -> None:
-    plan = planned(program=SCRIPT, gpus_per_node=2)
+    plan = planned(program=SCRIPT, workers=2)
     assert torchrun_command(plan) == (
         "OMP_NUM_THREADS=4 torchrun --standalone --nproc-per-node=2 'my train.py' --lr 1"
     )
     assert torchrun_command(planned(port=1234)).endswith(
-        "--rdzv-endpoint=127.0.0.1:1234 --nproc-per-node=2 -m trainer recipe=digits run.fresh=true 'optim.args={a: 1}'"
+        "--rdzv-endpoint=127.0.0.1:1234 --nproc-per-node=2 "
+        "-m trainer recipe=digits run.fresh=true 'optim.args={a: 1}'"
     )
 
 
@@ -181,6 +188,17 @@ def test_a_killed_worker_comes_before_what_the_others_say_but_an_abort_does_not(
     killed, aborted = Exit(1, -signal.SIGKILL), Exit(1, -signal.SIGABRT)
     assert first_failure([ECHO, killed]) is killed
     assert first_failure([aborted, CAUSE]) is CAUSE
+
+
+def test_what_the_trainer_wrote_counts_unless_it_is_an_echo() -> None:
+    silent = [Exit(0, 1, time=1.0), Exit(1, 1, time=2.0)]
+    row = {"rank": 1, "type": "ValueError", "message": "bad value", "traceback": "t", "advice": "mend it"}
+    first = first_failure(with_the_trainers_word(silent, row))
+    assert first is not None
+    assert (first.rank, first.message, first.advice) == (1, "bad value", "mend it")
+    echo = {"rank": 0, "type": ECHO.type, "message": ECHO.message}
+    killed = Exit(1, -signal.SIGKILL)
+    assert first_failure(with_the_trainers_word([silent[0], killed], echo)) is killed
 
 
 def test_of_two_causes_the_earlier_wins() -> None:

@@ -1,12 +1,7 @@
-"""Pretrained weights from files and from a server."""
+"""Pretrained weights from files, by name, and their preprocessing."""
 
-import functools
-import hashlib
-import http.server
-import threading
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +12,8 @@ from torch import nn
 from torchvision import models
 
 from trainer.config.schema import ModelConfig
-from trainer.errors import ConfigError, PacelineError, UnfitError
+from trainer.errors import ConfigError, PacelineError
 from trainer.model.build import build_model
-from trainer.model.files import download
 from trainer.model.weights import load_weights, weights_preprocessing
 
 
@@ -227,82 +221,3 @@ def test_the_preprocessing_is_the_weights_own() -> None:
     assert swag is not None
     assert (swag.image_size, swag.interpolation) == (384, "bicubic")
     assert weights_preprocessing(ModelConfig(name="resnet50")) is None
-
-
-class Counting(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and remembers what was asked for."""
-
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str, list[str]]]:
-    """A folder, the address that serves it, the paths asked for; torch.hub's cache is elsewhere and empty."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    Counting.asked = []
-    handler = functools.partial(Counting, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{running.server_address[1]}", Counting.asked
-        running.shutdown()
-
-
-def published(folder: Path, content: bytes) -> str:
-    name = f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    (folder / name).write_bytes(content)
-    return name
-
-
-def test_named_weights_are_fetched_once_and_loaded(
-    server: tuple[Path, str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, address, asked = server
-    source = models.get_model("squeezenet1_1")
-    name = published(folder, Path(saved(tmp_path / "w.pth", source)).read_bytes())
-    monkeypatch.setattr(models.SqueezeNet1_1_Weights.DEFAULT.value, "url", f"{address}/{name}")
-    for _ in range(2):
-        model = build_model(ModelConfig(name="squeezenet1_1", weights="DEFAULT"), num_classes=4, channels=3)
-        assert torch.equal(next(model.parameters()), next(source.parameters()))
-    assert asked == [f"/{name}"]
-
-
-def test_workers_that_come_at_once_fetch_once(server: tuple[Path, str, list[str]]) -> None:
-    folder, address, asked = server
-    name = published(folder, b"x" * 1_000_000)
-    workers = [threading.Thread(target=download, args=(f"{address}/{name}",)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert asked == [f"/{name}"]
-    assert download(f"{address}/{name}").read_bytes() == b"x" * 1_000_000
-
-
-def test_a_download_that_does_not_match_its_name_is_refused_and_not_kept(
-    server: tuple[Path, str, list[str]],
-) -> None:
-    folder, address, _ = server
-    name = published(folder, b"right")
-    (folder / name).write_bytes(b"wrong")
-    with pytest.raises(UnfitError, match="arrived damaged"):
-        download(f"{address}/{name}")
-    (folder / name).write_bytes(b"right")
-    assert download(f"{address}/{name}").read_bytes() == b"right"
-
-
-def test_without_a_network_the_error_names_the_file_to_fetch(server: tuple[Path, str, list[str]]) -> None:
-    _, address, _ = server
-    for url in (f"{address}/net-01234567.pth", "http://127.0.0.1:1/net-01234567.pth"):
-        with pytest.raises(UnfitError) as error:
-            download(url)
-        assert url in error.value.fix
-        assert "model.weights=PATH/net-01234567.pth" in error.value.fix

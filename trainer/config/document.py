@@ -15,10 +15,10 @@ _HEAD = """<!-- Written by `python -m trainer.config.document` from trainer/conf
 
 # Configuration
 
-Every key can be set on the command line as `KEY=VALUE`, in a file of your own (`--config-dir`), or through a
-group as `GROUP=NAME`. `paceline config explain KEY` shows a key's value and who set it, `paceline config show`
-all of them, and `paceline config diff A B` what differs between two runs. All of it is checked before anything
-starts.
+Every key can be set on the command line as `KEY=VALUE`, in a file of your own (`--config-dir`), or through
+a group as `GROUP=NAME`. `paceline config explain KEY` shows a key's value and who set it, `paceline config
+show` all of them, and `paceline config diff A B` what differs between two runs. All of it is checked before
+anything starts.
 """
 
 _NOTES = """

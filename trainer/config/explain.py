@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,8 +143,13 @@ def _group_lines(groups: dict[str, dict[str, Path]]) -> Iterator[str]:
 def _key_lines(keys: Sequence[Key]) -> Iterator[str]:
     shown = [f"{key.path}={inline(key.default)}" for key in keys]
     width = min(max((len(text) for text in shown), default=0), 44)
+    # On a terminal the meaning is folded into a column; elsewhere a key keeps one line, for grep.
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for key, text in zip(keys, shown, strict=True):
-        yield f"{text:<{width}}  {key.doc} Takes {_takes(key)}."
+        meaning = f"{key.doc} Takes {_takes(key)}."
+        lines = textwrap.wrap(meaning, columns - width - 2) if columns > width + 40 else [meaning]
+        yield f"{text:<{width}}  {lines[0]}"
+        yield from (" " * (width + 2) + line for line in lines[1:])
 
 
 def first_comment(file: Path) -> str:

@@ -20,7 +20,7 @@ LONGEST_NAME = 128
 
 _DURATION = re.compile(r"\d{1,4}:[0-5]\d:[0-5]\d")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-_WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
+_WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".bin")
 _OWN_KEYS = {"lr": "optim.lr", "weight_decay": "optim.weight_decay"}
 
 

@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def download(url: str) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None, None, None]:
     # All workers of a machine come here at once: the first fetches, the others wait and find the file.
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

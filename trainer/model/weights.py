@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
         )
     body = OrderedDict((key, value) for key, value in state.items() if key not in head)
     # MNASNet refuses a state without a version; ours agrees with the model already.
-    body._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+    vars(body)["_metadata"] = getattr(own, "_metadata", {})
     model.load_state_dict(body, strict=False)
     if head:
         classes = state[head[0]].shape[0]

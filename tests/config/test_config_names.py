@@ -1,0 +1,61 @@
+"""The names read from source text against what the imported packages say."""
+
+import inspect
+import time
+
+import pytest
+import torch
+from torchvision import models
+
+from trainer.config import names
+from trainer.model import registry
+
+
+def test_the_models_are_those_of_the_registry() -> None:
+    assert sorted(names.model_names()) == sorted(registry.names())
+
+
+@pytest.mark.parametrize("model", models.list_models(module=models))
+def test_the_weights_are_torchvisions(model: str) -> None:
+    assert names.weights_names(model) == sorted(models.get_model_weights(model).__members__)
+
+
+def test_our_own_models_have_no_published_weights() -> None:
+    assert names.weights_names("small_resnet") == []
+
+
+def test_the_optimizers_are_those_of_torch() -> None:
+    public = {
+        name
+        for name, value in vars(torch.optim).items()
+        if inspect.isclass(value)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
+    }
+    assert set(names.optimizer_names()) == public - set(names.REFUSED_OPTIMIZERS)
+    assert set(names.REFUSED_OPTIMIZERS) <= public
+
+
+@pytest.mark.parametrize("name", names.optimizer_names())
+def test_the_arguments_of_an_optimizer_are_those_of_its_constructor(name: str) -> None:
+    expected = [
+        argument
+        for argument in inspect.signature(getattr(torch.optim, name)).parameters
+        if argument != "params"
+    ]
+    assert names.optimizer_arguments(name.lower()) == expected
+
+
+def test_reading_the_names_takes_no_time() -> None:
+    for cached in (names._torchvision, names._ours, names._optimizers, names._location):
+        cached.cache_clear()
+    begin = time.process_time()
+    names.model_names()
+    names.weights_names("resnet50")
+    names.optimizer_arguments("adamw")
+    assert time.process_time() - begin < 0.3
+
+
+def test_shipped_data_sets_have_a_file_each() -> None:
+    assert {"folder", "fashion_mnist", "digits", "synthetic"} <= set(names.dataset_names())
+    assert set(names.group_options("data")) <= set(names.dataset_names())

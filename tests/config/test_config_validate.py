@@ -1,0 +1,202 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.config import Config, batch_plan, validate
+from trainer.config.keys import get, leaves
+from trainer.data.sampler import StepPlan
+from trainer.errors import ConfigError
+
+
+def with_values(**values: object) -> Config:
+    """The default configuration with `section__key=value` set."""
+    config = Config()
+    for path, value in values.items():
+        section, _, name = path.partition("__")
+        setattr(get(config, section) if name else config, name or section, value)
+    return config
+
+
+def refusal(config: Config, world_size: int = 2, train_samples: int | None = None) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        validate(config, world_size=world_size, train_samples=train_samples)
+    return caught.value
+
+
+def test_the_defaults_are_valid_and_the_batch_is_said_in_a_line() -> None:
+    assert validate(Config(), world_size=2) == ["global batch 256 = 2 workers x 128 x 1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem", "fix"),
+    [
+        ({"precision": "fp61"}, "precision=fp61 is not a choice", "did you mean precision=fp16?"),
+        ({"data__on_bad_image": "ignore"}, "data.on_bad_image=ignore", "take one of: error, skip"),
+        ({"optim__lr": -0.1}, "optim.lr=-0.1 is out of range", "at least 0"),
+        ({"optim__lr": float("nan")}, "optim.lr=nan is out of range", "at least 0"),
+        ({"optim__lr": float("inf")}, "optim.lr=inf is out of range", "at least 0"),
+        ({"data__workers": 1000}, "data.workers=1000 is out of range", "0 to 256"),
+        ({"epochs": 0}, "epochs=0 is out of range", "at least 1"),
+        ({"epochs": None}, "nothing ends the run", "epochs=10"),
+        ({"max_time": "90"}, "max_time=90 is not HH:MM:SS", "max_time=01:30:00"),
+        ({"max_time": "00:00:00"}, "max_time=00:00:00 is not HH:MM:SS", "max_time=01:30:00"),
+        ({"evaluate__every": "epochs"}, "evaluate.every='epochs'", "did you mean epoch?"),
+        ({"evaluate__every": "100"}, "evaluate.every='100'", "evaluate.every=100"),
+        ({"evaluate__every": 0}, "evaluate.every=0 is out of range", "at least 1 step"),
+        ({"run__name": "a/b"}, "has a path separator", "run.name=NAME"),
+        ({"run__name": "a\\b"}, "has a path separator", "run.name=NAME"),
+        ({"run__name": ".."}, "means a directory above it", "run.name=NAME"),
+        ({"run__name": " "}, "is empty", "run.name=NAME"),
+        ({"run__name": "-rf"}, "read as an option", "run.name=NAME"),
+        ({"run__name": "a\nb"}, "unprintable", "run.name=NAME"),
+        ({"run__name": "é" * 65}, "longer than 128 bytes", "run.name=NAME"),
+        ({"run__dir": ""}, "run.dir is empty", "run.dir=runs"),
+        ({"data__name": "fashion_minst"}, "is not a data set", "did you mean data.name=fashion_mnist?"),
+        ({"data__name": "folder"}, "data.name=folder needs data.root", "data.root=DIR"),
+        ({"data___target_": "nodots"}, "is not a dotted path", "package.module.callable"),
+        (
+            {"model__name": "resnet19"},
+            "is not an image classification model",
+            "did you mean model.name=resnet18?",
+        ),
+        ({"model__weights": "DEFAULT"}, "small_resnet has no pretrained weights", "model.weights=null"),
+        ({"model__weights": "nowhere.pth"}, "model.weights=nowhere.pth does not exist", ".safetensors"),
+        ({"model___target_": "my model"}, "is not a dotted path", "package.module.callable"),
+        ({"optim__name": "adamv"}, "is not a class of torch.optim", "did you mean optim.name=adam"),
+        ({"optim__name": "lbfgs"}, "cannot be used: it needs a closure", "optim.name=sgd"),
+        ({"optim__args": {"betas": 1}}, "optim.args.betas is not an argument of torch.optim.SGD", "momentum"),
+        ({"optim__args": {"momentun": 1}}, "optim.args.momentun", "did you mean optim.args.momentum?"),
+        ({"optim__args": {"lr": 1}}, "optim.args.lr has a key of its own", "optim.lr=VALUE"),
+        (
+            {"precision": "tf32", "device": "cpu"},
+            "precision=tf32 does not exist on device=cpu",
+            "precision=auto",
+        ),
+        (
+            {"distributed__sync_batchnorm": True, "device": "cpu"},
+            "works on GPUs only",
+            "sync_batchnorm=false",
+        ),
+        ({"optim__schedule": "step", "optim__step_epochs": [5, 3]}, "not a rising list", "[30,60,80]"),
+        ({"global_batch_size": 1}, "less than one sample for each of 2 workers", "global_batch_size=2"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_fix(values: dict[str, object], problem: str, fix: str) -> None:
+    error = refusal(with_values(**values))
+    assert problem in error.problem
+    assert fix in error.fix
+    assert error.exit_code == 2
+
+
+def test_all_problems_are_told_at_once() -> None:
+    error = refusal(with_values(precision="fp61", optim__lr=-1.0, run__name="a/b"))
+    told = str(error).splitlines()
+    assert told[0] == "3 problems in the configuration"
+    assert [line.split("=")[0].strip() for line in told[1:]] == ["precision", "optim.lr", "run.name"]
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    for path, key in leaves().items():
+        for bound in (key.low, key.high):
+            if bound is None or path == "global_batch_size":
+                continue
+            value = int(bound) if key.type is int else bound
+            validate(with_values(**{path.replace(".", "__"): value}), world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_text("x"), "is not a directory"),
+        (lambda path: path.mkdir(), "is empty"),
+    ],
+)
+def test_data_root_must_be_a_directory_with_something_in_it(
+    make: Callable[[Path], object], problem: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "images"
+    make(root)
+    assert problem in refusal(with_values(data__name="folder", data__root=str(root))).problem
+
+
+def test_a_full_data_root_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    validate(with_values(data__name="folder", data__root=str(tmp_path)), world_size=2)
+
+
+def test_a_weights_file_must_be_a_file(tmp_path: Path) -> None:
+    assert "is not a file" in refusal(with_values(model__weights=str(tmp_path))).problem
+    (tmp_path / "w.pth").write_bytes(b"x")
+    validate(with_values(model__weights=str(tmp_path / "w.pth")), world_size=2)
+
+
+def test_the_weights_of_a_torchvision_model_are_checked_by_name() -> None:
+    validate(with_values(model__name="ResNet18", model__weights="IMAGENET1K_V1"), world_size=2)
+    error = refusal(with_values(model__name="resnet18", model__weights="IMAGENET1K_V2"))
+    assert "did you mean model.weights=IMAGENET1K_V1?" in error.fix
+
+
+def test_own_targets_need_no_known_name() -> None:
+    config = with_values(
+        model___target_="mine.net", model__name="x", data___target_="mine.data.load", data__name="y"
+    )
+    validate(config, world_size=2)
+
+
+def test_fewer_samples_than_workers_is_an_error() -> None:
+    assert "3 training images are fewer than 4 workers" in refusal(Config(), 4, train_samples=3).problem
+    assert any(
+        "every step takes all 100" in note for note in validate(Config(), world_size=4, train_samples=100)
+    )
+
+
+def test_a_batch_that_does_not_divide_is_said_once_with_the_nearest_that_do() -> None:
+    (note,) = validate(with_values(global_batch_size=250), world_size=4)
+    assert "global_batch_size=248 or global_batch_size=252 would divide" in note
+    (note,) = validate(with_values(micro_batch_size=48), world_size=2)
+    assert "global_batch_size=192 or global_batch_size=288 would divide" in note
+
+
+def test_a_micro_batch_above_the_share_is_said() -> None:
+    notes = validate(with_values(micro_batch_size=500), world_size=2)
+    assert notes == [
+        "global batch 256 = 2 workers x 128 x 1",
+        "micro_batch_size=500 is more than a worker's share of 128, which is taken at once",
+    ]
+
+
+@given(
+    total=st.integers(1, 5000), workers=st.integers(1, 64), micro=st.one_of(st.none(), st.integers(1, 600))
+)
+def test_the_plan_says_what_the_sampler_does(total: int, workers: int, micro: int | None) -> None:
+    if total < workers:
+        with pytest.raises(ConfigError):
+            batch_plan(total, workers, micro)
+        return
+    plan = batch_plan(total, workers, micro)
+    shares = [
+        StepPlan(
+            samples=total, global_batch_size=total, world_size=workers, rank=rank, micro_batch_size=micro
+        )
+        .share(0)
+        .micro_batches
+        for rank in range(workers)
+    ]
+    sizes = {size for share in shares for size in share}
+    assert plan.share == max(map(sum, shares))
+    assert plan.accumulation == max(map(len, shares))
+    assert plan.micro_batch_size == max(sizes)
+    assert plan.even == (len(sizes) == 1 and len({len(share) for share in shares}) == 1)
+    assert bool(plan.nearest) != plan.even
+    for value in plan.nearest:
+        assert batch_plan(value, workers, micro).even
+        assert value != total
+    if plan.even:
+        factors = [int(number) for number in re.findall(r"\d+", str(plan))]
+        assert factors == [total, workers, plan.micro_batch_size, plan.accumulation]
+        assert workers * plan.micro_batch_size * plan.accumulation == total
