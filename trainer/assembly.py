@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import nn
 
-from trainer import distributed
+from trainer import checkpoint, distributed
 from trainer.config import Config
 from trainer.data import datasets, loader, transforms
 from trainer.data.sampler import StepPlan, StepSampler, mix_seed, seed_generators
@@ -134,7 +134,11 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
     total_steps = count_steps(config, plan)
     preprocessing = input_format(config, splits.preprocessing)
     precision = choose(config.precision, world.device)
-    model = _build_model(config, world.device, num_classes=len(splits.classes), preprocessing=preprocessing)
+    # A run that goes on has its weights in the checkpoint; the pretrained ones need not be there any more.
+    pretrained = not checkpoint.steps(run)
+    model = _build_model(
+        config, world.device, num_classes=len(splits.classes), preprocessing=preprocessing, pretrained=pretrained
+    )
     normaliser = transforms.Normaliser(preprocessing).to(world.device)
     stepper = Stepper(
         model=distributed.data_parallel(
@@ -199,7 +203,7 @@ def input_format(config: Config, native: Preprocessing) -> Preprocessing:
 
 
 def _build_model(
-    config: Config, device: torch.device, *, num_classes: int, preprocessing: Preprocessing
+    config: Config, device: torch.device, *, num_classes: int, preprocessing: Preprocessing, pretrained: bool
 ) -> nn.Module:
     # The initial weights depend on the seed alone, not on what was drawn while the data was read.
     seed_generators(device, mix_seed(config.seed, 0))
@@ -208,6 +212,7 @@ def _build_model(
         num_classes=num_classes,
         channels=preprocessing.channels,
         image_size=preprocessing.image_size,
+        pretrained=pretrained,
     ).to(device)
     if config.model.compile:
         model.compile()

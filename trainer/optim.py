@@ -109,6 +109,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
             plain.append(parameter)
         else:
             decayed.append(parameter)
+    if not weight_decay:
+        # One group is one call of the fused kernel.
+        decayed, plain = [], [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = []
     if decayed:
         groups.append({"params": decayed, "weight_decay": weight_decay})

@@ -13,6 +13,7 @@ from trainer.step import StepClock
 from trainer.tracking import Trackers
 
 _STATUS_PERIOD_S = 1.0
+_CLOSE_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Recorder:
         self._epochs = epochs
         self._gpu_percent = gpu_percent
         self._status_written = 0.0
+        self._told: set[str] = set()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="recorder", daemon=True)
         self._thread.start()
@@ -85,7 +87,8 @@ class Recorder:
 
         def record() -> None:
             self._trackers.metrics({"step": step, "epoch": epoch, "samples": samples, "time": when, **metrics})
-            self._console.evaluation(step=step, epoch=epoch, metrics=metrics, best=best)
+            shown = {name: value for name, value in metrics.items() if name != "val/samples"}
+            self._console.evaluation(step=step, epoch=epoch, metrics=shown, best=best)
 
         self._work.put(record)
 
@@ -95,16 +98,19 @@ class Recorder:
         self._work.put(lambda: self._trackers.event(row))
 
     def close(self) -> None:
-        """Waits until everything is written."""
+        """Waits until everything is written, but not for ever: a hanging disk or terminal must not hold the run."""
         self._work.put(None)
-        self._thread.join()
+        self._thread.join(_CLOSE_LIMIT_S)
 
     def _serve(self) -> None:
         while (task := self._work.get()) is not None:
             try:
                 task()
             except Exception as error:
-                self._console.warn(f"a row of metrics was not recorded: {type(error).__name__}: {error}")
+                kind = f"{type(error).__name__}: {error}"
+                if kind not in self._told:
+                    self._told.add(kind)
+                    self._console.warn(f"a row of metrics or the status was not recorded: {kind}")
 
     def _record(self, interval: Interval) -> None:
         loss_sum, counted, *_ = interval.sums.read()

@@ -23,7 +23,7 @@ from trainer.distributed import World
 from trainer.errors import TrainingError
 from trainer.exchange import Exchange
 from trainer.recorder import Interval, Recorder
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, append_json_line, read_json_lines
 from trainer.step import StepClock
 from trainer.stop import StopRequest
 from trainer.tracking import Trackers
@@ -105,6 +105,7 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     """
     parts = assemble(config, job.world, job.run)
     progress = restore(parts, job)
+    announce(parts, job, progress)
     first_step = progress.step
     loop = Loop(parts, job, progress)
     batches = parts.batches(first_step)
@@ -130,6 +131,31 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
         loop.close()
     loop.check_finite()
     return Outcome(finished, progress, parts, parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step))
+
+
+def announce(parts: Parts, job: Job, progress: Progress) -> None:
+    """Says once what is trained on what, with every automatic choice and its reason."""
+    config, plan, world = parts.config, parts.plan, job.world
+    parameters = sum(p.numel() for p in parts.model.parameters())
+    name = config.model._target_ or config.model.name
+    job.console.say(
+        f"{parts.splits.title}: {len(parts.splits.train):,} training and {len(parts.splits.val):,} validation images, "
+        f"{len(parts.splits.classes)} classes, {parts.preprocessing.image_size} pixels"
+    )
+    job.console.say(
+        f"{name} with {parameters:,} parameters, {world.world_size} x {world.device.type}, global batch "
+        f"{plan.global_batch_size}, {parts.precision.name} ({parts.precision.reason}), seed {config.seed}, "
+        f"{parts.workers} data-loading processes a worker"
+    )
+    for note in parts.splits.notes:
+        job.console.say(f"note: {note}")
+    if world.is_rank_zero:
+        listed = {row.get("path") for row in read_json_lines(job.run.skipped_images)}
+        for bad in parts.splits.bad_files:
+            if str(bad.path) not in listed:
+                append_json_line(job.run.skipped_images, {"path": str(bad.path), "reason": bad.reason})
+    if progress.step:
+        job.console.say(f"goes on after step {progress.step:,} of {parts.total_steps:,}")
 
 
 def is_evaluation_due(every: int | str, step: int, ends_epoch: bool, total_steps: int) -> bool:
@@ -310,7 +336,7 @@ def restore(parts: Parts, job: Job) -> Progress:
     Raises:
         TrainingError: all checkpoints are damaged.
     """
-    step, saved, problems = checkpoint.load_newest(job.run)
+    _, saved, problems = checkpoint.load_newest(job.run)
     for problem in problems:
         job.console.warn(problem)
     if saved is None:
@@ -327,5 +353,4 @@ def restore(parts: Parts, job: Job) -> Progress:
     checkpoint.restore_optimizer(stepper.optimizer, prefixed("optimizer."), state["optimizer"])
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]
-    job.console.say(f"continues from the checkpoint of step {step:,}")
     return Progress(**state["progress"])
