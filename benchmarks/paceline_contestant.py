@@ -63,5 +63,3 @@ def run_trainer(folder: Path, warm_up: int, steps: int, accumulation: int, micro
         seconds = (times[warm_up + steps] - times[warm_up]) / steps
     dist.barrier()
     return seconds
-
-

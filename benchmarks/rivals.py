@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+import torch.nn.functional as F  # torch's own name for it
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -85,9 +85,7 @@ def bare(accumulation: int) -> Run:
     world_size, rank = dist.get_world_size(), dist.get_rank()
     model: nn.Module = TinyNet()
     if world_size > 1:
-        model = nn.parallel.DistributedDataParallel(
-            model, gradient_as_bucket_view=True, static_graph=accumulation == 1
-        )
+        model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=accumulation == 1)
     optimizer = sgd(model)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -133,7 +131,12 @@ def loader() -> "DataLoader[Any]":
     """The loader of the trainers that bring none."""
     sampler = DistributedSampler(TinyData(), drop_last=True) if dist.get_world_size() > 1 else None  # type: ignore[arg-type]
     return DataLoader(
-        TinyData(), batch_size=MICRO_BATCH, sampler=sampler, shuffle=sampler is None, drop_last=True, collate_fn=lambda b: b
+        TinyData(),
+        batch_size=MICRO_BATCH,
+        sampler=sampler,
+        shuffle=sampler is None,
+        drop_last=True,
+        collate_fn=lambda b: b,
     )
 
 

@@ -51,7 +51,18 @@ def bare(folder: Path) -> float:
 def torchrun(folder: Path) -> float:
     """Seconds until our trainer under torchrun has taken its step."""
     started = time.time()
-    launch([BIN / "torchrun", "--standalone", "--nproc_per_node=2", "-m", "trainer", *OVERRIDES, f"run.dir={folder}", "run.name=t"])
+    launch(
+        [
+            BIN / "torchrun",
+            "--standalone",
+            "--nproc_per_node=2",
+            "-m",
+            "trainer",
+            *OVERRIDES,
+            f"run.dir={folder}",
+            "run.name=t",
+        ]
+    )
     return first_step(folder / "t") - started
 
 

@@ -77,7 +77,10 @@ def main() -> int:
             for name, ratio in ratios.items():
                 worst[name] = max(worst.get(name, 0.0), ratio)
             shown = "  ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items())
-            print(f"{workers} workers, accumulation {accumulation}: bare {bare_ms:.3f} ms  {shown}", file=sys.stderr)
+            print(
+                f"{workers} workers, accumulation {accumulation}: bare {bare_ms:.3f} ms  {shown}",
+                file=sys.stderr,
+            )
     report = {
         "benchmark": "step_overhead",
         "ratio": worst.pop("paceline"),

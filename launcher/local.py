@@ -179,9 +179,7 @@ def _code(run: RunDir) -> dict[str, Any] | None:
     diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff") or b""
     saved = bool(diff) and len(diff) <= DIFF_LIMIT
     if saved:
-        write_atomic(
-            run.code_diff, redact(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-        )
+        write_atomic(run.code_diff, redact(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape"))
     return {
         "commit": commit.decode().strip(),
         "dirty": bool(diff),

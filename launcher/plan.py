@@ -174,9 +174,7 @@ def workers_per_node(config: "Config", gpus: int) -> int:
     """
     asked = config.cluster.gpus_per_node
     if asked is not None and asked < 1:
-        raise ConfigError(
-            f"cluster.gpus_per_node={asked}, but it must be at least 1", "cluster.gpus_per_node=null"
-        )
+        raise ConfigError(f"cluster.gpus_per_node={asked}, but it must be at least 1", "cluster.gpus_per_node=null")
     if config.device == "cuda" and gpus == 0:
         raise UnfitError("device=cuda, but no GPU is visible on this machine", "device=cpu, or device=auto")
     if config.device == "cpu" or gpus == 0:

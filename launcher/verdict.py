@@ -86,12 +86,8 @@ def first_failure(exits: Sequence[Exit]) -> Exit | None:
 
 def with_the_trainers_word(exits: Sequence[Exit], row: dict[str, Any]) -> list[Exit]:
     """The exits, with what the trainer wrote to failure.json about one of them."""
-    words: dict[str, Any] = {
-        name: str(row.get(name, "")) for name in ("type", "message", "traceback", "advice")
-    }
-    return [
-        replace(exit, **words) if exit.rank == row.get("rank") and exit.code > 0 else exit for exit in exits
-    ]
+    words: dict[str, Any] = {name: str(row.get(name, "")) for name in ("type", "message", "traceback", "advice")}
+    return [replace(exit, **words) if exit.rank == row.get("rank") and exit.code > 0 else exit for exit in exits]
 
 
 def exit_code(exits: Sequence[Exit], stopped_by: int | None = None) -> int:

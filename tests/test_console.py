@@ -75,9 +75,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def on_terminal(
-    log: Path | None = None, *, read: bool = True
-) -> Generator[tuple[Console, Terminal], None, None]:
+def on_terminal(log: Path | None = None, *, read: bool = True) -> Generator[tuple[Console, Terminal], None, None]:
     terminal = Terminal()
     if read:
         terminal.read()
@@ -227,9 +225,7 @@ def test_other_ranks_only_say_what_is_wrong_with_rank_and_host() -> None:
     console.error("no such GPU", "device=cpu")
     console.close()
     name = f"[rank 3 {socket.gethostname()}]"
-    assert (
-        stream.getvalue() == f"{name} warning: a bad image\n{name} error: no such GPU\n{name}   device=cpu\n"
-    )
+    assert stream.getvalue() == f"{name} warning: a bad image\n{name} error: no such GPU\n{name}   device=cpu\n"
 
 
 def test_another_rank_knows_its_number_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +279,7 @@ def test_a_log_that_cannot_be_written_is_said_once_and_talk_goes_on(tmp_path: Pa
 def test_several_threads_may_talk_at_once() -> None:
     with on_terminal() as (console, terminal):
         threads = [
-            threading.Thread(target=lambda n=n: [console.say(f"<{n}.{i}>") for i in range(50)])
-            for n in range(3)
+            threading.Thread(target=lambda n=n: [console.say(f"<{n}.{i}>") for i in range(50)]) for n in range(3)
         ]
         for thread in threads:
             thread.start()

@@ -175,9 +175,7 @@ def ours(config: OptimConfig, steps: int, steps_per_epoch: int = 1) -> list[floa
 def test_one_cycle_is_torch_s_one_cycle(warmup: float, steps: int) -> None:
     final = 0.001
     config = OptimConfig(schedule="one_cycle", warmup_fraction=warmup, final_factor=final)
-    expected = reference(
-        lambda o: OneCycleLR(o, 1.0, steps, pct_start=warmup, final_div_factor=1 / 25 / final), steps
-    )
+    expected = reference(lambda o: OneCycleLR(o, 1.0, steps, pct_start=warmup, final_div_factor=1 / 25 / final), steps)
     if warmup * steps == 1:
         # torch divides by zero where the warm-up is one step; ours starts at the peak.
         assert ours(config, steps)[0] == 1.0
@@ -218,9 +216,7 @@ def test_constant_stays_at_the_peak_after_the_warm_up() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "one_cycle"])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 0.9])
-def test_every_step_of_every_schedule_has_a_rate_between_nothing_and_the_peak(
-    schedule: str, warmup: float
-) -> None:
+def test_every_step_of_every_schedule_has_a_rate_between_nothing_and_the_peak(schedule: str, warmup: float) -> None:
     config = OptimConfig(schedule=schedule, warmup_fraction=warmup, step_epochs=[1])
     for steps in (1, 2, 3, 5, 40):
         rates = ours(config, steps, steps_per_epoch=2)

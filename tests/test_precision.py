@@ -178,9 +178,7 @@ def test_clipping_sees_unscaled_gradients() -> None:
 
 
 @pytest.mark.parametrize(("chosen", "tolerance"), [(FP32, 1e-5), (FP16, 5e-3)])
-def test_accumulation_scaling_and_clipping_together_give_the_plain_step(
-    chosen: Precision, tolerance: float
-) -> None:
+def test_accumulation_scaling_and_clipping_together_give_the_plain_step(chosen: Precision, tolerance: float) -> None:
     def trained(scaler: Scaler, sizes: tuple[int, ...], chosen: Precision) -> list[torch.Tensor]:
         model = network()
         optimizer = optimizer_of(model)
@@ -224,8 +222,6 @@ def test_the_state_is_plain_and_continues_the_scale_and_the_count() -> None:
 
 def test_a_scale_that_was_loaded_is_the_one_that_falls() -> None:
     model, scaler = network(), Scaler(enabled=True, device=CPU, initial_scale=2.0**4)
-    scaler.load_state_dict(
-        {**Scaler(enabled=True, device=CPU).state_dict(), "scale": 2.0**40, "_growth_tracker": 0}
-    )
+    scaler.load_state_dict({**Scaler(enabled=True, device=CPU).state_dict(), "scale": 2.0**40, "_growth_tracker": 0})
     accumulate(model, scaler, (12,), FP16)
     assert scaler.step(optimizer_of(model), None, model.parameters()) is False

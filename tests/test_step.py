@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 
 from tests.workers import alone, run_workers
@@ -127,9 +127,7 @@ def test_what_is_random_in_the_model_depends_on_step_and_rank_not_on_the_past() 
         model = nn.Sequential(nn.Dropout(0.5), nn.Linear(FEATURES, CLASSES).double())
         model[0].register_forward_hook(lambda _m, _i, out, first=first: seen[first].append(out.detach().clone()))
         take = stepper(alone(), model, plan, counts_targets=False, clip=None)
-        stream = iter(
-            [(INPUTS[:4], TARGETS[:4])] * 20
-        )
+        stream = iter([(INPUTS[:4], TARGETS[:4])] * 20)
         for step in range(first, 8):
             torch.rand(first + 1)
             share = replace(plan.share(step), micro_batches=(4,))

@@ -22,7 +22,9 @@ def main() -> int:
         if code:
             log.seek(0)
             sys.stderr.write("".join(log.readlines()[-30:]))
-            sys.stderr.write("error: pip could not install the packages\n  see its lines above; make setup tries again\n")
+            sys.stderr.write(
+                "error: pip could not install the packages\n  see its lines above; make setup tries again\n"
+            )
             return 3
     print(f"environment  .venv is ready ({time.monotonic() - started:.0f} s)", flush=True)
     return 0

@@ -3,23 +3,39 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.errors import PacelineError
+
+if TYPE_CHECKING:
+    from trainer.config import Config
 
 
 def main() -> int:
-    """Reads the configuration and trains; returns the exit code of DESIGN's table."""
+    """Reads the configuration and trains; returns the exit code."""
     # Imported here, so that a mistake in the configuration is told in half a second, before torch is there.
     from trainer.config import entry, from_yaml
 
     frozen = os.environ.get("PACELINE_CONFIG")
     if frozen is None:
-        return entry.run(sys.argv[1:], _train)
-    return _train(from_yaml(Path(frozen).read_text()))
+        return entry.run(sys.argv[1:], _check_and_train)
+    return _train(from_yaml(Path(frozen).read_text()), [])
 
 
-def _train(config: object) -> int:
+def _check_and_train(config: "Config") -> int:
+    from trainer.config import entry, validate
+
+    try:
+        notes = validate(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    except PacelineError as error:
+        return entry.tell(error)
+    return _train(config, notes)
+
+
+def _train(config: "Config", notes: list[str]) -> int:
     from trainer.worker import work
 
-    return work(config)
+    return work(config, notes)
 
 
 if __name__ == "__main__":

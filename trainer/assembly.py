@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+import torch.nn.functional as F  # torch's own name for it
 from torch import nn
 
 from trainer import checkpoint, distributed
@@ -93,9 +93,7 @@ class Parts:
             self.splits.val,
             transforms.eval_transform(self.preprocessing),
             seed=self.config.seed,
-            batch_augment=transforms.batch_augment(
-                self.preprocessing, "none", flip=False, split=self.splits.val
-            ),
+            batch_augment=transforms.batch_augment(self.preprocessing, "none", flip=False, split=self.splits.val),
             skip_bad=data.on_bad_image == "skip",
             report=self.run.skipped_images,
         )
@@ -137,13 +135,15 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
     # A run that goes on has its weights in the checkpoint; the pretrained ones need not be there any more.
     pretrained = not checkpoint.steps(run)
     model = _build_model(
-        config, world.device, num_classes=len(splits.classes), preprocessing=preprocessing, pretrained=pretrained
+        config,
+        world.device,
+        num_classes=len(splits.classes),
+        preprocessing=preprocessing,
+        pretrained=pretrained,
     )
     normaliser = transforms.Normaliser(preprocessing).to(world.device)
     stepper = Stepper(
-        model=distributed.data_parallel(
-            model, world, config.distributed, accumulates=plan.largest_accumulation > 1
-        ),
+        model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
         optimizer=build_optimizer(config.optim, model, world.device),
         lr_factor=lambda step: lr_factor(config.optim, step, total_steps, plan.steps_per_epoch),
         criterion=_criterion(config.optim.label_smoothing),

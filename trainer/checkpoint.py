@@ -163,7 +163,10 @@ def restore_optimizer(
     for key, value in [*tensors.items(), *plain["values"].items()]:
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    groups = [{**new, "params": old["params"]} for new, old in zip(plain["param_groups"], optimizer.state_dict()["param_groups"], strict=True)]
+    groups = [
+        {**new, "params": old["params"]}
+        for new, old in zip(plain["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+    ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -237,9 +237,7 @@ def evaluation_line(*, epoch: int | None, step: int, metrics: Mapping[str, float
     words = [f"epoch {epoch}" if epoch is not None else f"step {step:,}"]
     for name, value in sorted(metrics.items(), key=lambda item: "accuracy" not in item[0]):
         short = name.removeprefix("val/").replace("_", " ").replace("/", " ")
-        words.append(
-            f"{short} {wording.percent(value) if 'accuracy' in name else wording.significant(value)}"
-        )
+        words.append(f"{short} {wording.percent(value) if 'accuracy' in name else wording.significant(value)}")
     words[1:2] = [f"val {words[1]}"] if len(words) > 1 else []
     return "  " + "  ".join(words)
 

@@ -147,7 +147,7 @@ def join(config: DistributedConfig, *, device: str) -> Iterator[World]:
     try:
         yield world
     except BaseException:
-        if world.device.type == "cuda":
+        if world.device.type == "cuda" and dist.group.WORLD is not None:
             # Destroying would wait for collectives that the other ranks will not join any more.
             dist.group.WORLD.abort()
         raise
@@ -189,14 +189,15 @@ def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, 
         return model
     if config.sync_batchnorm and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    # Sending rank 0's buffers at every step would only cost time: they are averaged where they are used.
+    buffers: dict[str, Any] = {"forward_sync_buffers" if _HAS_FORWARD_SYNC else "broadcast_buffers": False}
     wrapped = nn.parallel.DistributedDataParallel(
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         bucket_cap_mb=config.bucket_mb,
         gradient_as_bucket_view=True,
         static_graph=not accumulates,
-        # Sending rank 0's buffers at every step would only cost time: they are averaged where they are used.
-        **({"forward_sync_buffers": False} if _HAS_FORWARD_SYNC else {"broadcast_buffers": False}),
+        **buffers,
     )
     if config.compression != "none":
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks

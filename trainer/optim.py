@@ -45,9 +45,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module, device: torch.device)
     _check_arguments(config, constructor, accepted - {"params", "lr", "weight_decay"})
     groups = parameter_groups(model, config.weight_decay if "weight_decay" in accepted else 0.0)
     if not groups:
-        raise ConfigError(
-            "no parameter of the model trains", "look at finetune.phases and at the model's freezing"
-        )
+        raise ConfigError("no parameter of the model trains", "look at finetune.phases and at the model's freezing")
     arguments = {**_implementation(accepted, config.args, groups, device), **config.args}
     try:
         optimizer = constructor(groups, lr=config.lr, **arguments)
@@ -80,9 +78,7 @@ def optimizer_class(name: str) -> Callable[..., Optimizer]:
         return known[wanted]
     close = difflib.get_close_matches(wanted, known.keys() - _UNUSABLE.keys(), n=1)
     hint = f"did you mean optim.name={close[0]}? " if close else ""
-    raise ConfigError(
-        f"optim.name={name} is not an optimizer of torch.optim", f"{hint}It has {', '.join(usable)}"
-    )
+    raise ConfigError(f"optim.name={name} is not an optimizer of torch.optim", f"{hint}It has {', '.join(usable)}")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

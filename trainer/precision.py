@@ -72,9 +72,7 @@ def choose(requested: str, device: torch.device) -> Precision:
         UnfitError: the hardware cannot do it.
     """
     if device.type == "cuda":
-        return _on_gpu(
-            requested, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-        )
+        return _on_gpu(requested, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     return _on_cpu(requested, cpu_flags())
 
 

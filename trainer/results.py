@@ -48,7 +48,11 @@ def time_by_cause(seconds: dict[str, float], *, on_gpu: bool) -> dict[str, float
         parts = {"data": parts["data"], "computing": steps - parts["data"]}
     else:
         parts["other"] = max(0.0, steps - sum(parts.values()))
-    return {**parts, "evaluation": seconds.get("evaluation", 0.0), "checkpoint": seconds.get("checkpoint", 0.0)}
+    return {
+        **parts,
+        "evaluation": seconds.get("evaluation", 0.0),
+        "checkpoint": seconds.get("checkpoint", 0.0),
+    }
 
 
 def closing_lines(summary: dict[str, Any], run: RunDir, *, hints: list[str], skipped: int) -> list[str]:

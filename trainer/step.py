@@ -10,7 +10,7 @@ Nothing here waits for the device: losses are added up there and read when a row
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -113,7 +113,7 @@ class Stepper:
             if index == 0:
                 # Dropout and the like depend on the step and the rank, not on what was drawn before: resume is exact.
                 seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank))
-            with nullcontext() if index == last or self.world.world_size == 1 else self.model.no_sync():
+            with nullcontext() if index == last else self._without_exchange():
                 with self.precision.autocast(self.world.device):
                     loss = self.criterion(self.model(self.normaliser(images)), targets)
                 forwarded = time.perf_counter()
@@ -121,6 +121,11 @@ class Stepper:
                 self.scaler.scale(loss).backward(self._weight_of(share.samples, loss.dtype))
             self.loss_sum += loss.detach()
             clock.backward += time.perf_counter() - forwarded
+
+    def _without_exchange(self) -> AbstractContextManager[None]:
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
 
     def _weight_of(self, samples: int, dtype: torch.dtype) -> torch.Tensor:
         """What a step's summed loss is multiplied by; as the gradient of the loss it needs no operation of its own."""

@@ -24,9 +24,7 @@ class StopRequest:
 
     def is_due(self, margin_s: float) -> bool:
         """Whether to stop now, when saving and noticing takes `margin_s` seconds."""
-        return self.signal is not None or (
-            self._deadline is not None and time.monotonic() + margin_s >= self._deadline
-        )
+        return self.signal is not None or (self._deadline is not None and time.monotonic() + margin_s >= self._deadline)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:

@@ -1,9 +1,9 @@
 """The training of one worker, top to bottom.
 
-    world -> data -> model -> optimizer -> checkpoint -> loop:
-        a step: forward and backward of its micro-batches, one update
-        every log_every_steps: a row of metrics; have the ranks been asked to stop or to save?
-        where due: evaluate, keep the best weights, write a checkpoint
+world -> data -> model -> optimizer -> checkpoint -> loop:
+    a step: forward and backward of its micro-batches, one update
+    every log_every_steps: a row of metrics; have the ranks been asked to stop or to save?
+    where due: evaluate, keep the best weights, write a checkpoint
 """
 
 import math
@@ -123,14 +123,25 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
             if evaluates:
                 loop.evaluate(epoch=share.epoch + 1)
             finished = not (asked.stop or progress.step == stop_after) or progress.step == parts.total_steps
-            if last or not finished or asked.save or loop.saves_at_this_step() or (evaluates and loop.saves_with_evaluation):
+            if (
+                last
+                or not finished
+                or asked.save
+                or loop.saves_at_this_step()
+                or (evaluates and loop.saves_with_evaluation)
+            ):
                 loop.save()
             if not finished:
                 break
     finally:
         loop.close()
     loop.check_finite()
-    return Outcome(finished, progress, parts, parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step))
+    return Outcome(
+        finished,
+        progress,
+        parts,
+        parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step),
+    )
 
 
 def announce(parts: Parts, job: Job, progress: Progress) -> None:
@@ -215,9 +226,7 @@ class Loop:
         margin = 2 * seconds + self._save_seconds
         wants_stop = self._job.stop.is_due(margin)
         wants_save = (
-            world.is_rank_zero
-            and self._every is None
-            and time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
+            world.is_rank_zero and self._every is None and time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
         )
         asked = self._read_pending()
         wishes = torch.tensor([float(wants_stop), float(wants_save)], dtype=torch.float64)

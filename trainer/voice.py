@@ -27,9 +27,7 @@ class Voice:
     def __init__(self, stream: TextIO, log: Path | None) -> None:
         self.broken = False
         # Off a terminal rich would wrap at 80 columns; a line is a line there.
-        self.screen = _Screen(
-            file=stream, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty()
-        )
+        self.screen = _Screen(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
         self._log = log
         self._log_lock = threading.Lock()
 

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,13 @@ STOPPED = 75
 _DEBUG_STEPS = 4
 
 
-def work(config: Config) -> int:
-    """Trains; every error ends in a few lines, in failure.json and in an exit code."""
+def work(config: Config, notes: Sequence[str] = ()) -> int:
+    """Trains; every error ends in a few lines, in failure.json and in an exit code.
+
+    Args:
+        config: validated.
+        notes: what validation wants the user to know.
+    """
     started = time.monotonic()
     console = open_console(is_rank_zero=os.environ.get("LOCAL_RANK", "0") == "0", log=None)
     run: RunDir | None = None
@@ -38,6 +44,8 @@ def work(config: Config) -> int:
             if is_finished(run):
                 console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
                 return 0
+            for note in notes:
+                console.say(f"note: {note}")
             attempt = int(os.environ.get("PACELINE_ATTEMPT", "0"))
             console = open_console(is_rank_zero=world.is_rank_zero, log=run.log(attempt, world.rank))
             return train_in(run, config, world, console, attempt=attempt, started=started)
@@ -90,9 +98,7 @@ def is_finished(run: RunDir) -> bool:
     return run.read_status().get("state") == "finished"
 
 
-def train_in(
-    run: RunDir, config: Config, world: World, console: Console, *, attempt: int, started: float
-) -> int:
+def train_in(run: RunDir, config: Config, world: World, console: Console, *, attempt: int, started: float) -> int:
     """Trains in a run directory and closes it; returns the exit code."""
     zero = world.is_rank_zero
     if zero:
@@ -168,14 +174,25 @@ def report(error: Exception, run: RunDir | None, console: Console) -> int:
     rank = int(os.environ.get("RANK", "0"))
     code = error.exit_code if isinstance(error, PacelineError) else 1
     problem, fix = explain(error)
-    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or "Connection closed by peer" in str(error):
-        problem, fix = "another worker ended; this one cannot go on alone", "the first error is that worker's"
+    if is_echo(error):
+        problem, fix = (
+            "another worker ended, and this one cannot go on alone",
+            "the first error is that worker's",
+        )
     elif run is not None and run.path.exists():
         write_failure(run, error, rank=rank, code=code, meaning=problem, advice=fix)
         fix = f"{fix}\n  traceback: {run.failure}".strip() if code == 1 else fix
     console.close()
     console.error(problem, fix)
     return code
+
+
+def is_echo(error: Exception) -> bool:
+    """Whether an error only says that another worker is gone."""
+    text = str(error)
+    return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or any(
+        sign in text for sign in ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+    )
 
 
 def explain(error: Exception) -> tuple[str, str]:

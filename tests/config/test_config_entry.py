@@ -40,9 +40,7 @@ def test_overrides_alone_run_the_task_once(jobs: Jobs, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "argv", [["epochs=abc"], ["--multirun", "epochs=abc"], ["--cfg", "job", "epochs=abc"]]
-)
+@pytest.mark.parametrize("argv", [["epochs=abc"], ["--multirun", "epochs=abc"], ["--cfg", "job", "epochs=abc"]])
 def test_a_mistake_ends_with_two_lines_and_exit_code_2(
     argv: list[str], jobs: Jobs, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,9 +90,7 @@ def test_hydras_own_help_and_info_are_there(jobs: Jobs, capsys: pytest.CaptureFi
     assert "optim/sgd" in capsys.readouterr().out
 
 
-def test_a_sweep_runs_every_combination_and_leaves_the_working_directory_alone(
-    jobs: Jobs, tmp_path: Path
-) -> None:
+def test_a_sweep_runs_every_combination_and_leaves_the_working_directory_alone(jobs: Jobs, tmp_path: Path) -> None:
     argv = ["optim.name=sgd,adamw", "--multirun", "model.args.width=4,8", "run.name=try"]
     assert entry.run(argv, jobs) == 0
     assert [(c.optim.name, c.model.args["width"], c.run.name) for c in jobs.configs] == [
@@ -122,9 +118,7 @@ def test_a_job_that_was_asked_to_stop_ends_the_sweep(jobs: Jobs) -> None:
     assert [config.seed for config in jobs.configs] == [0, 75]
 
 
-@pytest.mark.parametrize(
-    ("codes", "code"), [([], 0), ([0, 0], 0), ([0, 75], 75), ([75, 1], 1), ([1, 124], 124)]
-)
+@pytest.mark.parametrize(("codes", "code"), [([], 0), ([0, 0], 0), ([0, 75], 75), ([75, 1], 1), ([1, 124], 124)])
 def test_a_failure_counts_more_than_a_stop(codes: list[int], code: int) -> None:
     assert entry.worst(codes) == code
 

@@ -12,9 +12,7 @@ from trainer.errors import ConfigError
 def own(tmp_path: Path) -> Path:
     """A directory of the user's own files: a recipe that sets a learning rate and an argument."""
     (tmp_path / "recipe").mkdir()
-    text = (
-        "# @package _global_\n# Trying birds. More of it.\noptim:\n  lr: 0.25\n  args:\n    momentum: 0.8\n"
-    )
+    text = "# @package _global_\n# Trying birds. More of it.\noptim:\n  lr: 0.25\n  args:\n    momentum: 0.8\n"
     (tmp_path / "recipe" / "birds.yaml").write_text(text)
     return tmp_path
 

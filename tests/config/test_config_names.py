@@ -28,9 +28,7 @@ def test_the_optimizers_are_those_of_torch() -> None:
     public = {
         name
         for name, value in vars(torch.optim).items()
-        if inspect.isclass(value)
-        and issubclass(value, torch.optim.Optimizer)
-        and value is not torch.optim.Optimizer
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     }
     assert set(names.optimizer_names()) == public - set(names.REFUSED_OPTIMIZERS)
     assert set(names.REFUSED_OPTIMIZERS) <= public
@@ -39,9 +37,7 @@ def test_the_optimizers_are_those_of_torch() -> None:
 @pytest.mark.parametrize("name", names.optimizer_names())
 def test_the_arguments_of_an_optimizer_are_those_of_its_constructor(name: str) -> None:
     expected = [
-        argument
-        for argument in inspect.signature(getattr(torch.optim, name)).parameters
-        if argument != "params"
+        argument for argument in inspect.signature(getattr(torch.optim, name)).parameters if argument != "params"
     ]
     assert names.optimizer_arguments(name.lower()) == expected
 

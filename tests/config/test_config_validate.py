@@ -142,17 +142,13 @@ def test_the_weights_of_a_torchvision_model_are_checked_by_name() -> None:
 
 
 def test_own_targets_need_no_known_name() -> None:
-    config = with_values(
-        model___target_="mine.net", model__name="x", data___target_="mine.data.load", data__name="y"
-    )
+    config = with_values(model___target_="mine.net", model__name="x", data___target_="mine.data.load", data__name="y")
     validate(config, world_size=2)
 
 
 def test_fewer_samples_than_workers_is_an_error() -> None:
     assert "3 training images are fewer than 4 workers" in refusal(Config(), 4, train_samples=3).problem
-    assert any(
-        "every step takes all 100" in note for note in validate(Config(), world_size=4, train_samples=100)
-    )
+    assert any("every step takes all 100" in note for note in validate(Config(), world_size=4, train_samples=100))
 
 
 def test_a_batch_that_does_not_divide_is_said_once_with_the_nearest_that_do() -> None:
@@ -170,9 +166,7 @@ def test_a_micro_batch_above_the_share_is_said() -> None:
     ]
 
 
-@given(
-    total=st.integers(1, 5000), workers=st.integers(1, 64), micro=st.one_of(st.none(), st.integers(1, 600))
-)
+@given(total=st.integers(1, 5000), workers=st.integers(1, 64), micro=st.one_of(st.none(), st.integers(1, 600)))
 def test_the_plan_says_what_the_sampler_does(total: int, workers: int, micro: int | None) -> None:
     if total < workers:
         with pytest.raises(ConfigError):
@@ -180,9 +174,7 @@ def test_the_plan_says_what_the_sampler_does(total: int, workers: int, micro: in
         return
     plan = batch_plan(total, workers, micro)
     shares = [
-        StepPlan(
-            samples=total, global_batch_size=total, world_size=workers, rank=rank, micro_batch_size=micro
-        )
+        StepPlan(samples=total, global_batch_size=total, world_size=workers, rank=rank, micro_batch_size=micro)
         .share(0)
         .micro_batches
         for rank in range(workers)

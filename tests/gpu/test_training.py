@@ -90,7 +90,13 @@ def test_nvml_figures_are_recorded(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    whole = [*DIGITS, "deterministic=true", "precision=fp32", f"run.dir={tmp_path}", "checkpoint.every_steps=20"]
+    whole = [
+        *DIGITS,
+        "deterministic=true",
+        "precision=fp32",
+        f"run.dir={tmp_path}",
+        "checkpoint.every_steps=20",
+    ]
     trainer(*whole, "run.name=whole")
     trainer(*whole, "run.name=cut", "max_time=00:00:01", expect=75)
     assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "stopped"

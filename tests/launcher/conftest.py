@@ -40,9 +40,7 @@ class Job:
         self.run = RunDir(folder / "runs" / "job")
         self._processes: list[subprocess.Popen[str]] = []
 
-    def start(
-        self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str
-    ) -> subprocess.Popen[str]:
+    def start(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
         command = [
             sys.executable,
             "-m",
@@ -68,9 +66,7 @@ class Job:
         out, err = process.communicate(timeout=DEADLINE_S)
         return process.returncode, out, err
 
-    def go(
-        self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str
-    ) -> tuple[int, str, str]:
+    def go(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> tuple[int, str, str]:
         return self.finish(self.start(*overrides, arguments=arguments, **environment))
 
     def wait_for_workers(self, count: int = 2) -> list[int]:

@@ -34,9 +34,7 @@ def test_help_takes_under_300_ms_and_imports_neither_torch_nor_hydra() -> None:
     times = []
     for _ in range(3):
         begin = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
         times.append(time.monotonic() - begin)
         assert done.stdout.endswith("[]\n")
     assert min(times) < 0.3
@@ -129,9 +127,7 @@ def test_dry_run_of_a_recipe_imports_no_torch_and_takes_under_a_second() -> None
     times = []
     for _ in range(2):
         begin = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
         times.append(time.monotonic() - begin)
         assert done.returncode == 0, done.stderr
         assert "-m trainer recipe=digits" in done.stdout
@@ -163,9 +159,7 @@ def test_a_full_disk_at_the_start_is_exit_3_and_no_attempt(
     assert not (small_disk / "x" / "logs" / "attempt-0").exists()
 
 
-def test_a_read_only_place_is_exit_3_with_another_to_try(
-    small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_read_only_place_is_exit_3_with_another_to_try(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     code, _, err = said(capsys, "run", f"run.dir={small_disk}/deep/er", "--", "mine.py")
     assert code == 3
@@ -174,9 +168,7 @@ def test_a_read_only_place_is_exit_3_with_another_to_try(
 
 
 @pytest.mark.parametrize("directory", ["mine.py", "mine.py/below"])
-def test_a_file_in_the_way_of_the_run_directory_is_exit_3(
-    directory: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_in_the_way_of_the_run_directory_is_exit_3(directory: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = said(capsys, "run", f"run.dir={directory}", "--", "mine.py")
     assert code == 3
     assert "is a file" in err

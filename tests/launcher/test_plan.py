@@ -48,9 +48,7 @@ def planned(
 ) -> JobPlan:
     config = Config(device=device, cluster=ClusterConfig(gpus_per_node=workers, port=port))
     overrides = ["recipe=digits", "run.fresh=true", "optim.args={a: 1}"]
-    return plan_job(
-        config, program=program, overrides=overrides, gpus=gpus, cpus=cpus, environment=environment or {}
-    )
+    return plan_job(config, program=program, overrides=overrides, gpus=gpus, cpus=cpus, environment=environment or {})
 
 
 @pytest.mark.parametrize(
@@ -78,9 +76,7 @@ def test_workers_are_one_for_each_gpu_or_two_unless_asked_otherwise(
         (1, 2, "cuda", "only 1 GPU is visible"),
     ],
 )
-def test_gpus_that_are_not_there_make_the_machine_unfit(
-    gpus: int, asked: int | None, device: str, words: str
-) -> None:
+def test_gpus_that_are_not_there_make_the_machine_unfit(gpus: int, asked: int | None, device: str, words: str) -> None:
     with pytest.raises(UnfitError, match=words):
         planned(gpus=gpus, workers=asked, device=device)
 
@@ -96,9 +92,7 @@ def test_a_users_own_thread_count_wins_and_is_marked_as_theirs() -> None:
     assert plan.environment == (Variable("OMP_NUM_THREADS", "7", "you"),)
 
 
-@pytest.mark.parametrize(
-    "name", ["WANDB_API_KEY", "HF_TOKEN", "aws_secret_access_key", "DB_PASSWORD", "MY_SECRETS"]
-)
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "aws_secret_access_key", "DB_PASSWORD", "MY_SECRETS"])
 def test_a_secret_is_in_no_plan(name: str) -> None:
     plan = planned(environment={name: "hidden-value"})
     assert is_secret(name)
@@ -119,12 +113,9 @@ def test_a_plan_survives_its_way_to_the_agent() -> None:
 
 def test_the_command_by_hand_can_be_pasted() -> None:
     plan = planned(program=SCRIPT, workers=2)
-    assert torchrun_command(plan) == (
-        "OMP_NUM_THREADS=4 torchrun --standalone --nproc-per-node=2 'my train.py' --lr 1"
-    )
+    assert torchrun_command(plan) == ("OMP_NUM_THREADS=4 torchrun --standalone --nproc-per-node=2 'my train.py' --lr 1")
     assert torchrun_command(planned(port=1234)).endswith(
-        "--rdzv-endpoint=127.0.0.1:1234 --nproc-per-node=2 "
-        "-m trainer recipe=digits run.fresh=true 'optim.args={a: 1}'"
+        "--rdzv-endpoint=127.0.0.1:1234 --nproc-per-node=2 -m trainer recipe=digits run.fresh=true 'optim.args={a: 1}'"
     )
 
 
@@ -172,9 +163,7 @@ def test_a_cpu_quota_is_found_in_the_group_and_above_it(tmp_path: Path) -> None:
     assert cgroup_quota(tmp_path, membership) == 1.5
 
 
-ECHO = Exit(
-    0, 1, time=1.0, type="RuntimeError", message="[gloo/transport/tcp/pair.cc:547] Connection closed by peer"
-)
+ECHO = Exit(0, 1, time=1.0, type="RuntimeError", message="[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 CAUSE = Exit(1, 1, time=1.2, type="ValueError", message="bad value")
 
 

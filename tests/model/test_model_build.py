@@ -82,9 +82,7 @@ def test_a_vit_is_built_for_the_size_of_the_images() -> None:
     assert model.to("meta").eval()(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, CLASSES)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("vgg11", 31), ("inception_v3", 74), ("densenet121", 28), ("alexnet", 62)]
-)
+@pytest.mark.parametrize(("name", "size"), [("vgg11", 31), ("inception_v3", 74), ("densenet121", 28), ("alexnet", 62)])
 def test_images_too_small_for_the_network_are_refused_with_the_smallest_size(name: str, size: int) -> None:
     with pytest.raises(ConfigError) as refused:
         build_model(ModelConfig(name=name), num_classes=CLASSES, channels=3, image_size=size)
@@ -209,9 +207,7 @@ def test_your_own_model_with_keyword_arguments_gets_the_number_of_classes() -> N
 
 
 def test_your_own_model_without_arguments_is_called_without() -> None:
-    assert isinstance(
-        build_model(ModelConfig(_target_=f"{__name__}.fixed"), num_classes=6, channels=3), nn.Identity
-    )
+    assert isinstance(build_model(ModelConfig(_target_=f"{__name__}.fixed"), num_classes=6, channels=3), nn.Identity)
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,7 @@ def test_a_file_whose_head_fits_is_loaded_whole(tmp_path: Path, suffix: str) -> 
         ("densenet121", {"classifier.weight", "classifier.bias"}),
     ],
 )
-def test_a_head_of_another_size_is_new_and_all_else_is_loaded(
-    tmp_path: Path, name: str, head: set[str]
-) -> None:
+def test_a_head_of_another_size_is_new_and_all_else_is_loaded(tmp_path: Path, name: str, head: set[str]) -> None:
     source = models.get_model(name)
     file = saved(tmp_path / "w.pth", source)
     model = build_model(ModelConfig(name=name, weights=file), num_classes=5, channels=3)
@@ -140,9 +138,7 @@ def test_a_vit_stretches_its_positions_to_another_image_size(tmp_path: Path) -> 
 
 def test_weights_work_for_your_own_model(tmp_path: Path) -> None:
     source = models.get_model("squeezenet1_1", num_classes=9)
-    config = ModelConfig(
-        _target_="torchvision.models.squeezenet1_1", weights=saved(tmp_path / "w.pth", source)
-    )
+    config = ModelConfig(_target_="torchvision.models.squeezenet1_1", weights=saved(tmp_path / "w.pth", source))
     model = build_model(config, num_classes=5, channels=3)
     assert torch.equal(next(model.parameters()), next(source.parameters()))
 

@@ -119,9 +119,7 @@ def test_every_figure_of_a_gpu_has_its_name_and_unit(result: Any) -> None:
         ("unknown mig", []),
     ],
 )
-def test_the_jobs_own_gpus_are_those_of_cuda_visible_devices(
-    result: Any, case: str, expected: list[int]
-) -> None:
+def test_the_jobs_own_gpus_are_those_of_cuda_visible_devices(result: Any, case: str, expected: list[int]) -> None:
     assert result["visible"][case][0] == expected
 
 

@@ -51,9 +51,7 @@ def test_values_of_other_libraries_are_written_as_plain_ones(tmp_path: Path) -> 
 
     tracker = JsonlTracker(RunDir(tmp_path), pytest.fail)
     tracker.event({"a": np.float32(0.5), "b": np.arange(2), "c": Path("/x"), "d": {"e": (1, 2)}})
-    assert list(read_json_lines(tmp_path / "events.jsonl")) == [
-        {"a": 0.5, "b": [0, 1], "c": "/x", "d": {"e": [1, 2]}}
-    ]
+    assert list(read_json_lines(tmp_path / "events.jsonl")) == [{"a": 0.5, "b": [0, 1], "c": "/x", "d": {"e": [1, 2]}}]
 
 
 def test_rows_of_several_threads_do_not_mix(tmp_path: Path) -> None:

@@ -94,9 +94,7 @@ def _config_with(name: str, options: object) -> Config:
     return config
 
 
-def test_a_new_tracker_is_one_module_named_like_its_field(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_tracker_is_one_module_named_like_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[Any, ...]] = []
     module = types.ModuleType("trainer.tracking.shelf")
 

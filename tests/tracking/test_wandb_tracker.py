@@ -125,9 +125,7 @@ def test_rows_arrive_with_our_steps(two_attempts: tuple[Path, Any]) -> None:
         rows = [_plain(r.history.item) for r in _records(file) if r.WhichOneof("record_type") == "history"]
         losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
         assert losses == {1000 * attempt + step: 1 / step for step in (50, 100, 150)}
-        watts = {
-            row["step"]: row["node1/gpu/0/power_watts"] for row in rows if "node1/gpu/0/power_watts" in row
-        }
+        watts = {row["step"]: row["node1/gpu/0/power_watts"] for row in rows if "node1/gpu/0/power_watts" in row}
         # The sample between the two came less than ten seconds after the first.
         assert watts == {0: 300, 1000 * attempt + 150: 301}
 

@@ -23,9 +23,7 @@ FREE_KEYS = ("data.args", "model.args", "optim.args")
 """Keys whose content the schema does not know."""
 
 
-def compose(
-    overrides: Sequence[str], *, config_dir: Path | None = None, config_name: str = "config"
-) -> Config:
+def compose(overrides: Sequence[str], *, config_dir: Path | None = None, config_name: str = "config") -> Config:
     """Composes the configuration once, from the files in `configs/` and the overrides.
 
     Args:
@@ -114,9 +112,7 @@ def directory(config_dir: Path) -> Path:
     """
     found = config_dir.expanduser().resolve()
     if not found.is_dir():
-        raise ConfigError(
-            f"--config-dir {config_dir} is not a directory", "name the directory of your own YAML files"
-        )
+        raise ConfigError(f"--config-dir {config_dir} is not a directory", "name the directory of your own YAML files")
     return found
 
 
@@ -136,9 +132,7 @@ def version_base() -> dict[str, Any]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
-def rewrite(
-    overrides: Sequence[str], *, config_dir: Path | None = None, sweep: bool = False
-) -> list[list[str]]:
+def rewrite(overrides: Sequence[str], *, config_dir: Path | None = None, sweep: bool = False) -> list[list[str]]:
     """Checks overrides and turns each into what Hydra is to be told.
 
     `model.args.width=32` gets the `++` that a key unknown to the schema needs. `optim.name=adamw` chooses the
@@ -159,10 +153,7 @@ def rewrite(
     for override in parsed:
         _check(override, groups, config_dir, sweep=sweep)
     chosen = {override.key_or_group for override in parsed}
-    return [
-        _rewrite_one(text, override, chosen, config_dir)
-        for text, override in zip(overrides, parsed, strict=True)
-    ]
+    return [_rewrite_one(text, override, chosen, config_dir) for text, override in zip(overrides, parsed, strict=True)]
 
 
 def parse(text: str) -> "Override":

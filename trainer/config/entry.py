@@ -53,7 +53,7 @@ def run(argv: Sequence[str], task: Task) -> int:
             return _run_hydra(list(argv), task)
         config = compose(argv)
     except PacelineError as error:
-        return _tell(error)
+        return tell(error)
     return task(config)
 
 
@@ -62,7 +62,8 @@ def worst(codes: Sequence[int]) -> int:
     return max(codes, key=lambda code: (code != 0, code != STOPPED, code), default=0)
 
 
-def _tell(error: PacelineError) -> int:
+def tell(error: PacelineError) -> int:
+    """Prints an error that every rank finds, once; returns its exit code."""
     # Under torchrun all ranks find the same mistake; one of them is enough to tell it.
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)

@@ -40,9 +40,7 @@ def show(overrides: Sequence[str], as_json: bool = False, *, config_dir: Path | 
     return "\n".join(_yaml_lines(to_dict(origins.config), "", origins))
 
 
-def explain(
-    key: str, overrides: Sequence[str] = (), as_json: bool = False, *, config_dir: Path | None = None
-) -> str:
+def explain(key: str, overrides: Sequence[str] = (), as_json: bool = False, *, config_dir: Path | None = None) -> str:
     """One key: value, type, range, meaning, who set it and what that overrode; of a section its keys.
 
     Raises:
@@ -59,9 +57,7 @@ def explain(
     overrode = [{"value": layer.value, "by": layer.by} for layer in reversed(chain[:-1])]
     set_by = chain[-1].by if chain else "nobody"
     # Within args the schema knows no key: they are what the constructor takes.
-    described = (
-        _described(entry) if entry else {"doc": "A keyword argument of the constructor.", "takes": "a value"}
-    )
+    described = _described(entry) if entry else {"doc": "A keyword argument of the constructor.", "takes": "a value"}
     if as_json:
         return _json(key=key, value=value, set_by=set_by, overrode=overrode, **described)
     takes = _takes(entry) if entry else described["takes"]
@@ -92,10 +88,7 @@ def diff(a: str, b: str, as_json: bool = False, *, config_dir: Path | None = Non
     matters = differences(one, other)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if as_json:
-        rows = [
-            {"key": name, "a": old.get(name), "b": new.get(name), "matters": name in matters}
-            for name in names
-        ]
+        rows = [{"key": name, "a": old.get(name), "b": new.get(name), "matters": name in matters} for name in names]
         return _json(a=a, b=b, differences=rows)
     if not names:
         return "no difference"
@@ -122,8 +115,7 @@ def listing(prefix: str = "", as_json: bool = False, *, config_dir: Path | None 
         raise unknown_key(prefix)
     if as_json:
         options = {
-            group: {name: first_comment(file) for name, file in files.items()}
-            for group, files in groups.items()
+            group: {name: first_comment(file) for name, file in files.items()} for group, files in groups.items()
         }
         return _json(keys=[{"key": key.path, **_described(key)} for key in found], groups=options)
     return "\n".join([*_group_lines(groups), *([""] if groups and found else []), *_key_lines(found)])
@@ -131,9 +123,7 @@ def listing(prefix: str = "", as_json: bool = False, *, config_dir: Path | None 
 
 def _group_lines(groups: dict[str, dict[str, Path]]) -> Iterator[str]:
     options = [
-        (f"{group}={name}", first_comment(file))
-        for group, files in groups.items()
-        for name, file in files.items()
+        (f"{group}={name}", first_comment(file)) for group, files in groups.items() for name, file in files.items()
     ]
     width = max((len(option) for option, _ in options), default=0)
     for option, comment in options:
@@ -213,9 +203,7 @@ def inline(value: Any) -> str:
     """A value in one line of YAML."""
     import yaml
 
-    text = yaml.safe_dump(
-        value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
-    )
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -151,9 +151,7 @@ def _scan(files: Sequence[Path]) -> dict[str, _Model]:
 @cache
 def _optimizers() -> dict[str, str]:
     text = (_location("torch") / "optim" / "__init__.py").read_text()
-    return {
-        name: module for module, name in _OPTIMIZER.findall(text) if name[0].isupper() and name != "Optimizer"
-    }
+    return {name: module for module, name in _OPTIMIZER.findall(text) if name[0].isupper() and name != "Optimizer"}
 
 
 @cache

@@ -54,9 +54,7 @@ def from_dict(values: Any) -> Config:
 
 def _section(kind: Any, values: Any, path: str) -> Any:
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path or 'the configuration'} must hold keys, got {values!r}", "write key: value lines"
-        )
+        raise ConfigError(f"{path or 'the configuration'} must hold keys, got {values!r}", "write key: value lines")
     known = {item.name: item for item in fields(kind)}
     for name in values:
         if name not in known:

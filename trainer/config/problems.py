@@ -32,16 +32,12 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
     if isinstance(error, YAMLError):
-        return ConfigError(
-            f"a configuration file is not valid YAML: {' '.join(str(error).split())}", "mend it"
-        )
+        return ConfigError(f"a configuration file is not valid YAML: {' '.join(str(error).split())}", "mend it")
     if isinstance(error, OverrideParseException):
         return malformed(error.override)
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
-    inner = (
-        error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__ or error
-    )
+    inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__ or error
     file = _FILE.match(str(error))
     where = f" in {file[1]}.yaml" if file else ""
     full_key = getattr(inner, "full_key", None) or _full_key(str(inner))
@@ -53,9 +49,7 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
     if isinstance(inner, (ConfigKeyError, ConfigAttributeError)) and full_key:
         return unknown_key(full_key, where=where)
     if "is None" in str(inner) or isinstance(error, AssertionError):
-        return _in_null_section(overrides) or ConfigError(
-            _first_line(error), "`paceline config` lists all keys"
-        )
+        return _in_null_section(overrides) or ConfigError(_first_line(error), "`paceline config` lists all keys")
     path = re.sub(r"\[.*", "", full_key or "")
     if path in all_keys() and "does not support deletion" not in str(inner):
         return _wrong_type(path, inner, where, overrides)
@@ -71,9 +65,7 @@ def malformed(override: str) -> ConfigError:
         known = key if key in all_keys() else suggest_key(key)
         return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {known or key}=VALUE")
     if not key.strip("+~ "):
-        return ConfigError(
-            f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys"
-        )
+        return ConfigError(f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys")
     quoted = value.replace("\\", "\\\\").replace("'", "\\'")
     return ConfigError(
         f"the value of {key} cannot be read: {value}",

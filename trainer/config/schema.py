@@ -61,10 +61,14 @@ class DataConfig:
 
     name: str = key("fashion_mnist", "The data set: a name of `paceline config data`.")
     root: str | None = key(
-        None, "For `folder`: the directory with a folder per class. Else: where a copy lies or is downloaded to."
+        None,
+        "For `folder`: the directory with a folder per class. Else: where a copy lies or is downloaded to.",
     )
     image_size: int | None = key(
-        None, "Side of the square image that the model sees; null takes the weights' or the data's own.", unit="pixels", low=4
+        None,
+        "Side of the square image that the model sees; null takes the weights' or the data's own.",
+        unit="pixels",
+        low=4,
     )
     channels: int | None = key(
         None, "1 for grey, 3 for colour; null takes what the data has and the model needs.", low=1, high=4
@@ -74,11 +78,16 @@ class DataConfig:
     )
     limit: int | None = key(None, "Use at most this many images of each split, for quick trials.", unit="images", low=1)
     workers: int | None = key(
-        None, "Data-loading processes per worker; 0 loads in the training process, null decides.", low=0, high=256
+        None,
+        "Data-loading processes per worker; 0 loads in the training process, null decides.",
+        low=0,
+        high=256,
     )
     prefetch: int = key(2, "Batches that each data-loading process keeps ready.", low=1, high=64)
     on_bad_image: str = key(
-        "error", "What an unreadable image does: end the run, or be skipped and listed.", choices=("error", "skip")
+        "error",
+        "What an unreadable image does: end the run, or be skipped and listed.",
+        choices=("error", "skip"),
     )
     augment: str = key(
         "auto",
@@ -113,10 +122,15 @@ class OptimConfig:
     weight_decay: float = key(5e-4, "Weight decay; norms and biases have none.", low=0.0)
     args: dict[str, Any] = key({}, "Further keyword arguments of the optimizer: momentum, betas, ...")
     schedule: str = key(
-        "cosine", "Learning rate over the run, after the warm-up.", choices=("constant", "cosine", "step", "one_cycle")
+        "cosine",
+        "Learning rate over the run, after the warm-up.",
+        choices=("constant", "cosine", "step", "one_cycle"),
     )
     warmup_fraction: float = key(
-        0.05, "Share of the run in which the rate rises: linearly, with one_cycle along a cosine.", low=0.0, high=0.9
+        0.05,
+        "Share of the run in which the rate rises: linearly, with one_cycle along a cosine.",
+        low=0.0,
+        high=0.9,
     )
     final_factor: float = key(0.0, "Share of the peak rate at the end (cosine, one_cycle).", low=0.0, high=1.0)
     step_epochs: list[int] = key([30, 60, 80], "Epochs at which the rate falls (step).", unit="epochs")
@@ -131,9 +145,7 @@ class DistributedConfig:
 
     timeout_s: int = key(600, "Time after which a collective that a rank does not join fails.", unit="seconds", low=1)
     sync_batchnorm: bool = key(False, "Compute BatchNorm statistics over all ranks.")
-    compression: str = key(
-        "none", "Send gradients in half precision.", choices=("none", "bf16", "fp16")
-    )
+    compression: str = key("none", "Send gradients in half precision.", choices=("none", "bf16", "fp16"))
     bucket_mb: int = key(25, "Size of DDP's gradient buckets.", unit="MiB", low=1)
 
 
@@ -142,7 +154,10 @@ class CheckpointConfig:
     """When a checkpoint is written and how many are kept."""
 
     every_steps: int | None = key(
-        None, "Optimizer steps between checkpoints; null: at every evaluation and every 10 minutes.", unit="steps", low=1
+        None,
+        "Optimizer steps between checkpoints; null: at every evaluation and every 10 minutes.",
+        unit="steps",
+        low=1,
     )
     keep: int = key(2, "Newest checkpoints that are kept.", low=1)
 
@@ -163,7 +178,11 @@ class ClusterConfig:
 class MonitorConfig:
     """What is sampled beside the training."""
 
-    gpus: str = key("auto", "Sample the job's own GPUs (auto), all of the machine, or none.", choices=("auto", "all", "none"))
+    gpus: str = key(
+        "auto",
+        "Sample the job's own GPUs (auto), all of the machine, or none.",
+        choices=("auto", "all", "none"),
+    )
     period_s: float = key(1.0, "Time between two samples.", unit="seconds", low=0.1, high=3600)
 
 
@@ -199,7 +218,10 @@ class Config:
     max_time: str | None = key(None, "Stop with a checkpoint in time, HH:MM:SS.")
     global_batch_size: int = key(256, "Samples of one optimizer step, over all workers.", unit="samples", low=1)
     micro_batch_size: int | None = key(
-        None, "Samples that one worker takes at once; null: its whole share. Accumulation follows.", unit="samples", low=1
+        None,
+        "Samples that one worker takes at once; null: its whole share. Accumulation follows.",
+        unit="samples",
+        low=1,
     )
     precision: str = key(
         "auto", "auto chooses what the hardware is fast at.", choices=("auto", "fp32", "tf32", "bf16", "fp16")

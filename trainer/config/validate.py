@@ -69,17 +69,13 @@ def _ranges(config: Config) -> Iterator[_Problem]:
         if value is None:
             continue
         if key.choices and value not in key.choices:
-            yield _Problem(
-                f"{path}={value} is not a choice", did_you_mean(str(value), key.choices, prefix=f"{path}=")
-            )
+            yield _Problem(f"{path}={value} is not a choice", did_you_mean(str(value), key.choices, prefix=f"{path}="))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             low, high = key.low, key.high
             outside = (low is not None and value < low) or (high is not None and value > high)
             if outside or not math.isfinite(value):
                 unit = f" {key.unit}" if key.unit else ""
-                yield _Problem(
-                    f"{path}={value} is out of range", f"take {key.range or 'a finite number'}{unit}"
-                )
+                yield _Problem(f"{path}={value} is out of range", f"take {key.range or 'a finite number'}{unit}")
 
 
 def _run(config: Config) -> Iterator[_Problem]:
@@ -93,12 +89,8 @@ def _run(config: Config) -> Iterator[_Problem]:
             )
     if not config.run.dir.strip():
         yield _Problem("run.dir is empty", "run.dir=runs")
-    if config.max_time is not None and not (
-        _DURATION.fullmatch(config.max_time) and config.max_time.strip("0:")
-    ):
-        yield _Problem(
-            f"max_time={config.max_time} is not HH:MM:SS", "max_time=01:30:00 is an hour and a half"
-        )
+    if config.max_time is not None and not (_DURATION.fullmatch(config.max_time) and config.max_time.strip("0:")):
+        yield _Problem(f"max_time={config.max_time} is not HH:MM:SS", "max_time=01:30:00 is an hour and a half")
     if config.epochs is None and config.max_steps is None and config.max_time is None:
         yield _Problem("nothing ends the run", "set one of epochs=10, max_steps=1000 or max_time=01:00:00")
     every = config.evaluate.every
@@ -241,9 +233,7 @@ def _combinations(config: Config) -> Iterator[_Problem]:
     if config.optim.schedule == "step":
         epochs = config.optim.step_epochs
         if not epochs or any(later <= earlier for earlier, later in zip([0, *epochs], epochs, strict=False)):
-            yield _Problem(
-                f"optim.step_epochs={epochs} is not a rising list of epochs", "optim.step_epochs=[30,60,80]"
-            )
+            yield _Problem(f"optim.step_epochs={epochs} is not a rising list of epochs", "optim.step_epochs=[30,60,80]")
 
 
 def _batch(config: Config, world_size: int, train_samples: int | None, notes: list[str]) -> list[_Problem]:
@@ -254,9 +244,7 @@ def _batch(config: Config, world_size: int, train_samples: int | None, notes: li
     notes.append(str(plan))
     micro = config.micro_batch_size
     if micro is not None and micro > plan.share:
-        notes.append(
-            f"micro_batch_size={micro} is more than a worker's share of {plan.share}, which is taken at once"
-        )
+        notes.append(f"micro_batch_size={micro} is more than a worker's share of {plan.share}, which is taken at once")
     if train_samples is None:
         return []
     if train_samples < world_size:
@@ -273,9 +261,7 @@ def _batch(config: Config, world_size: int, train_samples: int | None, notes: li
 
 
 def _remarks(config: Config) -> list[str]:
-    late: list[Any] = [
-        epoch for epoch in config.optim.step_epochs if config.epochs and epoch >= config.epochs
-    ]
+    late: list[Any] = [epoch for epoch in config.optim.step_epochs if config.epochs and epoch >= config.epochs]
     if config.optim.schedule == "step" and late:
         return [f"optim.step_epochs: the run ends before epoch {late[0]}"]
     return []

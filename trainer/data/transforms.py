@@ -12,7 +12,6 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from trainer.data.datasets import TensorImages
-from trainer.data.sampler import mix_seed
 from trainer.errors import ConfigError
 from trainer.preprocessing import Preprocessing
 

@@ -63,9 +63,7 @@ def build_model(
     return model
 
 
-def _from_torchvision(
-    config: ModelConfig, num_classes: int, channels: int, image_size: int | None
-) -> nn.Module:
+def _from_torchvision(config: ModelConfig, num_classes: int, channels: int, image_size: int | None) -> nn.Module:
     constructor = registry.builder(config.name)
     _refuse_derived(config)
     if channels != 3:
@@ -108,9 +106,7 @@ def _size_arguments(config: ModelConfig, name: str, image_size: int) -> dict[str
 def _construct(config: ModelConfig, constructor: Any, **arguments: Any) -> nn.Module:
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*default weight initialization.*", category=FutureWarning
-            )
+            warnings.filterwarnings("ignore", message=".*default weight initialization.*", category=FutureWarning)
             model = constructor(**{**arguments, **config.args})
     except (TypeError, ValueError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -165,8 +161,4 @@ def _accepted(constructor: Any, *, any_keyword: bool = False, **arguments: Any) 
     except (TypeError, ValueError):
         return {}
     takes_any = any_keyword and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {
-        name: value
-        for name, value in arguments.items()
-        if value is not None and (name in parameters or takes_any)
-    }
+    return {name: value for name, value in arguments.items() if value is not None and (name in parameters or takes_any)}

@@ -55,17 +55,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0][:120]}", again
         ) from error
     except OSError as error:
-        raise UnfitError(
-            f"{path} cannot be read: {error.strerror or error}", "look at its permissions"
-        ) from error
+        raise UnfitError(f"{path} cannot be read: {error.strerror or error}", "look at its permissions") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(
-            f"{path} is not a state dict", "save model.state_dict(), or {'model': model.state_dict()}"
-        )
+        raise ConfigError(f"{path} is not a state dict", "save model.state_dict(), or {'model': model.state_dict()}")
     return {_bare(str(key)): value for key, value in content.items()}
 
 

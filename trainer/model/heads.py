@@ -57,9 +57,7 @@ def loss_and_logits(output: Any, loss_of: Callable[[Tensor], Tensor]) -> tuple[T
     """
     logits, auxiliary = logits_and_aux(output)
     loss = loss_of(logits)
-    weight = (
-        GOOGLENET_AUXILIARY_WEIGHT if isinstance(output, GoogLeNetOutputs) else INCEPTION_AUXILIARY_WEIGHT
-    )
+    weight = GOOGLENET_AUXILIARY_WEIGHT if isinstance(output, GoogLeNetOutputs) else INCEPTION_AUXILIARY_WEIGHT
     for other in auxiliary:
         loss = loss + weight * loss_of(other)
     return loss, logits

@@ -21,9 +21,7 @@ _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 # The published DenseNet files name their layers `norm.1`, as modules can no longer be called; the pattern is
 # torchvision.models.densenet's.
-_OLD_DENSENET = re.compile(
-    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
-)
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
 
 
 def find_weights(config: ModelConfig) -> WeightsEnum | Path | None:
@@ -38,9 +36,7 @@ def find_weights(config: ModelConfig) -> WeightsEnum | Path | None:
     path = Path(wanted).expanduser()
     if path.suffix.lower() in _SUFFIXES or "/" in wanted:
         if not path.is_file():
-            raise ConfigError(
-                f"model.weights={wanted} is not a file", "give the path of a .pth or .safetensors file"
-            )
+            raise ConfigError(f"model.weights={wanted} is not a file", "give the path of a .pth or .safetensors file")
         return path
     if config._target_ is not None:
         raise ConfigError(
@@ -119,9 +115,7 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
         raise ConfigError(
             f"{path} does not fit {label}: {len(common) - len(differing)} of its {len(state)} tensors agree; "
             + "; ".join(strange[:3]),
-            f"its size says model.name={guess}"
-            if guess
-            else "give model.name and model.args of the file's model",
+            f"its size says model.name={guess}" if guess else "give model.name and model.args of the file's model",
         )
     body = OrderedDict((key, value) for key, value in state.items() if key not in head)
     # MNASNet refuses a state without a version; ours agrees with the model already.
@@ -129,9 +123,7 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
     model.load_state_dict(body, strict=False)
     if head:
         classes = state[head[0]].shape[0]
-        _LOG.info(
-            "%s: %d tensors; new head for %d classes instead of %d", path, len(body), num_classes, classes
-        )
+        _LOG.info("%s: %d tensors; new head for %d classes instead of %d", path, len(body), num_classes, classes)
     else:
         _LOG.info("%s: all %d tensors", path, len(body))
 

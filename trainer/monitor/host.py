@@ -154,10 +154,7 @@ class _Rates:
             return {}
         elapsed = now - last[0]
         # A counter that fell was reset, with a device that went away.
-        return {
-            f"{name}_per_second": round(max(0, value - last[1][name]) / elapsed)
-            for name, value in totals.items()
-        }
+        return {f"{name}_per_second": round(max(0, value - last[1][name]) / elapsed) for name, value in totals.items()}
 
 
 def memory_cgroup(membership: Path, root: Path) -> Path | None:

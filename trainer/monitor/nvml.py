@@ -37,9 +37,7 @@ class Gpus:
     Indices are NVML's, by PCI bus. CUDA's agree where all GPUs are alike or CUDA_DEVICE_ORDER=PCI_BUS_ID.
     """
 
-    def __init__(
-        self, which: str, report: Report, *, in_use: int | None = None, visible: str | None = None
-    ) -> None:
+    def __init__(self, which: str, report: Report, *, in_use: int | None = None, visible: str | None = None) -> None:
         self._report = report
         self._told: set[tuple[int, str, int]] = set()
         self._hopeless: set[tuple[int, str]] = set()

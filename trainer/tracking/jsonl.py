@@ -91,9 +91,7 @@ class JsonlTracker:
             if failed_before:
                 return None
             path = self._waiting[0][0]
-            return (
-                f"{path} cannot be written ({error.strerror}); training goes on, and writing is tried again"
-            )
+            return f"{path} cannot be written ({error.strerror}); training goes on, and writing is tried again"
         self._retry_at = None
         if not failed_before:
             return None

@@ -102,9 +102,7 @@ class WandbTracker:
         if now < self._monitor_due.get(node, 0.0):
             return
         self._monitor_due[node] = now + _MONITOR_PERIOD_S
-        figures = {
-            f"node{node}/{key}": value for key, value in row.items() if "/" in key and _can_chart(value)
-        }
+        figures = {f"node{node}/{key}": value for key, value in row.items() if "/" in key and _can_chart(value)}
         self._put({"step": self._step, "time": now, **figures})
 
     def event(self, row: Mapping[str, Any]) -> None:
@@ -131,9 +129,7 @@ class WandbTracker:
             how = f": {command}" if (command := self.sync_command()) else ""
             self._warn(f"W&B did not finish in {limit_s:g} s and is left behind; its files stay{how}")
         if self._dropped:
-            self._warn(
-                f"{self._dropped:,} rows did not reach W&B; metrics.jsonl and monitor.jsonl have them all"
-            )
+            self._warn(f"{self._dropped:,} rows did not reach W&B; metrics.jsonl and monitor.jsonl have them all")
 
     def hint(self) -> str | None:
         """How to upload an offline run, or where an online one is."""

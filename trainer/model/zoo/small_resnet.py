@@ -18,9 +18,7 @@ class SmallResNet(nn.Module):
         grid: side of the grid of averages that the head sees.
     """
 
-    def __init__(
-        self, *, num_classes: int = 10, in_channels: int = 1, width: int = 16, grid: int = 4
-    ) -> None:
+    def __init__(self, *, num_classes: int = 10, in_channels: int = 1, width: int = 16, grid: int = 4) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
@@ -72,8 +70,6 @@ class ResidualBlock(nn.Module):
 
 
 @register_model()
-def small_resnet(
-    *, num_classes: int = 10, in_channels: int = 1, width: int = 16, grid: int = 4
-) -> SmallResNet:
+def small_resnet(*, num_classes: int = 10, in_channels: int = 1, width: int = 16, grid: int = 4) -> SmallResNet:
     """Builds a `SmallResNet`, by default of 87 thousand parameters."""
     return SmallResNet(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)
