@@ -102,10 +102,7 @@ def unwritable(path: Path, error: OSError) -> UnfitError:
         return UnfitError(
             f"cannot write the run directory {path}: {what}", "free some space, or run.dir=/a/disk/with/space"
         )
-    if error.errno == errno.ENOTDIR:
-        reason = "a part of its path is a file"
-    else:
-        reason = (error.strerror or str(error)).lower()
+    reason = "a part of its path is a file" if error.errno == errno.ENOTDIR else (error.strerror or str(error)).lower()
     return UnfitError(
         f"cannot write the run directory {path}: {reason}",
         "run.dir=/a/directory/you/can/write chooses another place",

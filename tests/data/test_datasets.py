@@ -156,9 +156,7 @@ def test_synthetic_classes_can_be_told_apart() -> None:
     assert (distances.argmin(1) == val.targets).float().mean() > 0.99
 
 
-@pytest.mark.parametrize(
-    "args", [{"n": 0}, {"classes": 1}, {"size": 2}, {"channels": 2}, {"n": 10**7, "size": 224}]
-)
+@pytest.mark.parametrize("args", [{"n": 0}, {"classes": 1}, {"size": 2}, {"channels": 2}, {"n": 10**7, "size": 224}])
 def test_impossible_synthetic_images_are_refused(args: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="synthetic images"):
         datasets.load(DataConfig(name="synthetic", args=args))

@@ -33,9 +33,7 @@ def test_grey_becomes_colour_and_colour_grey_as_the_model_needs(tmp_path: Path) 
     grey_file = save(tmp_path / "grey.png", Image.fromarray(GRADIENT))
     colour_file = save(tmp_path / "colour.png", Image.fromarray(COLOURS))
     assert np.array_equal(np.asarray(decode(grey_file, 3)), GRADIENT[..., None].repeat(3, axis=-1))
-    assert np.array_equal(
-        np.asarray(decode(colour_file, 1)), np.asarray(Image.fromarray(COLOURS).convert("L"))
-    )
+    assert np.array_equal(np.asarray(decode(colour_file, 1)), np.asarray(Image.fromarray(COLOURS).convert("L")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -125,9 +123,7 @@ def test_a_sixteen_bit_pgm_is_scaled(tmp_path: Path) -> None:
 
 def test_32_bit_integers_are_scaled(tmp_path: Path) -> None:
     values = np.array([[0, 2**30, 2**31 - 1]], np.int32)
-    assert np.asarray(decode(save(tmp_path / "a.tif", Image.fromarray(values)), 1)).tolist() == [
-        [0, 128, 255]
-    ]
+    assert np.asarray(decode(save(tmp_path / "a.tif", Image.fromarray(values)), 1)).tolist() == [[0, 128, 255]]
 
 
 def test_one_bit_images_are_black_and_white(tmp_path: Path) -> None:

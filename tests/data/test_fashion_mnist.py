@@ -78,9 +78,7 @@ def test_the_files_are_fetched_once_and_torchvision_reads_them_too(mirror: Path,
 
 @pytest.mark.parametrize("below", ["FashionMNIST/raw", "raw", "."])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_copy_on_disk_is_used_without_a_network(
-    mirror: Path, tmp_path: Path, below: str, packed: bool
-) -> None:
+def test_a_copy_on_disk_is_used_without_a_network(mirror: Path, tmp_path: Path, below: str, packed: bool) -> None:
     folder = tmp_path / "copy" / below
     folder.mkdir(parents=True)
     for name, content in FILES.items():
@@ -147,8 +145,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree = tmp_path / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN" / "control").write_text(
-        "Package: dataset-fashion-mnist\nVersion: 1\nArchitecture: all\n"
-        "Maintainer: a test <a@b.c>\nDescription: x\n"
+        "Package: dataset-fashion-mnist\nVersion: 1\nArchitecture: all\nMaintainer: a test <a@b.c>\nDescription: x\n"
     )
     folder = tree / "usr/share/datasets/fashion-mnist"
     folder.mkdir(parents=True)

@@ -222,9 +222,7 @@ def _new_class_in_val(root: Path) -> Path:
         (lambda root: make(root, "a/1.png", "b/1.png"), r"data\.val_fraction=0.0 leaves 2 images"),
     ],
 )
-def test_what_cannot_be_a_data_set_is_refused_with_a_fix(
-    tmp_path: Path, prepare: object, problem: str
-) -> None:
+def test_what_cannot_be_a_data_set_is_refused_with_a_fix(tmp_path: Path, prepare: object, problem: str) -> None:
     root = prepare(tmp_path)  # pyrefly: ignore[not-callable]
     with pytest.raises(ConfigError, match=problem) as caught:
         load(root, val_fraction=0.0)

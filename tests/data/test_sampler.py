@@ -119,19 +119,13 @@ def test_samples_seen_are_counted_exactly() -> None:
 
 
 def test_micro_batches_are_as_even_as_they_can_be() -> None:
-    sizes = (
-        StepPlan(samples=1000, global_batch_size=130, world_size=2, micro_batch_size=32)
-        .share(0)
-        .micro_batches
-    )
+    sizes = StepPlan(samples=1000, global_batch_size=130, world_size=2, micro_batch_size=32).share(0).micro_batches
     assert sum(sizes) == 65
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= 32
 
 
 def test_derived_seeds_do_not_collide() -> None:
-    seeds = {
-        mix_seed(seed, epoch, sample) for seed in range(5) for epoch in range(20) for sample in range(500)
-    }
+    seeds = {mix_seed(seed, epoch, sample) for seed in range(5) for epoch in range(20) for sample in range(500)}
     assert len(seeds) == 5 * 20 * 500
     assert all(a != b for a, b in pairwise(sorted(seeds)))

@@ -110,9 +110,7 @@ def _picture(colour: str) -> bytes:
 
 def _imagenet_archives(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two classes in the format of ImageNet's own archives, with their checksums in torchvision's list."""
-    synsets = np.zeros(
-        (2, 1), dtype=[(name, "O") for name in ("id", "wnid", "words", "gloss", "num_children")]
-    )
+    synsets = np.zeros((2, 1), dtype=[(name, "O") for name in ("id", "wnid", "words", "gloss", "num_children")])
     for index, (wnid, words) in enumerate([("n001", "tench, Tinca tinca"), ("n002", "goldfish")]):
         synsets[index, 0] = (index + 1, wnid, words, "", 0)
     meta = io.BytesIO()

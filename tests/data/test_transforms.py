@@ -38,9 +38,7 @@ def images(count: int, channels: int = 1, size: int = 28) -> torch.Tensor:
 
 
 def test_evaluation_agrees_with_torchvisions_reference_transform() -> None:
-    expected = v2.Compose([v2.Resize(80, antialias=True), v2.CenterCrop(64)])(
-        v2.functional.pil_to_tensor(photo())
-    )
+    expected = v2.Compose([v2.Resize(80, antialias=True), v2.CenterCrop(64)])(v2.functional.pil_to_tensor(photo()))
     assert torch.equal(eval_transform(LARGE)(photo()), expected)
 
 
@@ -131,9 +129,7 @@ def test_the_torch_seed_alone_decides_the_augmentation() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_batch_gets_windows_of_the_reflected_images_flipped_or_not(channels: int) -> None:
     batch = images(64, channels)
-    augmented = BatchAugment(channels=channels, shift=3, flip=True)(
-        batch, seed=1, epoch=2, samples=np.arange(64)
-    )
+    augmented = BatchAugment(channels=channels, shift=3, flip=True)(batch, seed=1, epoch=2, samples=np.arange(64))
     padded = pad(batch.float(), (3, 3, 3, 3), mode="reflect").to(torch.uint8)
     found = []
     for index in range(64):

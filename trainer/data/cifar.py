@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
 
-def from_torchvision(
-    kind: "type[CIFAR10]", config: DataConfig, *, title: str, preprocessing: Preprocessing
-) -> Splits:
+def from_torchvision(kind: "type[CIFAR10]", config: DataConfig, *, title: str, preprocessing: Preprocessing) -> Splits:
     """The splits of one of torchvision's CIFAR classes, below `data.root` (default `data`).
 
     Raises:

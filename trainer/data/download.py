@@ -120,9 +120,7 @@ def written_whole(target: Path) -> Iterator[BinaryIO]:
 
 def cannot_write(path: Path, error: OSError) -> UnfitError:
     """What to tell of a folder or disk that takes no files."""
-    return UnfitError(
-        f"cannot write {path}: {error.strerror or error}", "choose another place with data.root=DIR"
-    )
+    return UnfitError(f"cannot write {path}: {error.strerror or error}", "choose another place with data.root=DIR")
 
 
 def say(line: str) -> None:
@@ -131,9 +129,7 @@ def say(line: str) -> None:
 
 
 def _failed(url: str, reason: str) -> UnfitError:
-    return UnfitError(
-        f"cannot download {url}: {reason}", "try again later, or give a copy with data.root=DIR"
-    )
+    return UnfitError(f"cannot download {url}: {reason}", "try again later, or give a copy with data.root=DIR")
 
 
 def _open(url: str, timeout_s: float) -> Any:

@@ -63,19 +63,13 @@ def layout(root: Path) -> Layout:
     """
     try:
         if not root.exists():
-            raise ConfigError(
-                f"data.root={root} does not exist", "give the folder that holds a folder per class"
-            )
+            raise ConfigError(f"data.root={root} does not exist", "give the folder that holds a folder per class")
     except PermissionError as error:
         raise _unreadable(root, error) from error
     if not root.is_dir():
-        raise ConfigError(
-            f"data.root={root} is a file", "unpack it, and give the folder that it was unpacked to"
-        )
+        raise ConfigError(f"data.root={root} is a file", "unpack it, and give the folder that it was unpacked to")
     folders = {path.name.lower(): path for path in _folders(root)}
-    train = next(
-        (folders[name] for name in _TRAIN_NAMES if name in folders and _folders(folders[name])), None
-    )
+    train = next((folders[name] for name in _TRAIN_NAMES if name in folders and _folders(folders[name])), None)
     if train is None:
         if folders and set(folders) <= {*_TRAIN_NAMES, *_VAL_NAMES}:
             raise ConfigError(
@@ -163,9 +157,7 @@ def _leads_back(link: str) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
-    found = [
-        Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()
-    ]
+    found = [Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()]
     return sorted(found)
 
 

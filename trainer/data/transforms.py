@@ -48,9 +48,7 @@ def train_transform(preprocessing: Preprocessing, augment: str, *, flip: bool = 
     size = preprocessing.image_size
     steps: list[nn.Module] = []
     if augment == "resized_crop":
-        crop = v2.RandomResizedCrop(
-            size, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True
-        )
+        crop = v2.RandomResizedCrop(size, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
         steps += [_Channels(preprocessing.channels), crop]
     else:
         steps.append(_Evaluation(preprocessing))
@@ -133,9 +131,7 @@ class BatchAugment:
         self.shift = shift
         self.flip = flip
 
-    def __call__(
-        self, images: torch.Tensor, *, seed: int, epoch: int, samples: NDArray[np.int64]
-    ) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, *, seed: int, epoch: int, samples: NDArray[np.int64]) -> torch.Tensor:
         """Images, uint8 [B, C, H, W], of the samples, int64 [B] -> the same, uint8 [B, channels, H, W]."""
         if self.shift or self.flip:
             # Three independent numbers of one hash: bit 0, and two fields of 24 bits.
@@ -153,9 +149,7 @@ class BatchAugment:
         return to_channels(images, self.channels)
 
 
-def batch_augment(
-    preprocessing: Preprocessing, augment: str, *, flip: bool, split: object
-) -> BatchAugment | None:
+def batch_augment(preprocessing: Preprocessing, augment: str, *, flip: bool, split: object) -> BatchAugment | None:
     """The augmentation of whole batches, or None where samples must be transformed one by one.
 
     Args:

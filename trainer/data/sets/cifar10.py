@@ -15,6 +15,4 @@ def build(config: DataConfig) -> Splits:
     from torchvision.datasets import CIFAR10  # 3 s, for this data set alone
 
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    return from_torchvision(
-        CIFAR10, config, title="CIFAR-10", preprocessing=Preprocessing(32, 32, 3, mean, std)
-    )
+    return from_torchvision(CIFAR10, config, title="CIFAR-10", preprocessing=Preprocessing(32, 32, 3, mean, std))

@@ -15,6 +15,4 @@ def build(config: DataConfig) -> Splits:
     from torchvision.datasets import CIFAR100  # 3 s, for this data set alone
 
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    return from_torchvision(
-        CIFAR100, config, title="CIFAR-100", preprocessing=Preprocessing(32, 32, 3, mean, std)
-    )
+    return from_torchvision(CIFAR100, config, title="CIFAR-100", preprocessing=Preprocessing(32, 32, 3, mean, std))

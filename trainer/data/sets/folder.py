@@ -118,9 +118,7 @@ def from_folder(root: Path, config: DataConfig, *, native: Preprocessing | None 
         train, val = _hold_out(scans[0], config.val_fraction)
         with_images = {target for _, target in train}
         if missing := [name for index, name in enumerate(classes) if index not in with_images]:
-            notes.append(
-                f"all images of {some(missing)} fell into the validation split; such classes are not learned"
-            )
+            notes.append(f"all images of {some(missing)} fell into the validation split; such classes are not learned")
     else:
         train, val = _pairs(scans[0], classes), _pairs(scans[1], classes)
     if native is None:
@@ -197,12 +195,8 @@ def _notes(scans: list[Scan], places: Layout) -> list[str]:
         notes.append(f"left out {len(strays):,} files that are not images: {some(strays)}")
     bad = [bad.path for found in scans for bad in found.bad]
     if bad:
-        notes.append(
-            f"left out {len(bad):,} images that cannot be read (data.on_bad_image=skip): {some(bad)}"
-        )
-    notes += [
-        f"{some(found.empty)} in {found.folder} without images: no class" for found in scans if found.empty
-    ]
+        notes.append(f"left out {len(bad):,} images that cannot be read (data.on_bad_image=skip): {some(bad)}")
+    notes += [f"{some(found.empty)} in {found.folder} without images: no class" for found in scans if found.empty]
     if len(scans) == 2 and (missing := [name for name in scans[0].images if name not in scans[1].images]):
         notes.append(f"{scans[1].folder} has no images of {some(missing)}")
     return notes
@@ -233,8 +227,6 @@ def _native(paths: list[Path]) -> tuple[Preprocessing, list[str]]:
     notes = ["the images are grey: one channel; data.channels=3 pins colour"] if grey else []
     width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     if width == height and 4 <= width < _USUAL_SIZE:
-        notes.append(
-            f"the images are {width}x{width} pixels and are taken as they are; data.image_size pins a size"
-        )
+        notes.append(f"the images are {width}x{width} pixels and are taken as they are; data.image_size pins a size")
         return Preprocessing(width, width, len(mean), mean, std), notes
     return Preprocessing(_USUAL_SIZE, _USUAL_RESIZE, len(mean), mean, std), notes

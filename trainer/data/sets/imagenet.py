@@ -29,9 +29,7 @@ def build(config: DataConfig) -> Splits:
     root = Path(config.root).expanduser()
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         if not all((root / name).is_file() for name in _ARCHIVES):
-            raise ConfigError(
-                f"data.root={root} holds neither train/ and val/ nor the archives of ImageNet", where
-            )
+            raise ConfigError(f"data.root={root} holds neither train/ and val/ nor the archives of ImageNet", where)
         _unpack(root)
     splits = from_folder(root, config, native=Preprocessing(224, 256, 3, PHOTO_MEAN, PHOTO_STD))
     words = _words(root)
