@@ -97,6 +97,12 @@ class Recorder:
         row = {"time": time.time(), **fields}
         self._work.put(lambda: self._trackers.event(row))
 
+    def flush(self) -> None:
+        """Waits until all that was recorded so far is written, so that no checkpoint is ahead of its metrics."""
+        written = threading.Event()
+        self._work.put(written.set)
+        written.wait(_CLOSE_LIMIT_S)
+
     def close(self) -> None:
         """Waits until everything is written, but not for ever: a hanging disk or terminal must not hold the run."""
         self._work.put(None)

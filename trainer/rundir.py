@@ -121,6 +121,19 @@ class RunDir:
         """Replaces the given fields of status.json atomically and keeps the others."""
         write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
 
+    def supersede_metrics(self, step: int) -> int:
+        """Drops the rows of metrics.jsonl beyond `step`, which will be trained again; returns how many there were."""
+        rows = list(read_json_lines(self.metrics))
+        kept = [row for row in rows if row.get("step", 0) <= step]
+        if len(kept) < len(rows):
+            write_atomic(self.metrics, "".join(json_line(row) for row in kept).encode())
+        return len(rows) - len(kept)
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row as one line of a .jsonl file."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` so that a reader, or a crash, sees either the old content or the new one.
@@ -176,7 +189,7 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full, the directory is not writable, and so on; a part of the line may be there.
     """
-    line = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    line = json_line(row).encode()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         # A line that a crash or a full disk cut short must not swallow this one.

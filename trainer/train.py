@@ -105,6 +105,9 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     """
     parts = assemble(config, job.world, job.run)
     progress = restore(parts, job)
+    if job.world.is_rank_zero:
+        superseded = job.run.supersede_metrics(progress.step)
+        job.trackers.event({"time": time.time(), "event": "start", "step": progress.step, "superseded_rows": superseded})
     announce(parts, job, progress)
     first_step = progress.step
     loop = Loop(parts, job, progress)
@@ -298,6 +301,7 @@ class Loop:
         saved = snapshot(self._parts, self._progress)
         if self._recorder is not None:
             run, step = self._job.run, self._progress.step
+            self._recorder.flush()
             try:
                 checkpoint.save(run.checkpoint(step), saved)
                 checkpoint.delete_old(run, self._parts.config.checkpoint.keep)

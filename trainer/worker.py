@@ -25,6 +25,7 @@ from trainer.train import Job, Outcome, train
 
 STOPPED = 75
 _DEBUG_STEPS = 4
+_DEBUG_MICRO_BATCH = 8
 
 
 def work(config: Config, notes: Sequence[str] = ()) -> int:
@@ -41,7 +42,7 @@ def work(config: Config, notes: Sequence[str] = ()) -> int:
         config = prepare(config)
         with join(config.distributed, device=config.device) as world:
             run = world.on_rank_zero(lambda: open_run(config, world.world_size))
-            if is_finished(run):
+            if world.from_rank_zero(is_finished(run)):
                 console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
                 return 0
             for note in notes:
@@ -57,11 +58,13 @@ def prepare(config: Config) -> Config:
     """Settles what follows from `debug` and `deterministic`, with torch's process-wide switches."""
     if config.debug:
         torch.autograd.set_detect_anomaly(True)
+        batch = min(config.global_batch_size, _DEBUG_MICRO_BATCH * int(os.environ.get("WORLD_SIZE", "1")))
         config = replace(
             config,
             max_steps=_DEBUG_STEPS,
             log_every_steps=1,
-            data=replace(config.data, workers=0, limit=_DEBUG_STEPS * config.global_batch_size),
+            global_batch_size=batch,
+            data=replace(config.data, workers=0, limit=_DEBUG_STEPS * batch),
             tracking=TrackingConfig(),
             run=replace(config.run, name=config.run.name or runname.automatic(f"{config.recipe}-debug")),
         )
