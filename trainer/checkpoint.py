@@ -159,13 +159,18 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]
 ) -> None:
     """The reverse of `optimizer_tensors`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *plain["values"].items()]:
         index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            # Fused kernels walk through memory side by side: the strides must be the parameter's (channels_last).
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
     groups = [
-        {**new, "params": old["params"]}
-        for new, old in zip(plain["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+        {**saved, "params": present["params"]}
+        for saved, present in zip(plain["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
