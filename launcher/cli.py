@@ -186,7 +186,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     attempt = f", attempt {plan.attempt}" if plan.attempt else ""
     print(f"{plan.world_size} workers, run directory {_short(plan.run_dir)}{attempt}", file=sys.stderr)
     return local.run(plan)

@@ -45,12 +45,15 @@ def succeed(command: list[str], *arguments: str, cwd: Path | None = None) -> str
     return done.stderr
 
 
-def interrupt(
-    command: list[str], *arguments: str, when: Callable[[], bool], number: signal.Signals
-) -> tuple[int, str]:
+def interrupt(command: list[str], *arguments: str, when: Callable[[], bool], number: signal.Signals) -> tuple[int, str]:
     """Starts a command, sends it a signal as soon as `when()` holds, and returns exit code and stderr."""
     process = subprocess.Popen(
-        [*command, *arguments], env=environment(), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*command, *arguments],
+        env=environment(),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not when():

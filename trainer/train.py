@@ -107,7 +107,9 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     progress = restore(parts, job)
     if job.world.is_rank_zero:
         superseded = job.run.supersede_metrics(progress.step)
-        job.trackers.event({"time": time.time(), "event": "start", "step": progress.step, "superseded_rows": superseded})
+        job.trackers.event(
+            {"time": time.time(), "event": "start", "step": progress.step, "superseded_rows": superseded}
+        )
     announce(parts, job, progress)
     first_step = progress.step
     loop = Loop(parts, job, progress)
@@ -162,7 +164,7 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
         f"{parts.workers} data-loading processes a worker"
     )
     for note in parts.splits.notes:
-        job.console.say(f"note: {note}")
+        job.console.say(note)
     if world.is_rank_zero:
         listed = {row.get("path") for row in read_json_lines(job.run.skipped_images)}
         for bad in parts.splits.bad_files:
@@ -207,6 +209,7 @@ class Loop:
             else None
         )
         self._pending: Exchange | None = None
+        self._pending_steps = (0, 0)
         self._interval_step = progress.step
         self._interval_started = time.perf_counter()
         self._saved = time.monotonic()
@@ -235,6 +238,7 @@ class Loop:
         wishes = torch.tensor([float(wants_stop), float(wants_save)], dtype=torch.float64)
         sums = torch.cat([torch.stack([stepper.loss_sum, stepper.counted]), wishes.to(world.device)])
         self._pending = Exchange(world, sums)
+        self._pending_steps = (self._interval_step, step)
         stepper.loss_sum.zero_()
         stepper.counted.zero_()
         clock, stepper.clock = stepper.clock, StepClock()
@@ -265,7 +269,7 @@ class Loop:
         loss_sum, _, stop, save = self._pending.read()
         if not math.isfinite(loss_sum):
             raise TrainingError(
-                f"the loss is not finite (before step {self._progress.step:,})",
+                f"the loss is not finite (in steps {self._pending_steps[0] + 1:,} to {self._pending_steps[1]:,})",
                 f"a lower rate, optim.lr={self._parts.config.optim.lr / 10:g}, clipping, optim.clip_norm=1, "
                 "or precision=fp32; to see where it begins: debug=true",
             )

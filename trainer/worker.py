@@ -46,7 +46,7 @@ def work(config: Config, notes: Sequence[str] = ()) -> int:
                 console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
                 return 0
             for note in notes:
-                console.say(f"note: {note}")
+                console.say(note)
             attempt = int(os.environ.get("PACELINE_ATTEMPT", "0"))
             console = open_console(is_rank_zero=world.is_rank_zero, log=run.log(attempt, world.rank))
             return train_in(run, config, world, console, attempt=attempt, started=started)

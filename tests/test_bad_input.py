@@ -1,0 +1,169 @@
+"""Every mistake ends in a few lines that say what to do, and in the right exit code, without a traceback."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision.models import get_model
+
+from tests.trainer_command import DIGITS, ROOT, TRAINER, environment, run
+
+
+def refused(*arguments: str, code: int, says: list[str], cwd: Path | None = None) -> None:
+    """The trainer must refuse these arguments with this exit code, and say these words in at most a few lines."""
+    done = run(TRAINER, *arguments, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    for words in says:
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 8, done.stderr
+
+
+def image_folder(root: Path, *, classes: int = 2, per_class: int = 8, split: str = "") -> Path:
+    """A folder per class with small colour images."""
+    for label in range(classes):
+        folder = root / split / f"class_{label}"
+        folder.mkdir(parents=True)
+        for number in range(per_class):
+            Image.new("RGB", (40, 32), (120 * label, 20 * number, 60)).save(folder / f"{number}.png")
+    return root
+
+
+def folder_of(root: Path) -> list[str]:
+    """Arguments that train a small model on a folder, quickly."""
+    return [
+        "data=folder", f"data.root={root}", "model.name=squeezenet1_1", "data.image_size=32", "global_batch_size=4",
+        "epochs=1", "tracking=none", "device=cpu", "precision=fp32", f"run.dir={root.parent / 'runs'}", "run.name=f",
+        "data.val_fraction=0.3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["optim.lrr=0.1"], 2, ["unknown key optim.lrr", "Did you mean optim.lr?"]),
+        (["epochs=abc"], 2, ["epochs", "abc"]),
+        (["recipe=fashion_minst"], 2, ["fashion_mnist"]),
+        (["model.name=resnet19"], 2, ["resnet18"]),
+        (["optim.lr=-1"], 2, ["optim.lr"]),
+        (["global_batch_size=0"], 2, ["global_batch_size"]),
+        (["run.name=a/b"], 2, ["run.name"]),
+        (["data=folder", "data.root=/no/such/folder"], 2, ["/no/such/folder"]),
+        (["data=folder"], 2, ["data.root"]),
+        (["device=cuda"], 3, ["device=cuda", "device=cpu"]),
+        (["model.weights=/no/such/file.pth"], 2, ["/no/such/file.pth"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value and "=" in value[0] else "",
+)
+def test_a_mistake_in_the_arguments_is_named(arguments: list[str], code: int, says: list[str], tmp_path: Path) -> None:
+    refused(*DIGITS, *arguments, f"run.dir={tmp_path}", code=code, says=says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_samples_than_workers_is_an_error(tmp_path: Path) -> None:
+    from tests.trainer_command import TORCHRUN
+
+    done = run(TORCHRUN, *DIGITS, "data.limit=1", f"run.dir={tmp_path}", "global_batch_size=2")
+    assert done.returncode != 0
+    assert "1 training image" in done.stderr
+    assert "2 workers" in done.stderr
+
+
+def test_an_empty_root_and_a_single_class_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(*folder_of(tmp_path / "empty"), code=2, says=[str(tmp_path / "empty")])
+    single = image_folder(tmp_path / "single", classes=1)
+    refused(*folder_of(single), code=2, says=["class"])
+
+
+def test_an_unreadable_image_ends_the_run_unless_it_may_be_skipped(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images", per_class=20)
+    broken = root / "class_1" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    refused(*folder_of(root), code=3, says=["class_1/0.png", "data.on_bad_image=skip"])
+    done = run(TRAINER, *folder_of(root), "data.on_bad_image=skip", "run.fresh=true")
+    assert done.returncode == 0, done.stderr
+    assert "1 unreadable image" in done.stderr
+    (listed,) = (tmp_path / "runs").glob("f*/skipped_images.jsonl")
+    assert "class_1/0.png" in listed.read_text()
+
+
+def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "resnet.safetensors"
+    save_file(get_model("resnet18").state_dict(), file)
+    root = image_folder(tmp_path / "images")
+    refused(*folder_of(root), f"model.weights={file}", code=2, says=["squeezenet1_1", "resnet18"])
+
+
+def test_a_busy_rendezvous_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        world = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        done = subprocess.run(
+            [*TRAINER, *DIGITS, f"run.dir={tmp_path}"],
+            env={**environment(), **world},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(*DIGITS, f"run.dir={tmp_path}/file/runs", code=3, says=["file", "run.dir="])
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system without a free byte."""
+    place = tmp_path / "full"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    with (place / "filler").open("wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_at_the_start_is_named(full_disk: Path) -> None:
+    refused(*DIGITS, f"run.dir={full_disk}/runs", code=3, says=["full", "run.dir="])
+
+
+def test_mistakes_are_told_before_torch_is_imported() -> None:
+    command = [*TRAINER[:1], "-X", "importtime", *TRAINER[1:], *DIGITS, "optim.lrr=0.1"]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert not any(line.rstrip().endswith("| torch") for line in done.stderr.splitlines())
+
+
+def test_a_non_finite_loss_ends_the_run_with_what_to_try(tmp_path: Path) -> None:
+    refused(
+        *DIGITS,
+        "optim.lr=1e30",
+        "epochs=2",
+        f"run.dir={tmp_path}",
+        "run.name=n",
+        code=1,
+        says=["not finite", "optim.lr"],
+    )
+    assert '"type": "TrainingError"' in (tmp_path / "n" / "failure.json").read_text()
