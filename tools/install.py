@@ -1,33 +1,37 @@
-"""pip install that is neither silent for minutes nor a thousand lines: one line a package group, the log on failure."""
+"""pip install that is neither silent for minutes nor a thousand lines; its last lines are shown when it fails."""
 
 import subprocess
 import sys
-import tempfile
+import threading
 import time
+from collections import deque
 
 
 def main() -> int:
     """Runs pip with the given arguments; returns its exit code."""
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *sys.argv[1:]]
-        pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *sys.argv[1:]]
+    lines: deque[str] = deque(maxlen=30)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        done = threading.Event()
+        threading.Thread(target=heartbeat, args=(done, lines, started), daemon=True).start()
         assert pip.stdout is not None
-        for line in pip.stdout:
-            log.write(line)
-            if line.startswith(("Downloading torch-", "Installing collected")):
-                word = "downloading torch" if line.startswith("Down") else "installing"
-                print(f"environment  {word} ({time.monotonic() - started:.0f} s)", flush=True)
-        code = pip.wait()
-        if code:
-            log.seek(0)
-            sys.stderr.write("".join(log.readlines()[-30:]))
-            sys.stderr.write(
-                "error: pip could not install the packages\n  see its lines above; make setup tries again\n"
-            )
-            return 3
+        lines.extend(iter(pip.stdout.readline, ""))
+    done.set()
+    if pip.returncode:
+        sys.stderr.writelines(lines)
+        sys.stderr.write("error: pip could not install the packages\n  see its lines above; make setup tries again\n")
+        return 3
     print(f"environment  .venv is ready ({time.monotonic() - started:.0f} s)", flush=True)
     return 0
+
+
+def heartbeat(done: threading.Event, lines: "deque[str]", started: float) -> None:
+    """Says every 10 s what pip is at."""
+    while not done.wait(10):
+        words = lines[-1].split() if lines else []
+        what = " ".join(words[:2]).rstrip(":") if words else "starting"
+        print(f"environment  {what[:60]} ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

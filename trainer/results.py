@@ -1,11 +1,15 @@
 """What remains of a run: classes, summary, and the last lines on the terminal."""
 
 import time
+from pathlib import Path
 from typing import Any
 
+from trainer.config import Config
 from trainer.rundir import RunDir, write_json
 from trainer.train import Outcome
 from trainer.wording import duration, number, percent, whole_percent
+
+_TRIAL_RECIPES = ("fashion_mnist", "digits", "synthetic")
 
 
 def write_classes(run: RunDir, classes: list[str]) -> None:
@@ -55,7 +59,7 @@ def time_by_cause(seconds: dict[str, float], *, on_gpu: bool) -> dict[str, float
     }
 
 
-def closing_lines(summary: dict[str, Any], run: RunDir, *, hints: list[str], skipped: int) -> list[str]:
+def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints: list[str], skipped: int) -> list[str]:
     """The last lines of a finished run."""
     causes = summary["seconds_by_cause"]
     total = sum(causes.values()) or 1.0
@@ -66,12 +70,20 @@ def closing_lines(summary: dict[str, Any], run: RunDir, *, hints: list[str], ski
         f"Done in {duration(summary['seconds'])}. val accuracy {percent(summary['best/accuracy'])} "
         f"(best, epoch {summary['best/epoch']}), {number(summary['perf/images_per_second'])} images/s",
         f"time      {spent}",
-        f"run       {run.path}",
-        f"weights   {run.weights('best')}",
-        f"metrics   {run.metrics}",
+        f"run       {relative(run.path)}",
+        f"weights   {relative(run.weights('best'))}",
+        f"metrics   {relative(run.metrics)}",
     ]
     if skipped:
         lines.append(f"skipped   {number(skipped)} unreadable images, listed in {run.skipped_images}")
     if summary["skipped_steps"]:
         lines.append(f"note      {number(summary['skipped_steps'])} steps were skipped for non-finite gradients (fp16)")
-    return [*lines, *hints]
+    lines += hints
+    if config.recipe in _TRIAL_RECIPES:
+        lines.append("next      your own images: paceline run recipe=finetune data.root=/path/with/a/folder/per/class")
+    return lines
+
+
+def relative(path: Path) -> str:
+    """A path as one would type it here: relative below the working directory, else whole."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -151,23 +151,24 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
 
 def announce(parts: Parts, job: Job, progress: Progress) -> None:
     """Says once what is trained on what, with every automatic choice and its reason."""
-    config, plan, world = parts.config, parts.plan, job.world
+    config, world = parts.config, job.world
     parameters = sum(p.numel() for p in parts.model.parameters())
-    name = config.model._target_ or config.model.name
+    recipe = f"recipe {config.recipe}: " if config.recipe else ""
+    splits, side = parts.splits, parts.preprocessing.image_size
     job.console.say(
-        f"{parts.splits.title}: {len(parts.splits.train):,} training and {len(parts.splits.val):,} validation images, "
-        f"{len(parts.splits.classes)} classes, {parts.preprocessing.image_size} pixels"
+        f"  {splits.title}: {len(splits.train):,} training and {len(splits.val):,} validation images, "
+        f"{len(splits.classes)} classes, {side}x{side}"
     )
     job.console.say(
-        f"{name} with {parameters:,} parameters, {world.world_size} x {world.device.type}, global batch "
-        f"{plan.global_batch_size}, {parts.precision.name} ({parts.precision.reason}), seed {config.seed}, "
-        f"{parts.workers} data-loading processes a worker"
+        f"  {recipe}{config.model._target_ or config.model.name} with {parameters:,} parameters, seed {config.seed}, "
+        f"{world.world_size} x {world.device.type}, {parts.workers} loading processes each"
     )
-    for note in parts.splits.notes:
-        job.console.say(note)
+    job.console.say(f"  {parts.precision.name}: {parts.precision.reason}")
+    for note in splits.notes:
+        job.console.say(f"  {note}")
     if world.is_rank_zero:
         listed = {row.get("path") for row in read_json_lines(job.run.skipped_images)}
-        for bad in parts.splits.bad_files:
+        for bad in splits.bad_files:
             if str(bad.path) not in listed:
                 append_json_line(job.run.skipped_images, {"path": str(bad.path), "reason": bad.reason})
     if progress.step:

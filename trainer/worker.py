@@ -169,7 +169,7 @@ def _last_lines(outcome: Outcome, summary: dict[str, object], run: RunDir, hints
             f"run.name={run.name} goes on from there"
         ]
     skipped = len({row.get("path") for row in read_json_lines(run.skipped_images)})
-    return results.closing_lines(summary, run, hints=hints, skipped=skipped)
+    return results.closing_lines(summary, run, outcome.parts.config, hints=hints, skipped=skipped)
 
 
 def report(error: Exception, run: RunDir | None, console: Console) -> int:

@@ -1,0 +1,74 @@
+"""Every command that the documents show is run, with a small amount of work where it would train for long."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_bad_input import image_folder
+from tests.trainer_command import ROOT, environment
+
+SCRIPT = """
+import argparse, torch, torch.distributed as dist
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+dist.init_process_group("gloo")
+total = torch.tensor([parser.parse_args().lr])
+dist.all_reduce(total)
+assert abs(total.item() - 0.2) < 1e-6
+dist.destroy_process_group()
+"""
+QUICKLY = ["max_steps=2", "data.limit=64", "tracking=none", "device=cpu", "precision=fp32", "global_batch_size=8"]
+
+
+def commands() -> list[str]:
+    """The lines of README's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    return [line for block in blocks for line in block.strip().splitlines()]
+
+
+def runnable(command: str) -> list[str]:
+    """The command as it is, with less work for one that trains, and no download of pretrained weights."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        return ["make", "-C", str(ROOT), "--dry-run", *words[1:]]
+    words[0] = str(Path(sys.executable).parent / Path(words[0]).name)
+    trains = ("trainer" in words or "run" in words[:2]) and "--" not in words and "--dry-run" not in words
+    if trains and "debug=true" not in words:
+        words += QUICKLY
+    if "debug=true" in words:
+        words += ["device=cpu"]
+    if trains and "recipe=finetune" in words:
+        words += ["model.weights=null", "data.image_size=32"]
+    return words
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_readmes_command_works(command: str, tmp_path: Path) -> None:
+    image_folder(tmp_path / "photos", classes=2, per_class=12)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    if "fashion_mnist" in command and "--dry-run" not in command:
+        (ROOT / "data").mkdir(exist_ok=True)
+        (tmp_path / "data").symlink_to(ROOT / "data")
+        fetched = subprocess.run(
+            [sys.executable, "-m", "trainer.data.fetch", "fashion_mnist"], cwd=ROOT, capture_output=True, check=False
+        )
+        if fetched.returncode:
+            pytest.skip("Fashion-MNIST can be had neither from its mirrors nor from apt here")
+    done = subprocess.run(
+        runnable(command), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_shows_the_two_commands_first() -> None:
+    assert commands()[:2] == ["make train", "make test"]
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
