@@ -158,6 +158,7 @@ def fabric(accumulation: int) -> Run:
         else SingleDeviceStrategy(torch.device("cpu"))
     )
     tool = Fabric(accelerator="cpu", strategy=strategy, devices=world_size)
+    tool.launch()
     bare_model = TinyNet()
     model, optimizer = tool.setup(bare_model, sgd(bare_model))
     batches = tool.setup_dataloaders(loader(), use_distributed_sampler=False)
