@@ -23,9 +23,9 @@ BIN = Path(sys.executable).parent
 BARE = """
 import sys, time, pathlib, torch, torchvision, torch.distributed as dist
 dist.init_process_group("gloo")
-model = torch.nn.parallel.DistributedDataParallel(torchvision.models.squeezenet1_1(num_classes=10))
+model = torch.nn.parallel.DistributedDataParallel(torchvision.models.squeezenet1_1(num_classes=2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-loss = torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.randint(0, 10, (4,)))
+loss = torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.randint(0, 2, (4,)))
 loss.backward()
 optimizer.step()
 if dist.get_rank() == 0:
@@ -33,7 +33,7 @@ if dist.get_rank() == 0:
 dist.destroy_process_group()
 """
 OVERRIDES = [
-    "data.name=synthetic", "data.args={size: 64, channels: 3, train: 8, val: 2}", "data.workers=0", "data.augment=none",
+    "data.name=synthetic", "data.args={size: 64, n: 8, n_val: 2, classes: 2}", "data.workers=0", "data.augment=none",
     "model.name=squeezenet1_1", "model.args={}", "global_batch_size=8", "max_steps=1", "log_every_steps=1",
     "tracking=none", "precision=fp32", "device=cpu",
 ]  # fmt: skip

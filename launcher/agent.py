@@ -6,6 +6,7 @@ together by hand.
 """
 
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -163,6 +164,8 @@ def _preload(plan: JobPlan) -> None:
     names = ["torch", "torch._dynamo"]
     if plan.program.kind == "trainer":
         names += ["torchvision", "trainer.worker"]
+    # As in the trainer's own entry: no search for garbage among what stays; frozen, the forks share it.
+    gc.disable()
     for name in names:
         importlib.import_module(name)
     import torch.distributed.elastic.agent.server.local_elastic_agent  # noqa: F401  # makes the loggers below
@@ -172,6 +175,8 @@ def _preload(plan: JobPlan) -> None:
             if name.startswith("torch.distributed.elastic") or name == "torch.multiprocessing.spawn":
                 # It shows every rank's end, echoes included; the verdict shows the first.
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    gc.freeze()
+    gc.enable()
 
 
 def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, stopped: bool) -> list[Exit]:

@@ -4,9 +4,7 @@ import inspect
 import warnings
 from typing import Any
 
-import hydra.utils
 import torch
-from hydra.errors import InstantiationException
 from torch import nn
 
 from trainer.config.schema import ModelConfig
@@ -124,10 +122,14 @@ def _refuse_derived(config: ModelConfig) -> None:
 
 
 def _from_target(config: ModelConfig, num_classes: int, channels: int, image_size: int | None) -> nn.Module:
+    # Imported here: nobody else in a worker needs Hydra, and it takes a quarter of a second.
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_object, instantiate
+
     target = config._target_
     assert target is not None
     try:
-        constructor = hydra.utils.get_object(target)
+        constructor = get_object(target)
     except Exception as error:
         # Importing somebody's module can raise anything.
         reason = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
@@ -139,7 +141,7 @@ def _from_target(config: ModelConfig, num_classes: int, channels: int, image_siz
     if _accepted(constructor, any_keyword=True, num_classes=num_classes):
         known["num_classes"] = num_classes
     try:
-        model = hydra.utils.instantiate({"_target_": target, **known, **config.args}, _convert_="all")
+        model = instantiate({"_target_": target, **known, **config.args}, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise ConfigError(
