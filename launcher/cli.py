@@ -163,6 +163,7 @@ def _run(arguments: list[str]) -> int:
     from trainer.config.compose import compose
     from trainer.config.validate import validate
     from trainer.rundir import RunDir
+    from trainer.wording import short_path
 
     program = _program(arguments[cut + 1 :])
     config = compose(options.words, config_dir=_directory(options))
@@ -188,7 +189,7 @@ def _run(arguments: list[str]) -> int:
     for note in notes:
         print(note, file=sys.stderr)
     attempt = f", attempt {plan.attempt}" if plan.attempt else ""
-    print(f"{plan.world_size} workers, run directory {_short(plan.run_dir)}{attempt}", file=sys.stderr)
+    print(f"{plan.world_size} workers, run directory {short_path(Path(plan.run_dir))}{attempt}", file=sys.stderr)
     return local.run(plan)
 
 
@@ -222,11 +223,6 @@ def _directory(options: argparse.Namespace) -> Path | None:
 def _given(options: argparse.Namespace) -> list[str]:
     """The overrides and what they were composed with, to be given again."""
     return ([f"--config-dir={options.config_dir}"] if options.config_dir else []) + list(options.words)
-
-
-def _short(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
 
 
 def _config(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer import wording
 from trainer.errors import ConfigError, UnfitError
 
 if TYPE_CHECKING:
@@ -233,11 +234,11 @@ def torchrun_command(plan: JobPlan) -> str:
 def again_command(plan: JobPlan, name: str) -> str:
     """The command that continues the run `name`."""
     kept = [text for text in plan.overrides if text.partition("=")[0] not in ("run.name", "run.fresh")]
-    command = ["paceline", "run", *kept, f"run.name={name}"]
+    words = [wording.command("paceline"), "run", *kept, f"run.name={name}"]
     if plan.program.kind != "trainer":
         flag = ["-m"] if plan.program.kind == "module" else []
-        command += ["--", *flag, plan.program.target, *plan.program.arguments]
-    return shlex.join(command)
+        words += ["--", *flag, plan.program.target, *plan.program.arguments]
+    return shlex.join(words)
 
 
 def is_secret(name: str) -> bool:

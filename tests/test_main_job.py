@@ -141,3 +141,12 @@ def test_debug_goes_through_every_stage_in_one_process_with_breakpoints(tmp_path
     run_dir = RunDir(tmp_path / "runs" / "b")
     assert read_json(run_dir.status)["state"] == "finished"
     assert [row["step"] for row in read_json_lines(run_dir.metrics) if "train/loss" in row] == [1, 2, 3, 4]
+
+
+def test_wandb_is_told_by_default_and_offline_without_a_key(tmp_path: Path) -> None:
+    arguments = ["recipe=digits", "device=cpu", "epochs=1", "run.name=w"]
+    said = succeed(TRAINER, *arguments, cwd=tmp_path)
+    line = next(line for line in said.splitlines() if "wandb sync" in line or "wandb' sync" in line)
+    folder = tmp_path / line.split(" sync ")[1].strip()
+    assert list(folder.glob("*.wandb"))
+    assert (tmp_path / "runs" / "w" / "metrics.jsonl").exists()

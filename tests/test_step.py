@@ -12,7 +12,7 @@ from tests.workers import alone, run_workers
 from trainer.config import DistributedConfig
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import IGNORED_TARGET
-from trainer.distributed import World, data_parallel
+from trainer.distributed import World, average_buffers, data_parallel
 from trainer.precision import Scaler, choose
 from trainer.step import Stepper
 
@@ -135,3 +135,37 @@ def test_what_is_random_in_the_model_depends_on_step_and_rank_not_on_the_past() 
     for early, late in zip(seen[0][5:], seen[5], strict=True):
         assert torch.equal(early, late)
     assert not torch.equal(seen[0][0], seen[0][1])
+
+
+def compressed_weights(world: World, compression: str) -> list[torch.Tensor]:
+    plan = StepPlan(SAMPLES, 10, world.world_size, world.rank)
+    model = network().float()
+    wrapped = data_parallel(model, world, DistributedConfig(compression=compression), accumulates=False)
+    inputs = INPUTS.float()
+    for indices in StepSampler(range(SAMPLES), plan, seed=3, first_step=0, last_step=1):
+        criterion(wrapped(inputs[indices.samples]), TARGETS[indices.samples]).backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("compression", ["bf16", "fp16"])
+def test_compressed_gradients_are_those_of_full_precision_but_rounded(compression: str) -> None:
+    plain, rounded = run_workers(2, compressed_weights, "none"), run_workers(2, compressed_weights, compression)
+    for one, other in zip(rounded[0], rounded[1], strict=True):
+        assert torch.equal(one, other)
+    differences = [(one - other).abs().max() for one, other in zip(plain[0], rounded[0], strict=True)]
+    assert 0 < max(differences) < 0.05
+
+
+def averaged(world: World) -> tuple[torch.Tensor, int]:
+    model = nn.BatchNorm1d(3)
+    model(torch.full((4, 3), float(world.rank)))
+    average_buffers(model, world)
+    assert model.running_mean is not None
+    assert model.num_batches_tracked is not None
+    return model.running_mean, int(model.num_batches_tracked)
+
+
+def test_running_statistics_are_averaged_over_the_ranks() -> None:
+    for mean, batches_seen in run_workers(3, averaged):
+        assert torch.allclose(mean, torch.full((3,), 0.1))
+        assert batches_seen == 1

@@ -1,13 +1,12 @@
 """What remains of a run: classes, summary, and the last lines on the terminal."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
 from trainer.rundir import RunDir, write_json
 from trainer.train import Outcome
-from trainer.wording import duration, number, percent, whole_percent
+from trainer.wording import command, duration, number, percent, short_path, whole_percent
 
 _TRIAL_RECIPES = ("fashion_mnist", "digits", "synthetic")
 
@@ -70,9 +69,9 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
         f"Done in {duration(summary['seconds'])}. val accuracy {percent(summary['best/accuracy'])} "
         f"(best, epoch {summary['best/epoch']}), {number(summary['perf/images_per_second'])} images/s",
         f"time      {spent}",
-        f"run       {relative(run.path)}",
-        f"weights   {relative(run.weights('best'))}",
-        f"metrics   {relative(run.metrics)}",
+        f"run       {short_path(run.path)}",
+        f"weights   {short_path(run.weights('best'))}",
+        f"metrics   {short_path(run.metrics)}",
     ]
     if skipped:
         lines.append(f"skipped   {number(skipped)} unreadable images, listed in {run.skipped_images}")
@@ -80,10 +79,6 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
         lines.append(f"note      {number(summary['skipped_steps'])} steps were skipped for non-finite gradients (fp16)")
     lines += hints
     if config.recipe in _TRIAL_RECIPES:
-        lines.append("next      your own images: paceline run recipe=finetune data.root=/path/with/a/folder/per/class")
+        own = f"{command('paceline')} run recipe=finetune data.root=/path/with/a/folder/per/class"
+        lines.append(f"next      your own images:  {own}")
     return lines
-
-
-def relative(path: Path) -> str:
-    """A path as one would type it here: relative below the working directory, else whole."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

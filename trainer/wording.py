@@ -1,5 +1,10 @@
 """Numbers for people: thousands with commas, a unit with every figure, durations in two parts."""
 
+import os
+import shutil
+import sys
+from pathlib import Path
+
 _TIME_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -65,3 +70,18 @@ def size(count: float) -> str:
 def plural(count: int, noun: str, plural_form: str = "") -> str:
     """A count with its noun: 1 image, 1,930 images, 2 boxes."""
     return f"{count:,} {noun if count == 1 else plural_form or noun + 's'}"
+
+
+def command(name: str) -> str:
+    """How a command of this environment is typed here: its name where PATH finds it, else its path."""
+    ours = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found is not None and (not ours.exists() or Path(found).samefile(ours)):
+        return name
+    return short_path(ours)
+
+
+def short_path(path: Path) -> str:
+    """A path as one would type it: relative to the working directory where it lies below it, else whole."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

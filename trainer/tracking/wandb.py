@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from trainer import wording
 from trainer.config import Config, WandbConfig
 from trainer.rundir import RunDir, write_atomic
 
@@ -142,7 +143,9 @@ class WandbTracker:
         if self._offline_folder is None:
             return None
         folders = sorted(self._offline_folder.parent.glob("offline-run-*"))
-        return "wandb sync " + " ".join(shlex.quote(_short(folder)) for folder in folders)
+        return f"{wording.command('wandb')} sync " + " ".join(
+            shlex.quote(wording.short_path(folder)) for folder in folders
+        )
 
     def _start(self) -> None:
         with self._lock:
@@ -264,11 +267,6 @@ def _run_id(run: RunDir) -> str:
     made = secrets.token_hex(4)
     write_atomic(path, made.encode())
     return made
-
-
-def _short(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path.absolute()) if relative.startswith("..") else relative
 
 
 def _can_chart(value: Any) -> bool:
