@@ -165,7 +165,7 @@ def test_the_sync_command_names_every_attempt(two_attempts: tuple[Path, Any]) ->
     folder, result = two_attempts
     assert result["command before"] is None
     words = shlex.split(result["command"])
-    assert words[:2] == ["wandb", "sync"]
+    assert (Path(words[0]).name, words[1]) == ("wandb", "sync")
     assert {Path(word) for word in words[2:]} == set(folder.glob("wandb/offline-run-*"))
     assert result["hint"] == f"W&B (offline): {result['command']}"
 
@@ -231,7 +231,7 @@ print(json.dumps({{"said": said, "command": t.sync_command(), "end": time.time()
     result = _run(tmp_path, script, **environment)
     assert len(result["said"]) == 1
     assert result["said"][0].startswith("W&B cannot go online")
-    assert result["command"].startswith("wandb sync ")
+    assert result["command"].partition(" sync ")[0].endswith("wandb")
     file = next(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     # The summary was empty: the run failed.
     assert [r.exit.exit_code for r in _records(file) if r.WhichOneof("record_type") == "exit"] == [1]
