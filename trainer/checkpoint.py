@@ -2,7 +2,7 @@
 
     checkpoints/step-00001200/
         tensors.safetensors    model.*, optimizer.*, and every rank's own buffers
-        state.json             plain values: step, best result, scaler, optimizer's param_groups
+        state.json             plain values: step, best result, scaler
         manifest.json          size and xxh3_128 of each file; written last
 
 A folder without a good manifest does not exist for the reader.
@@ -152,27 +152,23 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
                 tensors[f"{index}.{name}"] = value
             elif value is not None:
                 values[f"{index}.{name}"] = value
-    return tensors, {"values": values, "param_groups": state["param_groups"]}
+    return tensors, values
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]
 ) -> None:
-    """The reverse of `optimizer_tensors`."""
+    """The reverse of `optimizer_tensors`; rates and other settings stay those of the configuration."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *plain["values"].items()]:
+    for key, value in [*tensors.items(), *plain.items()]:
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
             # Fused kernels walk through memory side by side: the strides must be the parameter's (channels_last).
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = value
-    groups = [
-        {**saved, "params": present["params"]}
-        for saved, present in zip(plain["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -108,11 +108,6 @@ class World:
             store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
         return store
 
-    def barrier(self) -> None:
-        """Waits for all ranks."""
-        if self.distributed:
-            dist.barrier()
-
 
 @contextmanager
 def join(config: DistributedConfig, *, device: str) -> Iterator[World]:

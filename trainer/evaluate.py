@@ -67,5 +67,5 @@ def evaluate(
     return {
         "val/loss": loss_sum / max(count, 1),
         "val/accuracy": correct_sum / max(count, 1),
-        "val/samples": count,
+        "val/samples": int(count),
     }

@@ -73,6 +73,7 @@ class Recorder:
         self._gpu_percent = gpu_percent
         self._status_written = 0.0
         self._told: set[str] = set()
+        self._quiet = False
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="recorder", daemon=True)
         self._thread.start()
@@ -103,8 +104,13 @@ class Recorder:
         self._work.put(written.set)
         written.wait(_CLOSE_LIMIT_S)
 
-    def close(self) -> None:
-        """Waits until everything is written, but not for ever: a hanging disk or terminal must not hold the run."""
+    def close(self, *, quiet: bool = False) -> None:
+        """Waits until everything is written, but not for ever: a hanging disk or terminal must not hold the run.
+
+        Args:
+            quiet: say nothing about what cannot be recorded any more.
+        """
+        self._quiet = quiet
         self._work.put(None)
         self._thread.join(_CLOSE_LIMIT_S)
 
@@ -114,7 +120,7 @@ class Recorder:
                 task()
             except Exception as error:
                 kind = f"{type(error).__name__}: {error}"
-                if kind not in self._told:
+                if kind not in self._told and not self._quiet:
                     self._told.add(kind)
                     self._console.warn(f"a row of metrics or the status was not recorded: {kind}")
 

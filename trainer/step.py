@@ -131,7 +131,7 @@ class Stepper:
         """What a step's summed loss is multiplied by; as the gradient of the loss it needs no operation of its own."""
         if samples not in self._weights:
             value = self.world.world_size / samples
-            self._weights[samples] = torch.tensor(value, dtype=dtype, device=self.world.device)
+            self._weights[samples] = torch.full((), value, dtype=dtype, device=self.world.device)
         return self._weights[samples]
 
     def _counted_micro_batches(self, share: StepShare, batches: Iterator[Batch]) -> None:

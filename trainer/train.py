@@ -9,14 +9,12 @@ world -> data -> model -> optimizer -> checkpoint -> loop:
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 
 from trainer import checkpoint
 from trainer.assembly import Parts, assemble
-from trainer.checkpoint import Checkpoint
 from trainer.config import Config
 from trainer.console import Console
 from trainer.distributed import World
@@ -24,6 +22,7 @@ from trainer.errors import TrainingError
 from trainer.exchange import Exchange
 from trainer.recorder import Interval, Recorder
 from trainer.rundir import RunDir, append_json_line, read_json_lines
+from trainer.state import Progress, restore, snapshot
 from trainer.step import StepClock
 from trainer.stop import StopRequest
 from trainer.tracking import Trackers
@@ -50,29 +49,6 @@ class Job:
     trackers: Trackers
     stop: StopRequest
     gpu_percent: Callable[[], float | None]
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where a run stands; plain values that are saved with every checkpoint.
-
-    Attributes:
-        step: optimizer steps taken.
-        best_accuracy: of the evaluations so far; negative before the first.
-        best_epoch: the epoch of that evaluation, from 1.
-        metrics: the last evaluation's.
-        seconds: wall time of the whole run by what it was spent on, over all attempts.
-    """
-
-    step: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def spend(self, what: str, seconds: float) -> None:
-        """Books wall time."""
-        self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +80,7 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
         PacelineError: the data or the model cannot be used, or the loss is not finite.
     """
     parts = assemble(config, job.world, job.run)
-    progress = restore(parts, job)
+    progress = restore(parts, warn=job.console.warn)
     if job.world.is_rank_zero:
         superseded = job.run.supersede_metrics(progress.step)
         job.trackers.event(
@@ -138,9 +114,10 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
                 loop.save()
             if not finished:
                 break
-    finally:
-        loop.close()
-    loop.check_finite()
+    except BaseException:
+        loop.abandon()
+        raise
+    loop.close()
     return Outcome(
         finished,
         progress,
@@ -236,9 +213,9 @@ class Loop:
             world.is_rank_zero and self._every is None and time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
         )
         asked = self._read_pending()
-        wishes = torch.tensor([float(wants_stop), float(wants_save)], dtype=torch.float64)
-        sums = torch.cat([torch.stack([stepper.loss_sum, stepper.counted]), wishes.to(world.device)])
-        self._pending = Exchange(world, sums)
+        # Filled on the device: copying a value there would wait for the steps under way.
+        wishes = [torch.full_like(stepper.loss_sum, float(wish)) for wish in (wants_stop, wants_save)]
+        self._pending = Exchange(world, torch.stack([stepper.loss_sum, stepper.counted, *wishes]))
         self._pending_steps = (self._interval_step, step)
         stepper.loss_sum.zero_()
         stepper.counted.zero_()
@@ -275,14 +252,6 @@ class Loop:
                 "or precision=fp32; to see where it begins: debug=true",
             )
         return Asked(stop=stop > 0, save=save > 0)
-
-    def check_finite(self) -> None:
-        """Reads the last interval's figures.
-
-        Raises:
-            TrainingError: the loss is not finite.
-        """
-        self._read_pending()
 
     def evaluate(self, *, epoch: int) -> None:
         """Evaluates on all ranks, and keeps the weights when they are the best so far."""
@@ -323,52 +292,16 @@ class Loop:
         self._interval_started = time.perf_counter()
 
     def close(self) -> None:
-        """Waits until every row is written."""
+        """Waits until every row is written.
+
+        Raises:
+            TrainingError: the loss of the last interval is not finite.
+        """
         if self._recorder is not None:
             self._recorder.close()
+        self._read_pending()
 
-
-def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
-    """The state of the run, to be written by rank 0; all ranks must call it."""
-    stepper = parts.stepper
-    buffers = [b for b in parts.model.buffers() if b.is_floating_point()]
-    tensors: dict[str, torch.Tensor] = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
-    if buffers and parts.world.world_size > 1:
-        # Running statistics differ between ranks; with each rank's own, resume is exact.
-        tensors["ranks.buffers"] = parts.world.gather(torch.nn.utils.parameters_to_vector(buffers))
-    optimizer, plain = checkpoint.optimizer_tensors(stepper.optimizer)
-    tensors.update({f"optimizer.{name}": value for name, value in optimizer.items()})
-    state: dict[str, Any] = {
-        "progress": asdict(progress),
-        "applied_steps": stepper.applied_steps,
-        "scaler": stepper.scaler.state_dict(),
-        "optimizer": plain,
-        "world_size": parts.world.world_size,
-    }
-    return Checkpoint(tensors, state)
-
-
-def restore(parts: Parts, job: Job) -> Progress:
-    """Loads the newest good checkpoint, if there is one.
-
-    Raises:
-        TrainingError: all checkpoints are damaged.
-    """
-    _, saved, problems = checkpoint.load_newest(job.run)
-    for problem in problems:
-        job.console.warn(problem)
-    if saved is None:
-        return Progress()
-    stepper, state = parts.stepper, saved.state
-    prefixed = lambda prefix: {  # noqa: E731
-        name.removeprefix(prefix): value for name, value in saved.tensors.items() if name.startswith(prefix)
-    }
-    parts.model.load_state_dict(prefixed("model."))
-    rows = saved.tensors.get("ranks.buffers")
-    if rows is not None and len(rows) == parts.world.world_size:
-        buffers = [b for b in parts.model.buffers() if b.is_floating_point()]
-        torch.nn.utils.vector_to_parameters(rows[parts.world.rank].to(parts.world.device), buffers)
-    checkpoint.restore_optimizer(stepper.optimizer, prefixed("optimizer."), state["optimizer"])
-    stepper.scaler.load_state_dict(state["scaler"])
-    stepper.applied_steps = state["applied_steps"]
-    return Progress(**state["progress"])
+    def abandon(self) -> None:
+        """Writes what can be written; what the failure took along is not worth a second message."""
+        if self._recorder is not None:
+            self._recorder.close(quiet=True)

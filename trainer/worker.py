@@ -18,7 +18,7 @@ from trainer.distributed import World, join
 from trainer.errors import PacelineError
 from trainer.monitor.sampling import Monitor
 from trainer.precision import choose
-from trainer.rundir import RunDir, read_json_lines, write_atomic, write_json
+from trainer.rundir import RunDir, read_json, read_json_lines, write_atomic, write_json
 from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Job, Outcome, train
@@ -178,16 +178,25 @@ def report(error: Exception, run: RunDir | None, console: Console) -> int:
     code = error.exit_code if isinstance(error, PacelineError) else 1
     problem, fix = explain(error)
     if is_echo(error):
-        problem, fix = (
-            "another worker ended, and this one cannot go on alone",
-            "the first error is that worker's",
-        )
+        problem, fix = "another worker ended, and this one cannot go on alone", "the first error is that worker's"
     elif run is not None and run.path.exists():
+        if rank and isinstance(error, PacelineError) and is_known(run, str(error)):
+            return code
         write_failure(run, error, rank=rank, code=code, meaning=problem, advice=fix)
         fix = f"{fix}\n  traceback: {run.failure}".strip() if code == 1 else fix
     console.close()
     console.error(problem, fix)
     return code
+
+
+def is_known(run: RunDir, message: str) -> bool:
+    """Whether another rank tells the same error, as happens when all find the same mistake; waits a second for it."""
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        if read_json(run.failure).get("message") == message:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def is_echo(error: Exception) -> bool:
