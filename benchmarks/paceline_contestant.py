@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rivals import CLASSES, IMAGES, LR, TARGETS
+from tiny import CLASSES, IMAGES, LR, TARGETS
 
 from trainer.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, TrackingConfig
 from trainer.console import LineConsole
@@ -49,7 +49,7 @@ def run_trainer(folder: Path, warm_up: int, steps: int, accumulation: int, micro
         device="cpu",
         evaluate=EvaluateConfig(every="end"),
         data=DataConfig(_target_="paceline_contestant.tiny_data", augment="none"),
-        model=ModelConfig(_target_="rivals.TinyNet"),
+        model=ModelConfig(_target_="tiny.TinyNet"),
         optim=OptimConfig(lr=LR, args={"momentum": 0.9}, schedule="cosine", warmup_fraction=0.0, weight_decay=0.0),
         tracking=TrackingConfig(),
     )

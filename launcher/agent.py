@@ -13,15 +13,14 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from launcher import verdict, worker
 from launcher.plan import JobPlan
+from launcher.stop import Stop
 from launcher.verdict import Exit
 from trainer.errors import PacelineError, UnfitError
 from trainer.rundir import RunDir, read_json, write_json
@@ -58,37 +57,6 @@ def run_plan() -> int:
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-
-
-class Stop:
-    """The requests to stop that this agent got.
-
-    Attributes:
-        signal: the first one, None before.
-        deadline: `time.monotonic()` at which the workers are ended by force, None before.
-    """
-
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._interrupted = False
-        self.signal: signal.Signals | None = None
-        self.deadline: float | None = None
-
-    def listen(self) -> None:
-        """Takes SIGTERM, SIGINT and, unless it is ignored (nohup), SIGHUP from now on."""
-        for number in worker.STOP_SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal = signal.Signals(number)
-            self.deadline = time.monotonic() + self._grace_s
-        # Schedulers repeat SIGTERM; only a person who asks twice means "at once".
-        if number == signal.SIGINT:
-            if self._interrupted:
-                self.deadline = time.monotonic()
-            self._interrupted = True
 
 
 def _run(plan: JobPlan) -> int:

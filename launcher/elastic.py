@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -14,9 +14,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import worker
 from launcher.plan import JobPlan
-
-if TYPE_CHECKING:
-    from launcher.agent import Stop
+from launcher.stop import Stop
 
 FAILURE_GRACE_S = 2
 """Seconds between a worker's failure and SIGTERM for the others, and between that and SIGKILL."""
@@ -33,7 +31,7 @@ class Agent(LocalElasticAgent):
         stop: the requests to stop; SIGTERM is handed to the workers once, SIGKILL at its deadline.
     """
 
-    def __init__(self, plan: JobPlan, rendezvous: RendezvousHandler, stop: "Stop") -> None:
+    def __init__(self, plan: JobPlan, rendezvous: RendezvousHandler, stop: Stop) -> None:
         spec = WorkerSpec(
             role="trainer",
             local_world_size=plan.workers_per_node,
