@@ -52,7 +52,7 @@ def test_two_workers_under_torchrun_learn_digits_and_leave_a_complete_run(tmp_pa
 
 
 def test_the_weights_are_a_plain_state_dict_of_the_named_model(whole: RunDir) -> None:
-    model = get_model("small_resnet", num_classes=10, grid=1)
+    model = get_model("small_resnet", num_classes=10, image_size=8)
     model.load_state_dict(weights(whole, "best"), strict=True)
 
 

@@ -169,3 +169,26 @@ def test_running_statistics_are_averaged_over_the_ranks() -> None:
     for mean, batches_seen in run_workers(3, averaged):
         assert torch.allclose(mean, torch.full((3,), 0.1))
         assert batches_seen == 1
+
+
+def test_what_the_loading_draws_does_not_reach_the_model() -> None:
+    """Loading in the training process draws from the same generator, once for each micro-batch."""
+    seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for draws in seen:
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(FEATURES, CLASSES).double())
+        model[0].register_forward_hook(lambda _m, _i, out, draws=draws: seen[draws].append(out.detach().clone()))
+        plan = StepPlan(SAMPLES, 10, micro_batch_size=5)
+        take = stepper(alone(), model, plan, counts_targets=False, clip=None)
+
+        def stream(draws: bool = draws) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            while True:
+                if draws:
+                    torch.rand(3)
+                yield INPUTS[:5], TARGETS[:5]
+
+        batches_ = stream()
+        for step in range(3):
+            take(plan.share(step), batches_)
+    assert len(seen[True]) == 6
+    for one, other in zip(seen[False], seen[True], strict=True):
+        assert torch.equal(one, other)

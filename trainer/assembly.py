@@ -1,7 +1,7 @@
 """Puts the parts of one run together: data, plan, model, optimizer; checked before the first step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # torch's own name for it
@@ -142,6 +142,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         pretrained=pretrained,
     )
     normaliser = transforms.Normaliser(preprocessing).to(world.device)
+    _check_single_samples(plan, model, normaliser, preprocessing, world.device)
     stepper = Stepper(
         model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
         optimizer=build_optimizer(config.optim, model, world.device),
@@ -174,6 +175,37 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
             local_world_size=world.local_world_size,
         ),
     )
+
+
+def _check_single_samples(
+    plan: StepPlan, model: nn.Module, normaliser: nn.Module, preprocessing: Preprocessing, device: torch.device
+) -> None:
+    """Refuses now what would fail hours later: a lone sample in an epoch's last step, before a BatchNorm layer.
+
+    Raises:
+        ConfigError: the network cannot be trained on a single sample, and some rank will have one.
+    """
+    if plan.smallest_micro_batch > 1 or not any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
+    ):
+        return
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    image = torch.zeros(
+        1, preprocessing.channels, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8
+    )
+    try:
+        with torch.no_grad():
+            model.train()(normaliser(image.to(device)))
+    except ValueError as error:
+        sizes = range(plan.global_batch_size + 1, 2 * plan.global_batch_size + 1)
+        better = [size for size in sizes if replace(plan, global_batch_size=size).smallest_micro_batch > 1]
+        raise ConfigError(
+            f"the last step of an epoch has a single sample on some worker, which a BatchNorm layer refuses ({error})",
+            f"global_batch_size={better[0]}, or data.drop_last=true" if better else "data.drop_last=true",
+        ) from error
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 def count_steps(config: Config, plan: StepPlan) -> int:

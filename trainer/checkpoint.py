@@ -8,9 +8,12 @@
 A folder without a good manifest does not exist for the reader.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save as serialise
 
 from trainer.errors import TrainingError
 from trainer.rundir import RunDir, sync_directory, write_atomic, write_json
@@ -59,7 +62,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file(_storable(checkpoint.tensors), temporary / _TENSORS)
+        _write_tensors(checkpoint.tensors, temporary / _TENSORS)
         (temporary / _STATE).write_text(json.dumps(checkpoint.state, indent=1))
         files = {}
         for name in (_TENSORS, _STATE):
@@ -107,39 +110,68 @@ def steps(run: RunDir) -> list[int]:
 
 
 def load_newest(run: RunDir) -> tuple[int, Checkpoint | None, list[str]]:
-    """The newest good checkpoint.
+    """The newest good checkpoint; damaged ones that are newer are put aside, so that nothing takes them for good.
 
     Returns:
-        Its step (0 when there is none), its content, and a line about each damaged one that was passed over.
+        Its step (0 when there is none), its content, and a line about each damaged one.
 
     Raises:
         TrainingError: there are checkpoints, and every one is damaged.
     """
-    problems = []
+    damaged: dict[int, DamagedCheckpoint] = {}
     for step in reversed(steps(run)):
         try:
-            return step, load(run.checkpoint(step)), problems
+            found = load(run.checkpoint(step))
         except DamagedCheckpoint as damage:
-            problems.append(f"checkpoint of step {step:,} is damaged and was passed over: {damage}")
-    if problems:
+            damaged[step] = damage
+            continue
+        return step, found, [_put_aside(run, bad, damage) for bad, damage in damaged.items()]
+    if damaged:
+        shown = [f"step {step:,}: {damage}" for step, damage in damaged.items()]
         raise TrainingError(
             f"all checkpoints in {run.checkpoints} are damaged; nothing was deleted",
-            "\n  ".join([*problems, "run.fresh=true starts over beside this run"]),
+            "\n  ".join([*shown, "run.fresh=true starts over beside this run"]),
         )
-    return 0, None, problems
+    return 0, None, []
 
 
-def delete_old(run: RunDir, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints."""
+def _put_aside(run: RunDir, step: int, damage: DamagedCheckpoint) -> str:
+    folder = run.checkpoint(step)
+    aside = folder.with_name(f"damaged-{folder.name}-{time.time_ns():x}")
+    folder.rename(aside)
+    return f"the checkpoint of step {step:,} is damaged and was passed over ({damage}); it is kept as {aside.name}"
+
+
+def delete_old(run: RunDir, keep: int, *, best: int) -> None:
+    """Deletes all but the newest `keep` checkpoints and that of step `best`."""
     for step in steps(run)[:-keep]:
-        shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+        if step != best:
+            shutil.rmtree(run.checkpoint(step), ignore_errors=True)
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Writes a plain state dict that `model.load_state_dict(safetensors.torch.load_file(path))` takes."""
-    from safetensors.torch import save as serialise
+def remove_unfinished(run: RunDir) -> None:
+    """Removes what processes that were killed while saving have left; only the run's owner may call it."""
+    for path in [*run.checkpoints.glob(".step-*.tmp"), *run.checkpoints.glob(".step-*.replaced")]:
+        shutil.rmtree(path, ignore_errors=True)
 
-    write_atomic(path, serialise(_storable(model.state_dict())))
+
+def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Writes a plain state dict that `model.load_state_dict(safetensors.torch.load_file(path))` takes.
+
+    Raises:
+        OSError: disk full, not writable, ...; the file that was there is intact.
+    """
+    write_atomic(path, serialise(_storable(state)))
+
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(_storable(tensors), path)
+    except SafetensorError as error:
+        # The library has its own error for a full disk; its text has the operating system's number.
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number.group(1)) if number else errno.EIO
+        raise OSError(code, os.strerror(code)) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

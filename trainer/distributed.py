@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -145,9 +145,11 @@ def join(config: DistributedConfig, *, device: str) -> Iterator[World]:
         if world.device.type == "cuda" and dist.group.WORLD is not None:
             # Destroying would wait for collectives that the other ranks will not join any more.
             dist.group.WORLD.abort()
+        with suppress(Exception):
+            # What happened is worth more than what went wrong while leaving.
+            dist.destroy_process_group()
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def choose_device(requested: str, *, local_rank: int, local_world_size: int) -> torch.device:
@@ -202,14 +204,28 @@ def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, 
     return wrapped
 
 
+def averaged_statistics(model: nn.Module, world: World) -> dict[str, torch.Tensor]:
+    """BatchNorm's running statistics, averaged over all ranks, by their names in the state dict; the model's stay."""
+    names = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        for name in ("running_mean", "running_var")
+    ]
+    if world.world_size == 1 or not names:
+        return {}
+    buffers = dict(model.named_buffers())
+    mine = [buffers[name] for name in names]
+    flat = world.sum(torch.cat([buffer.flatten() for buffer in mine])).div_(world.world_size)
+    parts = flat.split([buffer.numel() for buffer in mine])
+    return {name: part.view_as(buffer) for name, part, buffer in zip(names, parts, mine, strict=True)}
+
+
 def average_buffers(model: nn.Module, world: World) -> None:
-    """Averages the floating-point buffers (BatchNorm's running statistics) over all ranks, in place."""
-    buffers = [b for b in model.buffers() if b.is_floating_point()]
-    if world.world_size == 1 or not buffers:
-        return
-    flat = torch.nn.utils.parameters_to_vector(buffers)
-    world.sum(flat).div_(world.world_size)
-    torch.nn.utils.vector_to_parameters(flat, buffers)
+    """Averages BatchNorm's running statistics over all ranks, in place."""
+    buffers = dict(model.named_buffers())
+    for name, value in averaged_statistics(model, world).items():
+        buffers[name].copy_(value)
 
 
 def _init_process_group(config: DistributedConfig, world: World) -> None:

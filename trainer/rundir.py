@@ -6,6 +6,7 @@ Standard library only, so that every tool can read a run without importing the t
 import errno
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,11 @@ class RunDir:
         return self.path / "classes.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the job that trains in this directory."""
+        return self.path / ".lock"
+
+    @property
     def skipped_images(self) -> Path:
         """Images that could not be read and were left out, one JSON object a line (may repeat a path)."""
         return self.path / "skipped_images.jsonl"
@@ -144,7 +150,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         OSError: the disk is full, the directory is not writable, and so on; the old content is intact.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -172,6 +178,19 @@ def sync_directory(path: Path) -> None:
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     """Writes JSON atomically, indented for people."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_json_once(path: Path, value: Mapping[str, Any]) -> bool:
+    """Writes JSON unless the file exists, also when several processes try at once; whether this one wrote it."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.once")
+    write_json(temporary, value)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

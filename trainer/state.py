@@ -1,7 +1,10 @@
 """What a run is made of between two steps: taken from the parts for a checkpoint, and put back into them."""
 
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +12,9 @@ import torch
 from trainer import checkpoint
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
+from trainer.errors import ConfigError, UnfitError
+
+_LATE_S = 20.0
 
 
 @dataclass(slots=True)
@@ -19,6 +25,8 @@ class Progress:
         step: optimizer steps taken.
         best_accuracy: of the evaluations so far; negative before the first.
         best_epoch: the epoch of that evaluation, from 1.
+        best_step: its step.
+        open_interval: `step`, `loss_sum` and `counted` of an interval that has no row of metrics yet.
         metrics: the last evaluation's.
         seconds: wall time of the whole run by what it was spent on, over all attempts.
     """
@@ -26,6 +34,8 @@ class Progress:
     step: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = 0
+    best_step: int = 0
+    open_interval: dict[str, float] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -50,20 +60,30 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         "scaler": stepper.scaler.state_dict(),
         "optimizer": plain,
         "world_size": parts.world.world_size,
+        "data": data_identity(parts),
     }
     return Checkpoint(tensors, state)
 
 
-def restore(parts: Parts, *, warn: Callable[[str], None]) -> Progress:
-    """Loads the newest good checkpoint, if there is one.
+def data_identity(parts: Parts) -> dict[str, Any]:
+    """What the order of samples depends on besides the seed: a run cannot go on exactly when it has changed."""
+    splits = parts.splits
+    return {"training images": len(splits.train), "validation images": len(splits.val), "classes": splits.classes}
+
+
+def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) -> Progress:
+    """Loads the newest good checkpoint, if there is one; damaged ones are put aside.
 
     Raises:
+        ConfigError: the data has changed since, and that was not accepted.
         TrainingError: all checkpoints are damaged.
+        UnfitError: this node does not see the checkpoint.
     """
     saved: Checkpoint | None = None
 
     def newest() -> int:
         nonlocal saved
+        checkpoint.remove_unfinished(parts.run)
         step, saved, problems = checkpoint.load_newest(parts.run)
         for problem in problems:
             warn(problem)
@@ -74,7 +94,8 @@ def restore(parts: Parts, *, warn: Callable[[str], None]) -> Progress:
     if not step:
         return Progress()
     if saved is None:
-        saved = checkpoint.load(parts.run.checkpoint(step))
+        saved = _load_late(parts.run.checkpoint(step))
+    _check_data(saved.state["data"], data_identity(parts), accept_changes=accept_changes)
     tensors, stepper, state = saved.tensors, parts.stepper, saved.state
     parts.model.load_state_dict(_below(tensors, "model."))
     rows = tensors.get("ranks.buffers")
@@ -89,3 +110,31 @@ def restore(parts: Parts, *, warn: Callable[[str], None]) -> Progress:
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load_late(folder: Path) -> Checkpoint:
+    """Loads a checkpoint that rank 0 has found good; a shared file system may show it to other nodes later."""
+    deadline = time.monotonic() + _LATE_S
+    while True:
+        try:
+            return checkpoint.load(folder)
+        except checkpoint.DamagedCheckpoint as damage:
+            if time.monotonic() > deadline:
+                raise UnfitError(
+                    f"{socket.gethostname()} cannot read {folder}, which rank 0 can: {damage}",
+                    "run.dir must lie on a file system that all nodes share",
+                ) from damage
+            time.sleep(0.2)
+
+
+def _check_data(before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool) -> None:
+    changed = [name for name, value in before.items() if now[name] != value]
+    if changed and not accept_changes:
+        shown = ", ".join(
+            f"{name} were {before[name]} and are now {now[name]}" if name != "classes" else "the classes are others"
+            for name in changed
+        )
+        raise ConfigError(
+            f"the data has changed since this run began: {shown}",
+            "run.fresh=true starts over beside it; run.accept_changes=true goes on with another order of samples",
+        )

@@ -110,9 +110,9 @@ class Stepper:
             images, targets = next(batches)
             fetched = time.perf_counter()
             clock.data += fetched - started
-            if index == 0:
-                # Dropout and the like depend on the step and the rank, not on what was drawn before: resume is exact.
-                seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank))
+            # Dropout and the like depend on step, rank and micro-batch, not on what was drawn before (loading draws,
+            # too, when it happens in this process): resume is exact, and so is another number of data workers.
+            seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank, index))
             with nullcontext() if index == last else self._without_exchange():
                 with self.precision.autocast(self.world.device):
                     loss = self.criterion(self.model(self.normaliser(images)), targets)
@@ -146,5 +146,5 @@ class Stepper:
         total = self.world.sum(count).clamp_(min=1)
         self._micro_batches(share, iter(taken))
         # The true number is known on the device only: correcting the gradients afterwards keeps the host free.
-        correction = share.samples / total
-        torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], correction)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, (share.samples / total).to(gradients[0].dtype))

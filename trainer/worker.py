@@ -1,24 +1,25 @@
 """One worker from its configuration to its exit code: run directory, terminal, trackers, monitor, errors."""
 
+import fcntl
 import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from trainer import environment, results, runname
 from trainer.config import Config, TrackingConfig, check_agreement, from_yaml, to_yaml
 from trainer.console import Console, open_console
 from trainer.distributed import World, join
-from trainer.errors import PacelineError
+from trainer.errors import ConfigError, PacelineError
 from trainer.monitor.sampling import Monitor
 from trainer.precision import choose
-from trainer.rundir import RunDir, read_json, read_json_lines, write_atomic, write_json
+from trainer.rundir import RunDir, read_json, read_json_lines, write_atomic, write_json, write_json_once
 from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Job, Outcome, train
@@ -26,6 +27,8 @@ from trainer.train import Job, Outcome, train
 STOPPED = 75
 _DEBUG_STEPS = 4
 _DEBUG_MICRO_BATCH = 8
+_LOCK_PATIENCE_S = 5.0
+_OTHER_RANKS_S = 2.0
 
 
 def work(config: Config, notes: Sequence[str] = ()) -> int:
@@ -37,27 +40,31 @@ def work(config: Config, notes: Sequence[str] = ()) -> int:
     """
     started = time.monotonic()
     console = open_console(is_rank_zero=os.environ.get("LOCAL_RANK", "0") == "0", log=None)
-    run: RunDir | None = None
+    ours: RunDir | None = None
     try:
         config = prepare(config)
         with join(config.distributed, device=config.device) as world:
-            run = world.on_rank_zero(lambda: open_run(config, world.world_size))
+            run = RunDir(world.on_rank_zero(lambda: open_run(config, world.world_size)))
             if world.from_rank_zero(is_finished(run)):
                 console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
                 return 0
-            for note in notes:
-                console.say(note)
-            attempt = int(os.environ.get("PACELINE_ATTEMPT", "0"))
-            console = open_console(is_rank_zero=world.is_rank_zero, log=run.log(attempt, world.rank))
-            return train_in(run, config, world, console, attempt=attempt, started=started)
+            with held(run, world):
+                ours = run
+                attempt = world.from_rank_zero(choose_attempt(run))
+                console = open_console(is_rank_zero=world.is_rank_zero, log=run.log(attempt, world.rank))
+                for note in notes:
+                    console.say(note)
+                return train_in(run, config, world, console, attempt=attempt, started=started)
     except Exception as error:
-        return report(error, run, console)
+        return report(error, ours, console)
 
 
 def prepare(config: Config) -> Config:
     """Settles what follows from `debug` and `deterministic`, with torch's process-wide switches."""
+    # Set either way: a sweep runs several jobs in this process.
+    torch.autograd.set_detect_anomaly(config.debug)
+    torch.use_deterministic_algorithms(config.deterministic)
     if config.debug:
-        torch.autograd.set_detect_anomaly(True)
         batch = min(config.global_batch_size, _DEBUG_MICRO_BATCH * int(os.environ.get("WORLD_SIZE", "1")))
         config = replace(
             config,
@@ -70,13 +77,12 @@ def prepare(config: Config) -> Config:
         )
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not config.deterministic
     return config
 
 
-def open_run(config: Config, world_size: int) -> RunDir:
-    """Chooses or finds the run directory, and writes what was asked for into it.
+def open_run(config: Config, world_size: int) -> str:
+    """Chooses or finds the run directory, and writes what was asked for into it; returns its path.
 
     Raises:
         ConfigError: a run of that name was begun with another configuration.
@@ -84,16 +90,57 @@ def open_run(config: Config, world_size: int) -> RunDir:
     """
     given = os.environ.get("PACELINE_RUN_DIR")
     if given is not None:
-        return RunDir(given)
+        return given
     run = RunDir(runname.create(config.run, config.recipe or config.model.name))
     if run.config.exists():
         check_agreement(from_yaml(run.config.read_text()), config, name=run.name)
     try:
         write_atomic(run.config, to_yaml(config).encode())
-        write_json(run.job, {"argv": sys.argv, "world_size": world_size, "time": time.time(), "job_id": None})
+        write_json(run.job, {
+            "argv": sys.argv, "world_size": world_size, "time": time.time(), "job_id": None, "code": environment.code(),
+        })  # fmt: skip
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
-    return run
+    return str(run.path)
+
+
+@contextmanager
+def held(run: RunDir, world: World) -> Iterator[None]:
+    """Keeps other jobs out of the run directory; the kernel lets go of it when this process dies, whatever way.
+
+    Raises:
+        ConfigError: another job trains in it.
+    """
+    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644) if world.is_rank_zero else None
+
+    def take() -> None:
+        assert descriptor is not None
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                # A job that was killed a moment ago may still be on its way out.
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"run {run.name} is being trained by another job",
+                        "another run.name, run.fresh=true beside it, or wait until it has ended",
+                    ) from error
+                time.sleep(0.1)
+
+    try:
+        world.on_rank_zero(take)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def choose_attempt(run: RunDir) -> int:
+    """The number of this attempt at the run: the launcher's, or one more than the last."""
+    given = os.environ.get("PACELINE_ATTEMPT")
+    return int(given) if given is not None else run.next_attempt()
 
 
 def is_finished(run: RunDir) -> bool:
@@ -158,7 +205,15 @@ def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object
     if outcome.finished:
         write_json(run.summary, summary)
     state = "finished" if outcome.finished else "stopped"
-    run.update_status(state=state, step=progress.step, total_steps=outcome.parts.total_steps, eta_s=0.0)
+    epoch = outcome.parts.plan.share(progress.step - 1).epoch + 1 if progress.step else 0
+    run.update_status(
+        state=state,
+        step=progress.step,
+        total_steps=outcome.parts.total_steps,
+        epoch=epoch,
+        best={"accuracy": progress.best_accuracy, "epoch": progress.best_epoch} if progress.best_epoch else None,
+        eta_s=0.0 if outcome.finished else None,
+    )
     return summary
 
 
@@ -178,22 +233,28 @@ def report(error: Exception, run: RunDir | None, console: Console) -> int:
     code = error.exit_code if isinstance(error, PacelineError) else 1
     problem, fix = explain(error)
     if is_echo(error):
-        problem, fix = "another worker ended, and this one cannot go on alone", "the first error is that worker's"
-    elif run is not None and run.path.exists():
-        if rank and isinstance(error, PacelineError) and is_known(run, str(error)):
-            return code
-        write_failure(run, error, rank=rank, code=code, meaning=problem, advice=fix)
-        fix = f"{fix}\n  traceback: {run.failure}".strip() if code == 1 else fix
+        problem, fix = (
+            f"another worker ended, and this one cannot go on alone ({problem})",
+            "the first error is that worker's",
+        )
+    if run is not None and run.path.exists():
+        follows = rank > 0 or is_echo(error)
+        if follows and is_known(run, None if is_echo(error) else str(error)):
+            if not is_echo(error):
+                return code
+        else:
+            fix = keep_failure(run, error, rank=rank, code=code, meaning=problem, advice=fix)
     console.close()
     console.error(problem, fix)
     return code
 
 
-def is_known(run: RunDir, message: str) -> bool:
-    """Whether another rank tells the same error, as happens when all find the same mistake; waits a second for it."""
-    deadline = time.monotonic() + 1
+def is_known(run: RunDir, message: str | None) -> bool:
+    """Whether another rank has told its error (this very one, if `message` is given); waits a little for it."""
+    deadline = time.monotonic() + _OTHER_RANKS_S
     while time.monotonic() < deadline:
-        if read_json(run.failure).get("message") == message:
+        told = read_json(run.failure)
+        if told and message in (None, told.get("message")):
             return True
         time.sleep(0.05)
     return False
@@ -201,10 +262,8 @@ def is_known(run: RunDir, message: str) -> bool:
 
 def is_echo(error: Exception) -> bool:
     """Whether an error only says that another worker is gone."""
-    text = str(error)
-    return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or any(
-        sign in text for sign in ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
-    )
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return not isinstance(error, PacelineError) and any(sign in str(error) for sign in signs)
 
 
 def explain(error: Exception) -> tuple[str, str]:
@@ -219,12 +278,12 @@ def explain(error: Exception) -> tuple[str, str]:
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno} in {where.name})", ""
 
 
-def write_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning: str, advice: str) -> None:
-    """Writes failure.json unless another rank was first."""
+def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning: str, advice: str) -> str:
+    """Writes failure.json unless another rank was first; returns the advice, with where the traceback is."""
     row = {
         "rank": rank,
         "host": environment.host(),
-        "attempt": int(os.environ.get("PACELINE_ATTEMPT", "0")),
+        "attempt": run.read_status().get("attempt", 0),
         "type": type(error).__name__,
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
@@ -233,6 +292,9 @@ def write_failure(run: RunDir, error: Exception, *, rank: int, code: int, meanin
         "exit_code": code,
         "time": time.time(),
     }
-    if not run.failure.exists():
-        write_json(run.failure, row)
-    run.update_status(state="failed")
+    try:
+        write_json_once(run.failure, row)
+        run.update_status(state="failed")
+    except OSError as refused:
+        return f"{advice}\n  {run.failure} could not be written: {refused.strerror}".strip()
+    return f"{advice}\n  traceback: {run.failure}".strip() if code == 1 else advice

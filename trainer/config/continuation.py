@@ -14,6 +14,7 @@ HARMLESS = (
     "log_every_steps",
     "device",
     "debug",
+    "evaluate.batch_size",
     "data.root",
     "data.workers",
     "data.prefetch",

@@ -91,8 +91,9 @@ def _run(config: Config) -> Iterator[_Problem]:
         yield _Problem("run.dir is empty", "run.dir=runs")
     if config.max_time is not None and not (_DURATION.fullmatch(config.max_time) and config.max_time.strip("0:")):
         yield _Problem(f"max_time={config.max_time} is not HH:MM:SS", "max_time=01:30:00 is an hour and a half")
-    if config.epochs is None and config.max_steps is None and config.max_time is None:
-        yield _Problem("nothing ends the run", "set one of epochs=10, max_steps=1000 or max_time=01:00:00")
+    if config.epochs is None and config.max_steps is None:
+        # max_time is no length: the schedule of the learning rate must know where the run ends.
+        yield _Problem("nothing says how long the run is", "set one of epochs=10 or max_steps=1000")
     every = config.evaluate.every
     if isinstance(every, str) and every not in ("epoch", "end"):
         fix = f"evaluate.every={int(every)}" if every.isdecimal() else did_you_mean(every, ("epoch", "end"))

@@ -8,7 +8,7 @@ nothing, and world size, micro-batch and data workers cannot change it. Step k o
 import hashlib
 import math
 from collections.abc import Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -125,6 +125,17 @@ class StepPlan:
         """The most micro-batches that any rank takes in a step."""
         share = -(-min(self.global_batch_size, self.samples) // self.world_size)
         return -(-share // (self.micro_batch_size or share))
+
+    @property
+    def smallest_micro_batch(self) -> int:
+        """The fewest samples that any rank takes at once in an epoch; a rank without samples borrows one."""
+        last = self.steps_per_epoch - 1
+        return min(
+            max(size, 1)
+            for rank in range(self.world_size)
+            for step in {0, last}
+            for size in replace(self, rank=rank).share(step).micro_batches
+        )
 
     def samples_before(self, step: int) -> int:
         """Samples seen, over all ranks, when `step` steps have been taken."""

@@ -62,6 +62,7 @@ class Samples(Dataset[Any]):
         self._skip_bad = skip_bad
         self._report = report
         self._reported: set[str] = set()
+        self._black: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Samples in the split."""
@@ -83,7 +84,11 @@ class Samples(Dataset[Any]):
 
     def __getitems__(self, indices: Indices) -> Batch | BadBatch:
         """The batch of the given samples."""
-        batch = self._collect(indices) if self._batch_augment is None else self._slice(indices)
+        try:
+            batch = self._collect(indices) if self._batch_augment is None else self._slice(indices)
+        except BadImage as error:
+            # As a value it survives the way out of a loading process.
+            return BadBatch(str(error.path), error.reason)
         if not indices.counts and not isinstance(batch, BadBatch):
             batch[1].fill_(IGNORED_TARGET)
         return batch
@@ -96,21 +101,23 @@ class Samples(Dataset[Any]):
         )
         return images, self._split.targets[chosen]
 
-    def _collect(self, indices: Indices) -> Batch | BadBatch:
+    def _collect(self, indices: Indices) -> Batch:
         images, targets = [], []
         for sample in indices.samples.tolist():
             try:
                 image, target = self[indices.epoch, sample]
             except BadImage as error:
                 if not self._skip_bad:
-                    return BadBatch(str(error.path), error.reason)
+                    raise
                 self._list(error)
                 continue
             images.append(image)
             targets.append(target)
         if not images:
             # Every rank must take part in the step: a black image that counts for nothing.
-            return torch.zeros_like(self._any_image()).unsqueeze(0), torch.tensor([IGNORED_TARGET])
+            if self._black is None:
+                self._black = torch.zeros_like(self._any_image()).unsqueeze(0)
+            return self._black, torch.tensor([IGNORED_TARGET])
         return torch.stack(images), torch.tensor(targets)
 
     def _any_image(self) -> torch.Tensor:

@@ -31,6 +31,7 @@ class SmallResNet(nn.Module):
             ResidualBlock(width, 2 * width, stride=2),
             ResidualBlock(2 * width, 4 * width, stride=2),
         )
+        self.grid = grid
         self.pool = nn.AdaptiveAvgPool2d(grid)
         self.head = nn.Linear(4 * width * grid * grid, num_classes)
         for module in self.modules():
@@ -42,7 +43,11 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [batch, classes] of images [batch, channels, height, width], at least 2 pixels a side."""
-        return self.head(torch.flatten(self.pool(self.blocks(self.stem(images))), 1))
+        features = self.blocks(self.stem(images))
+        if features.shape[-2:] != (self.grid, self.grid):
+            # Where it would change nothing it is left out: its backward pass is not deterministic on a GPU.
+            features = self.pool(features)
+        return self.head(torch.flatten(features, 1))
 
 
 class ResidualBlock(nn.Module):
@@ -70,6 +75,17 @@ class ResidualBlock(nn.Module):
 
 
 @register_model()
-def small_resnet(*, num_classes: int = 10, in_channels: int = 1, width: int = 16, grid: int = 4) -> SmallResNet:
-    """Builds a `SmallResNet`, by default of 87 thousand parameters."""
+def small_resnet(
+    *, num_classes: int = 10, in_channels: int = 1, width: int = 16, grid: int | None = None, image_size: int = 28
+) -> SmallResNet:
+    """Builds a `SmallResNet`, by default of 87 thousand parameters.
+
+    Args:
+        num_classes: size of the head.
+        in_channels: channels of the images.
+        width: channels of the first block.
+        grid: side of the grid of averages that the head sees; None: that of the last features, at most 4.
+        image_size: side of the images, pixels.
+    """
+    grid = grid or min(4, -(-image_size // 8))
     return SmallResNet(num_classes=num_classes, in_channels=in_channels, width=width, grid=grid)

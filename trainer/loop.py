@@ -1,0 +1,281 @@
+"""What happens between the steps: rows of metrics, agreement of the ranks, evaluation, checkpoints."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from trainer import checkpoint
+from trainer.agreement import Agreement, Asked
+from trainer.assembly import Parts
+from trainer.console import Console
+from trainer.distributed import World, averaged_statistics
+from trainer.errors import TrainingError
+from trainer.exchange import Exchange
+from trainer.recorder import Interval, Recorder
+from trainer.rundir import RunDir
+from trainer.state import Progress, snapshot
+from trainer.step import StepClock
+from trainer.stop import StopRequest
+from trainer.tracking import Trackers
+
+_SECONDS_BETWEEN_CHECKPOINTS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a training needs besides its configuration.
+
+    Attributes:
+        world: the workers.
+        run: the run directory.
+        console: where it speaks.
+        trackers: who is told.
+        stop: whether somebody asked this process to stop.
+        gpu_percent: the GPUs' latest mean utilisation, None without a GPU.
+    """
+
+    world: World
+    run: RunDir
+    console: Console
+    trackers: Trackers
+    stop: StopRequest
+    gpu_percent: Callable[[], float | None]
+
+
+class Loop:
+    """Decides after every step what is due, and does it on all ranks alike.
+
+    Args:
+        parts: what is trained.
+        job: the surroundings.
+        progress: where the run stands; kept up to date.
+    """
+
+    def __init__(self, parts: Parts, job: Job, progress: Progress) -> None:
+        self._parts, self._job, self._progress = parts, job, progress
+        self._config, self._stepper = parts.config, parts.stepper
+        self._recorder = _recorder(parts, job) if job.world.is_rank_zero else None
+        self._agreement = Agreement(job.world, step=progress.step, most_steps=parts.config.log_every_steps)
+        self._interval_step = progress.step
+        if progress.open_interval is not None:
+            self._interval_step = int(progress.open_interval["step"])
+            if job.world.is_rank_zero:
+                self._stepper.loss_sum.fill_(progress.open_interval["loss_sum"])
+                self._stepper.counted.fill_(progress.open_interval["counted"])
+        self._interval_started = time.perf_counter()
+        self._saved_step = -1
+        self._saved = time.monotonic()
+        self._save_seconds = self._evaluation_seconds = 0.0
+        self._said_stop = False
+
+    def after_step(self, epoch: int, *, ends_epoch: bool, stop: bool) -> Asked:
+        """Does what is due after a step.
+
+        Args:
+            epoch: the step's, from 1.
+            ends_epoch: whether it was the epoch's last.
+            stop: stop here, whatever is asked.
+
+        Returns:
+            What the ranks have agreed upon.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        step, last = self._progress.step, self._progress.step == self._parts.total_steps
+        evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
+        every = self._config.checkpoint.every_steps
+        scheduled = evaluates if every is None else step % every == 0
+        row = last or evaluates or step % self._config.log_every_steps == 0
+        if not (row or scheduled or stop or self._agreement.is_due(step)):
+            return Asked()
+        asked = self._exchange(epoch, closes_interval=row)
+        if evaluates or scheduled or asked.save or stop:
+            # What is kept or judged must be known to be finite, and there all ranks wait for each other anyway.
+            asked = self._agreement.read()
+        _check_finite(asked, self._config.optim.lr)
+        if evaluates:
+            self._evaluate(epoch)
+        if scheduled or asked.save:
+            self._save()
+        return Asked(stop=asked.stop or stop)
+
+    def finish(self) -> None:
+        """Leaves a checkpoint and the weights of the last step, and waits until every row is written.
+
+        Raises:
+            TrainingError: the loss is not finite, or the checkpoint could not be written.
+        """
+        _check_finite(self._agreement.read(), self._config.optim.lr)
+        error = self._save() if self._saved_step != self._progress.step else None
+        if self._recorder is not None:
+            self._recorder.close()
+        if error := self._job.world.from_rank_zero(error):
+            raise TrainingError(
+                f"the checkpoint of step {self._progress.step:,} could not be written: {error}",
+                "free some space and run the same command again; it goes on from the checkpoint before",
+            )
+
+    def abandon(self) -> None:
+        """Writes what can be written; what the failure took along is not worth a second message."""
+        if self._recorder is not None:
+            self._recorder.close(quiet=True)
+
+    def _exchange(self, epoch: int, *, closes_interval: bool) -> Asked:
+        """Exchanges wishes with the other ranks; at the end of an interval its row is recorded, too."""
+        now, stepper, step = time.perf_counter(), self._stepper, self._progress.step
+        asked, sums = self._agreement.exchange(
+            torch.stack([stepper.loss_sum, stepper.counted]),
+            first=self._interval_step + 1,
+            step=step,
+            stop=self._wants_stop(),
+            save=self._wants_save(),
+        )
+        if not closes_interval:
+            return asked
+        stepper.loss_sum.zero_()
+        stepper.counted.zero_()
+        clock, stepper.clock = stepper.clock, StepClock()
+        seconds = now - self._interval_started
+        for what, spent in {**asdict(clock), "steps": seconds}.items():
+            self._progress.spend(what, spent)
+        self._record(epoch, seconds, clock, sums)
+        self._interval_step, self._interval_started = step, time.perf_counter()
+        return asked
+
+    def _record(self, epoch: int, seconds: float, clock: StepClock, sums: Exchange) -> None:
+        if self._recorder is None:
+            return
+        samples = self._parts.plan.samples_before(self._progress.step)
+        self._recorder.interval(
+            Interval(
+                step=self._progress.step,
+                epoch=epoch,
+                samples=samples,
+                new_samples=samples - self._parts.plan.samples_before(self._interval_step),
+                seconds=seconds,
+                clock=clock,
+                lr=self._stepper.optimizer.param_groups[0]["lr"],
+                sums=sums,
+                when=time.time(),
+            )
+        )
+
+    def _wants_stop(self) -> bool:
+        request = self._job.stop
+        margin = 2 * max(1.0, self._agreement.step_s) + self._save_seconds + self._evaluation_seconds
+        wants = request.is_due(margin)
+        if wants and not self._said_stop:
+            self._said_stop = True
+            why = f"{request.signal.name} came" if request.signal else "max_time is near"
+            hint = "; a second Ctrl-C ends at once" if request.signal else ""
+            self._job.console.say(f"{why}: stopping at one of the next steps, with a checkpoint{hint}")
+        return wants
+
+    def _wants_save(self) -> bool:
+        by_time = self._config.checkpoint.every_steps is None
+        late = time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
+        return self._job.world.is_rank_zero and by_time and late
+
+    def _evaluate(self, epoch: int) -> None:
+        """Evaluates on all ranks, and keeps the weights when they are the best so far."""
+        started = time.perf_counter()
+        progress = self._progress
+        metrics = self._parts.evaluate()
+        progress.metrics = metrics
+        best = metrics["val/accuracy"] > progress.best_accuracy
+        if best:
+            progress.best_accuracy, progress.best_epoch = metrics["val/accuracy"], epoch
+            progress.best_step = progress.step
+        if self._recorder is not None:
+            if best:
+                self._write("the best weights", lambda: checkpoint.save_weights(
+                    self._job.run.weights("best"), self._parts.model.state_dict()
+                ))  # fmt: skip
+            samples = self._parts.plan.samples_before(progress.step)
+            self._recorder.evaluation(step=progress.step, epoch=epoch, samples=samples, metrics=metrics, best=best)
+        self._evaluation_seconds = time.perf_counter() - started
+        self._book("evaluation", started)
+
+    def _save(self) -> str | None:
+        """Writes the latest weights and a checkpoint; on rank 0 returns what went wrong: the run goes on."""
+        started = time.perf_counter()
+        self._progress.open_interval = self._open_interval()
+        saved = snapshot(self._parts, self._progress)
+        weights = {**self._parts.model.state_dict(), **averaged_statistics(self._parts.model, self._job.world)}
+        error = None
+        if self._recorder is not None:
+            run, step = self._job.run, self._progress.step
+            self._recorder.flush()
+
+            def write() -> None:
+                # The weights first: a run that ends in between is trained again up to here, and they with it.
+                checkpoint.save_weights(run.weights("last"), weights)
+                checkpoint.save(run.checkpoint(step), saved)
+                checkpoint.delete_old(run, self._config.checkpoint.keep, best=self._progress.best_step)
+
+            error = self._write(f"the checkpoint of step {step:,}", write)
+            if error is None:
+                best = run.checkpoint(self._progress.best_step)
+                run.update_status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
+                self._recorder.event(event="checkpoint", step=step, seconds=time.perf_counter() - started)
+        self._saved_step = self._progress.step
+        self._saved, self._save_seconds = time.monotonic(), time.perf_counter() - started
+        self._book("checkpoint", started)
+        return error
+
+    def _write(self, what: str, write: Callable[[], None]) -> str | None:
+        """Calls `write`; a full disk is told loudly and does not end the run. Returns what went wrong."""
+        try:
+            write()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self._job.console.warn(f"{what} could not be written: {reason}; training goes on, free some space")
+            if self._recorder is not None:
+                self._recorder.event(event="write_failed", what=what, step=self._progress.step, error=reason)
+            return reason
+        return None
+
+    def _open_interval(self) -> dict[str, float] | None:
+        """The sums, over all ranks, of an interval that has no row yet."""
+        if self._interval_step == self._progress.step:
+            return None
+        sums = torch.stack([self._stepper.loss_sum, self._stepper.counted])
+        loss_sum, counted = self._job.world.sum(sums).tolist()
+        return {"step": self._interval_step, "loss_sum": loss_sum, "counted": counted}
+
+    def _book(self, what: str, started: float) -> None:
+        spent = time.perf_counter() - started
+        self._progress.spend(what, spent)
+        # An interval's time is its steps' alone.
+        self._interval_started += spent
+
+
+def _recorder(parts: Parts, job: Job) -> Recorder:
+    return Recorder(
+        job.run,
+        job.trackers,
+        job.console,
+        total_steps=parts.total_steps,
+        epochs=parts.epochs,
+        gpu_percent=job.gpu_percent,
+    )
+
+
+def _check_finite(asked: Asked, lr: float) -> None:
+    if not math.isfinite(asked.loss_sum):
+        raise TrainingError(
+            f"the loss is not finite (in steps {asked.steps[0]:,} to {asked.steps[1]:,})",
+            f"a lower rate, optim.lr={lr / 10:g}, clipping, optim.clip_norm=1, "
+            "or precision=fp32; to see where it begins: debug=true",
+        )
+
+
+def is_evaluation_due(every: int | str, step: int, ends_epoch: bool, total_steps: int) -> bool:
+    """Whether to evaluate after `step` steps; always after the last."""
+    if step == total_steps:
+        return True
+    return ends_epoch if every == "epoch" else every != "end" and step % int(every) == 0
