@@ -67,6 +67,7 @@ class Loop:
                 self._stepper.counted.fill_(progress.open_interval["counted"])
         self._interval_started = time.perf_counter()
         self._saved_step = -1
+        self._save_error: str | None = None
         self._saved = time.monotonic()
         self._save_seconds = self._evaluation_seconds = 0.0
         self._said_stop = False
@@ -110,10 +111,12 @@ class Loop:
             TrainingError: the loss is not finite, or the checkpoint could not be written.
         """
         _check_finite(self._agreement.read(), self._config.optim.lr)
-        error = self._save() if self._saved_step != self._progress.step else None
+        # Rank 0 alone knows whether its writing went well, but all must join in another try.
+        if self._saved_step != self._progress.step or self._job.world.from_rank_zero(self._save_error):
+            self._save()
         if self._recorder is not None:
             self._recorder.close()
-        if error := self._job.world.from_rank_zero(error):
+        if error := self._job.world.from_rank_zero(self._save_error):
             raise TrainingError(
                 f"the checkpoint of step {self._progress.step:,} could not be written: {error}",
                 "free some space and run the same command again; it goes on from the checkpoint before",
@@ -200,13 +203,12 @@ class Loop:
         self._evaluation_seconds = time.perf_counter() - started
         self._book("evaluation", started)
 
-    def _save(self) -> str | None:
-        """Writes the latest weights and a checkpoint; on rank 0 returns what went wrong: the run goes on."""
+    def _save(self) -> None:
+        """Writes the latest weights and a checkpoint; where that fails the run goes on."""
         started = time.perf_counter()
         self._progress.open_interval = self._open_interval()
         saved = snapshot(self._parts, self._progress)
         weights = {**self._parts.model.state_dict(), **averaged_statistics(self._parts.model, self._job.world)}
-        error = None
         if self._recorder is not None:
             run, step = self._job.run, self._progress.step
             self._recorder.flush()
@@ -217,15 +219,14 @@ class Loop:
                 checkpoint.save(run.checkpoint(step), saved)
                 checkpoint.delete_old(run, self._config.checkpoint.keep, best=self._progress.best_step)
 
-            error = self._write(f"the checkpoint of step {step:,}", write)
-            if error is None:
+            self._save_error = self._write(f"the checkpoint of step {step:,}", write)
+            if self._save_error is None:
                 best = run.checkpoint(self._progress.best_step)
                 run.update_status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
                 self._recorder.event(event="checkpoint", step=step, seconds=time.perf_counter() - started)
         self._saved_step = self._progress.step
         self._saved, self._save_seconds = time.monotonic(), time.perf_counter() - started
         self._book("checkpoint", started)
-        return error
 
     def _write(self, what: str, write: Callable[[], None]) -> str | None:
         """Calls `write`; a full disk is told loudly and does not end the run. Returns what went wrong."""

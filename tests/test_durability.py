@@ -1,0 +1,175 @@
+"""What must not cost a run: a full disk, damage, a second job, changed data; and what must not pass for success."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_bad_input import folder_of, image_folder
+from tests.trainer_command import DIGITS, ROOT, TORCHRUN, TRAINER, environment, interrupt, run, succeed
+from trainer import checkpoint
+from trainer.checkpoint import Checkpoint
+from trainer.rundir import RunDir, read_json, read_json_lines
+
+
+def test_a_diverged_run_stays_failed_and_keeps_no_diverged_weights(tmp_path: Path) -> None:
+    arguments = [*DIGITS, "optim.lr=1e30", "max_steps=8", f"run.dir={tmp_path}", "run.name=n"]
+    for _ in range(2):
+        done = run(TRAINER, *arguments)
+        assert done.returncode == 1, done.stderr
+        assert "not finite" in done.stderr
+    run_dir = RunDir(tmp_path / "n")
+    assert checkpoint.steps(run_dir) == []
+    assert not run_dir.weights("best").exists()
+    assert not run_dir.weights("last").exists()
+    assert read_json(run_dir.status)["state"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a run's small files, and hardly for a checkpoint."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", place], check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_fills_up_does_not_end_the_training_but_does_not_pass_for_success(small_disk: Path) -> None:
+    done = run(TRAINER, *DIGITS, "epochs=2", f"run.dir={small_disk}", "run.name=f")
+    assert done.returncode == 1, done.stderr
+    assert "training goes on" in done.stderr
+    assert "epoch 2" in done.stderr
+    assert "error: the checkpoint of step 46 could not be written: No space left on device" in done.stderr
+    assert "Done in" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_job_on_a_run_directory_is_refused(tmp_path: Path) -> None:
+    arguments = [*DIGITS, "epochs=4000", f"run.dir={tmp_path}", "run.name=one"]
+    with subprocess.Popen([*TRAINER, *arguments], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL) as first:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "one" / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline
+            assert first.poll() is None
+        second = run(TRAINER, *arguments)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 75
+    assert second.returncode == 2
+    assert "is being trained by another job" in second.stderr
+    steps = [row["step"] for row in read_json_lines(tmp_path / "one" / "metrics.jsonl") if "train/loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_a_stop_reaches_all_workers_of_torchrun_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "s")
+    arguments = [*DIGITS, "epochs=4000", "evaluate.every=end", f"run.dir={tmp_path}", "run.name=s"]
+    command = ["paceline", "run"]
+    _, said = interrupt(
+        [str(Path(TRAINER[0]).parent / command[0]), command[1]],
+        *arguments,
+        when=run_dir.metrics.exists,
+        number=signal.SIGTERM,
+    )
+    assert "SIGTERM came: stopping" in said
+    assert read_json(run_dir.status)["state"] == "stopped"
+    latest = read_json(run_dir.status)["latest"]
+    assert (run_dir.checkpoints / latest).exists()
+    assert checkpoint.load(run_dir.checkpoints / latest).state["world_size"] == 2
+
+
+def test_max_time_stops_in_time_with_a_checkpoint(tmp_path: Path) -> None:
+    done = run(TRAINER, *DIGITS, "epochs=4000", "max_time=00:00:06", f"run.dir={tmp_path}", "run.name=m")
+    assert done.returncode == 75, done.stderr
+    assert "max_time is near" in done.stderr
+    assert checkpoint.steps(RunDir(tmp_path / "m"))
+
+
+def test_changed_data_is_noticed_on_resume(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images", per_class=20)
+    arguments = [*folder_of(root), "epochs=400", "model.name=small_resnet"]
+    run_dir = RunDir(tmp_path / "runs" / "f")
+    interrupt(TRAINER, *arguments, when=lambda: bool(checkpoint.steps(run_dir)), number=signal.SIGTERM)
+    (root / "class_0" / "0.png").unlink()
+    done = run(TRAINER, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "the data has changed" in done.stderr
+    assert "run.accept_changes=true" in done.stderr
+
+
+def test_a_lone_last_sample_before_batchnorm_is_refused_at_once(tmp_path: Path) -> None:
+    arguments = [
+        "data=synthetic", "data.args={n: 17, n_val: 4, classes: 2, size: 32}", "model.name=resnet18", "model.args={}",
+        "global_batch_size=8", "tracking=none", "device=cpu", "precision=fp32", f"run.dir={tmp_path}",
+    ]  # fmt: skip
+    done = run(TRAINER, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "single sample" in done.stderr
+    assert "data.drop_last=true" in done.stderr
+
+
+def saved(run_dir: RunDir, step: int) -> None:
+    checkpoint.save(run_dir.checkpoint(step), Checkpoint({"a": torch.full((1000,), float(step))}, {"step": step}))
+
+
+def damage(run_dir: RunDir, step: int) -> None:
+    file = run_dir.checkpoint(step) / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-50] ^= 4
+    file.write_bytes(content)
+
+
+def test_the_only_good_checkpoint_outlives_a_damaged_newer_one(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    saved(run_dir, 10)
+    saved(run_dir, 20)
+    damage(run_dir, 20)
+    step, found, problems = checkpoint.load_newest(run_dir)
+    assert step == 10
+    assert found is not None
+    assert "step 20" in problems[0]
+    saved(run_dir, 15)
+    checkpoint.delete_old(run_dir, 1, best=0)
+    assert checkpoint.steps(run_dir) == [15]
+    assert len(list(run_dir.checkpoints.glob("damaged-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_missing_empty_or_truncated_file_of_a_checkpoint_is_found(tmp_path: Path, name: str) -> None:
+    for change in ("missing", "empty", "truncated"):
+        run_dir = RunDir(tmp_path / change)
+        saved(run_dir, 1)
+        saved(run_dir, 2)
+        file = run_dir.checkpoint(2) / name
+        content = file.read_bytes()
+        file.unlink()
+        if change != "missing":
+            file.write_bytes(b"" if change == "empty" else content[: len(content) // 2])
+        assert checkpoint.load_newest(run_dir)[0] == 1
+
+
+def test_what_a_killed_save_left_is_removed_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    saved(run_dir, 1)
+    (run_dir.checkpoints / ".step-00000002.123.tmp").mkdir()
+    assert checkpoint.steps(run_dir) == [1]
+    checkpoint.remove_unfinished(run_dir)
+    assert [path.name for path in run_dir.checkpoints.iterdir()] == ["step-00000001"]
+
+
+def test_two_workers_go_on_to_the_weights_of_an_undisturbed_run(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    short = [*DIGITS, "epochs=3", "deterministic=true", "checkpoint.every_steps=7", f"run.dir={tmp_path}"]
+    succeed(TORCHRUN, *short, "run.name=whole")
+    cut = RunDir(tmp_path / "cut")
+    paceline = [str(Path(TRAINER[0]).parent / "paceline"), "run"]
+    interrupt(paceline, *short, "run.name=cut", when=lambda: bool(checkpoint.steps(cut)), number=signal.SIGKILL)
+    succeed(TORCHRUN, *short, "run.name=cut")
+    one, other = (load_file(RunDir(tmp_path / name).weights("last")) for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
