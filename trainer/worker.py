@@ -272,7 +272,11 @@ def explain(error: Exception) -> tuple[str, str]:
         return error.problem, error.fix
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of GPU memory: {str(error).splitlines()[0]}", (
-            "a smaller micro_batch_size (same samples, same result: accumulation follows from it)"
+            "a smaller micro_batch_size (same samples and weighting: accumulation follows from it)"
+        )
+    if "unused" in str(error) and "reduction" in str(error):
+        return "parameters of the model took no part in the loss, so their gradients cannot be averaged", (
+            "freeze them with requires_grad_(False), or use them; the traceback names them"
         )
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno} in {where.name})", ""

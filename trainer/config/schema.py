@@ -109,7 +109,7 @@ class ModelConfig:
     )
     args: dict[str, Any] = key({}, "Keyword arguments for the model's constructor.")
     _target_: str | None = key(None, "Your own model: an importable callable that returns an nn.Module of logits.")
-    channels_last: bool = key(False, "Keep images and convolutions in channels-last memory format.")
+    channels_last: bool = key(False, "Keep the model in channels-last memory format: often faster for convolutions.")
     compile: bool = key(False, "Compile the model with torch.compile.")
 
 
