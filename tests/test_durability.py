@@ -173,3 +173,35 @@ def test_two_workers_go_on_to_the_weights_of_an_undisturbed_run(tmp_path: Path) 
     succeed(TORCHRUN, *short, "run.name=cut")
     one, other = (load_file(RunDir(tmp_path / name).weights("last")) for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_error_of_one_rank_is_the_one_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import os, torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(64, num_classes)\n"
+        "        self.calls = 0\n"
+        "    def forward(self, images):\n"
+        "        self.calls += 1\n"
+        "        if self.calls == 3 and os.environ['RANK'] == '1':\n"
+        "            raise KeyError('the true cause')\n"
+        "        return self.layer(images.flatten(1))\n"
+    )
+    arguments = [
+        "data=digits",
+        "model._target_=broken.Net",
+        "device=cpu",
+        "precision=fp32",
+        "tracking=none",
+        "run.name=b",
+    ]
+    for command in ([str(Path(TRAINER[0]).parent / "paceline"), "run"], TORCHRUN):
+        done = run(command, *arguments, "run.fresh=true", cwd=tmp_path)
+        assert done.returncode == 1, done.stderr
+        newest = max((tmp_path / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
+        failure = read_json(newest / "failure.json")
+        assert (failure["rank"], failure["type"], failure["exit_code"]) == (1, "KeyError", 1)
+        assert "broken.py" in failure["traceback"]
+        assert read_json(newest / "status.json")["state"] == "failed"
