@@ -29,9 +29,9 @@ def main() -> int:
 def heartbeat(done: threading.Event, lines: "deque[str]", started: float) -> None:
     """Says every 10 s what pip is at."""
     while not done.wait(10):
-        words = lines[-1].split() if lines else []
-        what = " ".join(words[:2]).rstrip(":") if words else "starting"
-        print(f"environment  {what[:60]} ({time.monotonic() - started:.0f} s)", flush=True)
+        told = [line for line in list(lines) if line.startswith(("Collecting", "Downloading", "Installing"))]
+        what = "installing the packages" if told and told[-1][0] == "I" else "resolving and downloading the packages"
+        print(f"environment  {what} ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

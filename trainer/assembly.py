@@ -142,7 +142,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         pretrained=pretrained,
     )
     normaliser = transforms.Normaliser(preprocessing).to(world.device)
-    _check_single_samples(plan, model, normaliser, preprocessing, world.device)
+    _check_single_samples(plan, total_steps, model, normaliser, preprocessing)
     stepper = Stepper(
         model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
         optimizer=build_optimizer(config.optim, model, world.device),
@@ -178,7 +178,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
 
 
 def _check_single_samples(
-    plan: StepPlan, model: nn.Module, normaliser: nn.Module, preprocessing: Preprocessing, device: torch.device
+    plan: StepPlan, total_steps: int, model: nn.Module, normaliser: nn.Module, preprocessing: Preprocessing
 ) -> None:
     """Refuses now what would fail hours later: a lone sample in an epoch's last step, before a BatchNorm layer.
 
@@ -198,7 +198,7 @@ def _check_single_samples(
             model.train()(normaliser(image.to(device)))
     except ValueError as error:
         sizes = range(plan.global_batch_size + 1, 2 * plan.global_batch_size + 1)
-        better = [size for size in sizes if replace(plan, global_batch_size=size).smallest_micro_batch > 1]
+        better = [size for size in sizes if replace(plan, global_batch_size=size).smallest_micro_batch(total_steps) > 1]
         raise ConfigError(
             f"the last step of an epoch has a single sample on some worker, which a BatchNorm layer refuses ({error})",
             f"global_batch_size={better[0]}, or data.drop_last=true" if better else "data.drop_last=true",

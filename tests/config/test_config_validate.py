@@ -41,7 +41,7 @@ def test_the_defaults_are_valid_and_the_batch_is_said_in_a_line() -> None:
         ({"optim__lr": float("inf")}, "optim.lr=inf is out of range", "at least 0"),
         ({"data__workers": 1000}, "data.workers=1000 is out of range", "0 to 256"),
         ({"epochs": 0}, "epochs=0 is out of range", "at least 1"),
-        ({"epochs": None}, "nothing ends the run", "epochs=10"),
+        ({"epochs": None}, "nothing says how long the run is", "epochs=10"),
         ({"max_time": "90"}, "max_time=90 is not HH:MM:SS", "max_time=01:30:00"),
         ({"max_time": "00:00:00"}, "max_time=00:00:00 is not HH:MM:SS", "max_time=01:30:00"),
         ({"evaluate__every": "epochs"}, "evaluate.every='epochs'", "did you mean epoch?"),

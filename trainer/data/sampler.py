@@ -126,10 +126,9 @@ class StepPlan:
         share = -(-min(self.global_batch_size, self.samples) // self.world_size)
         return -(-share // (self.micro_batch_size or share))
 
-    @property
-    def smallest_micro_batch(self) -> int:
-        """The fewest samples that any rank takes at once in an epoch; a rank without samples borrows one."""
-        last = self.steps_per_epoch - 1
+    def smallest_micro_batch(self, total_steps: int) -> int:
+        """The fewest samples that any rank takes at once in a run; a rank without samples borrows one."""
+        last = min(self.steps_per_epoch, total_steps) - 1
         return min(
             max(size, 1)
             for rank in range(self.world_size)
