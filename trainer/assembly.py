@@ -185,17 +185,15 @@ def _check_single_samples(
     Raises:
         ConfigError: the network cannot be trained on a single sample, and some rank will have one.
     """
-    if plan.smallest_micro_batch > 1 or not any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
-    ):
+    normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if plan.smallest_micro_batch(total_steps) > 1 or not normalises:
         return
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    image = torch.zeros(
-        1, preprocessing.channels, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8
-    )
+    side, device = preprocessing.image_size, next(model.parameters()).device
+    image = torch.zeros(1, preprocessing.channels, side, side, dtype=torch.uint8, device=device)
     try:
         with torch.no_grad():
-            model.train()(normaliser(image.to(device)))
+            model.train()(normaliser(image))
     except ValueError as error:
         sizes = range(plan.global_batch_size + 1, 2 * plan.global_batch_size + 1)
         better = [size for size in sizes if replace(plan, global_batch_size=size).smallest_micro_batch(total_steps) > 1]
