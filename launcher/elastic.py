@@ -85,6 +85,7 @@ class Agent(LocalElasticAgent):
         result = super()._monitor_workers(worker_group)
         if any(failure.exitcode in _FINAL_CODES for failure in result.failures.values()):
             # Starting again changes neither a configuration nor a machine.
+            self._worker_group.spec.max_restarts = self.restarts
             self._remaining_restarts = 0
         return result
 

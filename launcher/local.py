@@ -160,7 +160,7 @@ def job_record(plan: JobPlan, run: RunDir, argv: list[str]) -> dict[str, Any]:
         "job_id": None,
         "time": time.time(),
         "host": socket.gethostname(),
-        "user": getpass.getuser(),
+        "user": _user(),
         "directory": str(Path.cwd()),
         "nodes": plan.nodes,
         "world_size": plan.world_size,
@@ -169,6 +169,14 @@ def job_record(plan: JobPlan, run: RunDir, argv: list[str]) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]},
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's arbitrary uid has no entry in the password file.
+        return str(os.getuid())
 
 
 def _code(run: RunDir) -> dict[str, Any] | None:

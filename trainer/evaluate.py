@@ -33,7 +33,7 @@ class ShardBatches(Iterable[Indices]):
             yield Indices(0, np.arange(start, min(start + self._batch_size, self._last)))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     model: nn.Module,
     batches: Iterable[object],

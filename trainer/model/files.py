@@ -77,6 +77,9 @@ def download(url: str) -> Path:
     name = Path(urlparse(url).path).name
     directory = Path(torch.hub.get_dir()) / "checkpoints"
     path = directory / name
+    if path.exists():
+        # A shared cache may be read-only: nothing is asked of it.
+        return path
     by_hand = f"fetch {url} on a machine with a network, copy it here, and set model.weights=PATH/{name}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
