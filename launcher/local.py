@@ -107,6 +107,7 @@ def run(plan: JobPlan) -> int:
         "PACELINE_CONFIG": plan.config,
         "PACELINE_RUN_DIR": plan.run_dir,
         "PACELINE_ATTEMPT": str(plan.attempt),
+        "PACELINE_STARTED": str(time.time()),
     }
     # A session of its own, so that Ctrl-C reaches the workers once, through us, and not by the terminal.
     agent = subprocess.Popen(

@@ -77,7 +77,7 @@ def test_a_stop_reaches_all_workers_of_torchrun_and_leaves_a_checkpoint(tmp_path
         number=signal.SIGTERM,
     )
     assert "SIGTERM came: stopping" in said
-    assert read_json(run_dir.status)["state"] == "stopped"
+    assert read_json(run_dir.status)["state"] == "preempted"
     latest = read_json(run_dir.status)["latest"]
     assert (run_dir.checkpoints / latest).exists()
     assert checkpoint.load(run_dir.checkpoints / latest).state["world_size"] == 2

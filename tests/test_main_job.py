@@ -79,7 +79,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights_and_metrics(
     code, said = interrupt(TRAINER, *arguments, when=lambda: bool(checkpoint.steps(cut)), number=number)
     if number == signal.SIGTERM:
         assert code == 75, said
-        assert read_json(cut.status)["state"] == "stopped"
+        assert read_json(cut.status)["state"] == "preempted"
     else:
         assert code == -signal.SIGKILL
     stopped_at = checkpoint.steps(cut)[-1]

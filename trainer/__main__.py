@@ -1,8 +1,10 @@
 """The entry of a worker: `torchrun --nproc_per_node=8 -m trainer ...` and `python -m trainer ...`."""
 
 import gc
+import itertools
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +38,29 @@ def _check_and_train(config: "Config") -> int:
 
 
 def _train(config: "Config", notes: list[str]) -> int:
+    from trainer.stop import StopRequest
+
+    stop = StopRequest()
+    # Before torch is imported: a scheduler's signal in these seconds is a request like any other.
+    stop.listen()
     from trainer.worker import work
 
     # What was imported stays: the collector need not look at it again, nor copy its pages in forked processes.
     gc.freeze()
     gc.enable()
-    return work(config, notes)
+    return work(config, stop, started=_started(), notes=notes)
 
+
+def _started() -> float:
+    """UNIX seconds at which this job began: with its command, or as the next one of a sweep."""
+    if next(_JOBS) > 0:
+        return time.time()
+    import psutil
+
+    return float(os.environ.get("PACELINE_STARTED") or psutil.Process().create_time())
+
+
+_JOBS = itertools.count()
 
 if __name__ == "__main__":
     code = main()

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -69,8 +69,8 @@ class Loop:
         self._saved_step = -1
         self._save_error: str | None = None
         self._saved = time.monotonic()
-        self._save_seconds = self._evaluation_seconds = 0.0
         self._said_stop = False
+        self._save_seconds = self._evaluation_seconds = 0.0
 
     def after_step(self, epoch: int, *, ends_epoch: bool, stop: bool) -> Asked:
         """Does what is due after a step.
@@ -102,7 +102,9 @@ class Loop:
             self._evaluate(epoch)
         if scheduled or asked.save:
             self._save()
-        return Asked(stop=asked.stop or stop)
+        if asked.stop:
+            self._say_stop("another worker was asked to stop" if asked.by_request else "max_time is near")
+        return replace(asked, stop=asked.stop or stop)
 
     def finish(self) -> None:
         """Leaves a checkpoint and the weights of the last step, and waits until every row is written.
@@ -130,11 +132,14 @@ class Loop:
     def _exchange(self, epoch: int, *, closes_interval: bool) -> Asked:
         """Exchanges wishes with the other ranks; at the end of an interval its row is recorded, too."""
         now, stepper, step = time.perf_counter(), self._stepper, self._progress.step
+        if self._job.stop.is_asked:
+            self._say_stop(self._job.stop.reason)
         asked, sums = self._agreement.exchange(
             torch.stack([stepper.loss_sum, stepper.counted]),
             first=self._interval_step + 1,
             step=step,
-            stop=self._wants_stop(),
+            asked=self._job.stop.is_asked,
+            late=self._is_late(),
             save=self._wants_save(),
         )
         if not closes_interval:
@@ -167,16 +172,14 @@ class Loop:
             )
         )
 
-    def _wants_stop(self) -> bool:
-        request = self._job.stop
+    def _is_late(self) -> bool:
         margin = 2 * max(1.0, self._agreement.step_s) + self._save_seconds + self._evaluation_seconds
-        wants = request.is_due(margin)
-        if wants and not self._said_stop:
+        return self._job.stop.is_late(margin)
+
+    def _say_stop(self, why: str) -> None:
+        if not self._said_stop:
             self._said_stop = True
-            why = f"{request.signal.name} came" if request.signal else "max_time is near"
-            hint = "; a second Ctrl-C ends at once" if request.signal else ""
-            self._job.console.say(f"{why}: stopping at one of the next steps, with a checkpoint{hint}")
-        return wants
+            self._job.console.say(f"{why}: stopping at one of the next steps, with a checkpoint")
 
     def _wants_save(self) -> bool:
         by_time = self._config.checkpoint.every_steps is None

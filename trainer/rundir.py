@@ -84,6 +84,11 @@ class RunDir:
         return self.path / ".lock"
 
     @property
+    def stop(self) -> Path:
+        """A file whose existence asks the job to stop; whoever has it removes it."""
+        return self.path / "stop"
+
+    @property
     def skipped_images(self) -> Path:
         """Images that could not be read and were left out, one JSON object a line (may repeat a path)."""
         return self.path / "skipped_images.jsonl"

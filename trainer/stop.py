@@ -1,36 +1,91 @@
-"""A request to stop: a signal, or the end of `max_time`; acted upon at the next step boundary that all ranks share."""
+"""A request to stop: a signal, a file in the run directory, or the end of `max_time`.
+
+Acted upon at the next step boundary that all ranks share. Standard library only: it listens before torch is there.
+"""
 
 import os
 import signal
+import threading
 import time
+from pathlib import Path
 from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+_FILE_PERIOD_S = 1.0
 
 
 class StopRequest:
     """Remembers that somebody asked this process to stop. Nothing is done inside the signal handler.
 
-    Args:
-        max_seconds: stop in time before this many seconds have passed; None: no limit.
+    Attributes:
+        reason: who asked, in words; empty while nobody has.
     """
 
-    def __init__(self, max_seconds: float | None = None) -> None:
-        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self.signal: signal.Signals | None = None
+    def __init__(self) -> None:
+        self.reason = ""
+        self._deadline: float | None = None
+        self._unwatched = threading.Event()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody has asked; the end of `max_time` does not count."""
+        return bool(self.reason)
 
     def listen(self) -> None:
         """Takes SIGTERM, SIGUSR1, SIGUSR2 and the first SIGINT as requests; a second SIGINT ends the process."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
+        # Python runs handlers between two of its own instructions: never, while the main thread waits in a
+        # collective that does not end. The bytes in this pipe come all the same.
+        arrived, arrives = os.pipe()
+        os.set_blocking(arrives, False)
+        signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second_interrupt, args=(arrived,), name="interrupts", daemon=True).start()
 
-    def is_due(self, margin_s: float) -> bool:
-        """Whether to stop now, when saving and noticing takes `margin_s` seconds."""
-        return self.signal is not None or (self._deadline is not None and time.monotonic() + margin_s >= self._deadline)
+    def end_by(self, deadline: float) -> None:
+        """Stops in time before `deadline`, UNIX seconds."""
+        self._deadline = time.monotonic() + deadline - time.time()
+
+    def watch(self, file: Path) -> None:
+        """Takes the existence of a file as a request, from a thread of its own until `unwatch`.
+
+        The file is removed when it is seen, so that it does not stop the next attempt, too.
+        """
+        threading.Thread(target=self._watch, args=(file,), name="stop-file", daemon=True).start()
+
+    def unwatch(self) -> None:
+        """Leaves the file alone from now on."""
+        self._unwatched.set()
+
+    def is_late(self, margin_s: float) -> bool:
+        """Whether the end of `max_time` asks to stop now, when noticing and saving take `margin_s` seconds."""
+        return self._deadline is not None and time.monotonic() + margin_s >= self._deadline
+
+    def _watch(self, file: Path) -> None:
+        while not self.is_asked:
+            try:
+                file.unlink()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # It is there and will stop the next attempt as well: whoever made it must remove it.
+                if file.exists():
+                    self.reason = f"{file} is there (and cannot be removed: {error.strerror})"
+            else:
+                self.reason = f"{file} was there"
+            if self._unwatched.wait(_FILE_PERIOD_S):
+                return
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        self.signal = signal.Signals(number)
+        if not self.reason:
+            self.reason = f"{signal.Signals(number).name} came"
+
+
+def _end_at_second_interrupt(arrived: int) -> None:
+    interrupts = 0
+    while interrupts < 2:
+        interrupts += os.read(arrived, 64).count(signal.SIGINT)
+    os._exit(128 + signal.SIGINT)
 
 
 def parse_duration(text: str) -> float:

@@ -22,13 +22,15 @@ class Outcome:
     """How a training ended.
 
     Attributes:
-        finished: False where it stopped on request, with a checkpoint.
+        finished: False where it stopped before its end, with a checkpoint.
+        by_request: whether it stopped because somebody asked; else max_time was near.
         progress: where it stands.
         parts: what was trained.
         samples: samples seen by this attempt, over all ranks.
     """
 
     finished: bool
+    by_request: bool
     progress: Progress
     parts: Parts
     samples: int
@@ -66,7 +68,7 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
         loop.abandon()
         raise
     seen = parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step)
-    return Outcome(progress.step == parts.total_steps, progress, parts, seen)
+    return Outcome(progress.step == parts.total_steps, asked.by_request, progress, parts, seen)
 
 
 def announce(parts: Parts, job: Job, progress: Progress) -> None:

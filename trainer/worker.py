@@ -31,14 +31,17 @@ _LOCK_PATIENCE_S = 5.0
 _OTHER_RANKS_S = 2.0
 
 
-def work(config: Config, notes: Sequence[str] = ()) -> int:
+def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[str] = ()) -> int:
     """Trains; every error ends in a few lines, in failure.json and in an exit code.
 
     Args:
         config: validated.
+        stop: listening already: a request may come while the parts are still being put together.
+        started: UNIX seconds from which `max_time` counts.
         notes: what validation wants the user to know.
     """
-    started = time.monotonic()
+    if config.max_time:
+        stop.end_by(started + parse_duration(config.max_time))
     console = open_console(is_rank_zero=os.environ.get("LOCAL_RANK", "0") == "0", log=None)
     ours: RunDir | None = None
     try:
@@ -54,7 +57,7 @@ def work(config: Config, notes: Sequence[str] = ()) -> int:
                 console = open_console(is_rank_zero=world.is_rank_zero, log=run.log(attempt, world.rank))
                 for note in notes:
                     console.say(note)
-                return train_in(run, config, world, console, attempt=attempt, started=started)
+                return train_in(run, config, world, console, stop, attempt=attempt, started=started)
     except Exception as error:
         return report(error, ours, console)
 
@@ -148,7 +151,9 @@ def is_finished(run: RunDir) -> bool:
     return run.read_status().get("state") == "finished"
 
 
-def train_in(run: RunDir, config: Config, world: World, console: Console, *, attempt: int, started: float) -> int:
+def train_in(
+    run: RunDir, config: Config, world: World, console: Console, stop: StopRequest, *, attempt: int, started: float
+) -> int:
     """Trains in a run directory and closes it; returns the exit code."""
     zero = world.is_rank_zero
     if zero:
@@ -167,16 +172,17 @@ def train_in(run: RunDir, config: Config, world: World, console: Console, *, att
         on_event=trackers.event,
         gpus_in_use=world.local_world_size,
     )
-    stop = StopRequest(parse_duration(config.max_time) if config.max_time else None)
-    stop.listen()
+    if zero:
+        stop.watch(run.stop)
     job = Job(world, run, console, trackers, stop, monitor.gpu_percent)
     summary: dict[str, object] = {}
     try:
         monitor.start()
         outcome = _train(config, job)
         if zero:
-            summary = close_run(outcome, job, seconds=time.monotonic() - started)
+            summary = close_run(outcome, job, seconds=time.time() - started)
     finally:
+        stop.unwatch()
         monitor.stop()
         trackers.finish(summary)
         console.close()
@@ -204,7 +210,7 @@ def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object
     results.write_classes(run, outcome.parts.splits.classes)
     if outcome.finished:
         write_json(run.summary, summary)
-    state = "finished" if outcome.finished else "stopped"
+    state = "finished" if outcome.finished else "preempted" if outcome.by_request else "stopped"
     epoch = outcome.parts.plan.share(progress.step - 1).epoch + 1 if progress.step else 0
     run.update_status(
         state=state,

@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_pa
     ]
     trainer(*whole, "run.name=whole")
     trainer(*whole, "run.name=cut", "max_time=00:00:01", expect=75)
-    assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "stopped"
+    assert json.loads((tmp_path / "cut" / "status.json").read_text())["state"] == "preempted"
     trainer(*whole, "run.name=cut")
     weights = [load_file(RunDir(tmp_path / name).weights("last")) for name in ("whole", "cut")]
     for name, tensor in weights[0].items():

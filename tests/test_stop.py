@@ -1,0 +1,127 @@
+"""Requests to stop, from whoever and at whatever moment: all ranks stop at one step, save, and exit 75."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.trainer_command import DIGITS, ROOT, TRAINER, environment
+from trainer import checkpoint
+from trainer.rundir import RunDir, read_json
+
+LONG = [*DIGITS, "epochs=4000", "evaluate.every=end"]
+
+
+def start(
+    *arguments: str, rank: int = 0, world_size: int = 1, port: int = 0, cwd: Path = ROOT
+) -> "subprocess.Popen[str]":
+    ranks = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return subprocess.Popen(
+        [*TRAINER, *arguments],
+        env=environment() | (ranks if world_size > 1 else {}),
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(reached: Callable[[], bool], *processes: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def has(process: "subprocess.Popen[str]", field: str, number: signal.Signals) -> bool:
+    """Whether a signal is in one of the kernel's sets: SigCgt (there is a handler), ShdPnd (not delivered yet)."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
+def ends_preempted(run: RunDir, *processes: "subprocess.Popen[str]") -> str:
+    """Waits for the end; all must have stopped with a good checkpoint of the same step. Returns what was said."""
+    said = "".join(process.communicate(timeout=120)[1] for process in processes)
+    assert [process.returncode for process in processes] == [75] * len(processes), said
+    status = read_json(run.status)
+    assert status["state"] == "preempted"
+    assert checkpoint.steps(run)[-1] == status["step"]
+    checkpoint.load(run.checkpoint(status["step"]))
+    return said
+
+
+def test_a_signal_to_any_one_worker_stops_all_of_them(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "s")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = [
+        start(*LONG, f"run.dir={tmp_path}", "run.name=s", rank=rank, world_size=2, port=port) for rank in range(2)
+    ]
+    until(run.metrics.exists, *workers)
+    workers[1].send_signal(signal.SIGUSR1)
+    said = ends_preempted(run, *workers)
+    assert "another worker was asked to stop" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_before_torch_is_imported_is_a_request_too(tmp_path: Path, number: signal.Signals) -> None:
+    run = RunDir(tmp_path / "s")
+    worker = start(*LONG, f"run.dir={tmp_path}", "run.name=s")
+
+    until(lambda: has(worker, "SigCgt", signal.SIGUSR1), worker)
+    assert "torch" not in Path(f"/proc/{worker.pid}/maps").read_text()
+    worker.send_signal(number)
+    assert f"{number.name} came: stopping" in ends_preempted(run, worker)
+
+
+def test_a_file_in_the_run_directory_stops_the_run_once(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "s")
+    worker = start(*LONG, f"run.dir={tmp_path}", "run.name=s")
+    until(run.metrics.exists, worker)
+    run.stop.touch()
+    said = ends_preempted(run, worker)
+    assert f"{run.stop} was there: stopping" in said
+    assert not run.stop.exists()
+    first = read_json(run.status)["step"]
+    again = start(*LONG, f"run.dir={tmp_path}", "run.name=s")
+    until(lambda: read_json(run.status).get("step", 0) > first, again)
+    again.send_signal(signal.SIGTERM)
+    ends_preempted(run, again)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    # The forward pass never ends, nor does it ever return to Python: only the second one can end it.
+    (tmp_path / "stuck.py").write_text(
+        "import ctypes, pathlib, torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__(64, num_classes)\n"
+        "    def forward(self, images):\n"
+        "        pathlib.Path('waits').touch()\n"
+        "        mutex = ctypes.create_string_buffer(64)\n"
+        "        for _ in range(2):\n"
+        "            ctypes.CDLL(None).pthread_mutex_lock(mutex)\n"
+    )
+    arguments = ["data=digits", "model=resnet18", "model._target_=stuck.Net", *DIGITS[1:], "run.name=s"]
+    worker = start(*arguments, f"run.dir={tmp_path}", cwd=tmp_path)
+    until((tmp_path / "waits").exists, worker)
+    worker.send_signal(signal.SIGINT)
+    # Two that are pending at once would be one.
+    until(lambda: not has(worker, "ShdPnd", signal.SIGINT), worker)
+    worker.send_signal(signal.SIGINT)
+    _, said = worker.communicate(timeout=20)
+    assert worker.returncode == 128 + signal.SIGINT, said
