@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
-from tests.trainer_command import DIGITS, TORCHRUN, TRAINER, interrupt, run, succeed
+from tests.trainer_command import DIGITS, PACELINE, TORCHRUN, TRAINER, interrupt, run, succeed
 from trainer import checkpoint
 from trainer.rundir import RunDir, read_json, read_json_lines
 
@@ -104,6 +104,23 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_is_refused(whole: RunDir
     assert "optim.lr" in refused.stderr
     assert "run.fresh=true" in refused.stderr
     assert whole.metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [TRAINER, PACELINE])
+def test_debug_leaves_an_existing_run_alone(whole: RunDir, command: list[str]) -> None:
+    before = whole.status.read_bytes(), whole.config.read_bytes()
+    refused = run(command, *SHORT, f"run.dir={whole.path.parent}", "run.name=whole", "debug=true")
+    assert refused.returncode == 2, refused.stderr
+    assert "debug was False and is now True" in refused.stderr
+    assert (whole.status.read_bytes(), whole.config.read_bytes()) == before
+
+
+def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
+    arguments = [*SHORT, f"run.dir={tmp_path}", "run.name=p"]
+    succeed(TRAINER, *arguments, "epochs=1")
+    said = succeed(TRAINER, *arguments, "epochs=2", "run.accept_changes=true")
+    assert "goes on after step 23 of 46" in said
+    assert [row["epoch"] for row in read_json_lines(RunDir(tmp_path / "p").metrics) if "val/loss" in row] == [1, 2]
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: RunDir, tmp_path: Path) -> None:

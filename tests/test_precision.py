@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.workers import run_workers
 from trainer import precision
+from trainer.distributed import World
 from trainer.errors import ConfigError, UnfitError
-from trainer.precision import Precision, Scaler, choose, cpu_flags
+from trainer.precision import Precision, Scaler, agreed, choose, cpu_flags
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -48,6 +50,18 @@ def test_auto_takes_bf16_on_a_cpu_with_bf16_instructions(
 ) -> None:
     cpu(monkeypatch, *flags)
     assert choose("auto", CPU).name == name
+
+
+def agreed_beside_another_machine(world: World) -> tuple[str, str]:
+    precision.cpu_flags = lambda: frozenset({"amx_bf16"} if world.rank else ())  # type: ignore[assignment]
+    chosen = agreed("auto", world)
+    return chosen.name, chosen.reason
+
+
+def test_auto_is_the_same_on_all_workers_whatever_their_hardware() -> None:
+    weak, strong = run_workers(2, agreed_beside_another_machine)
+    assert weak[0] == strong[0] == "fp32"
+    assert "another worker's hardware is not fast at bf16" in strong[1]
 
 
 def test_the_flags_of_the_cpu_are_read(tmp_path: Path) -> None:

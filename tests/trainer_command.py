@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER = [sys.executable, "-m", "trainer"]
+PACELINE = [sys.executable, "-m", "launcher", "run"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer"]
 DIGITS = ["recipe=digits", "tracking=none", "device=cpu", "precision=fp32"]
 

@@ -20,7 +20,7 @@ from trainer.model.heads import loss_and_logits
 from trainer.model.registry import input_channels
 from trainer.model.weights import weights_preprocessing
 from trainer.optim import build_optimizer
-from trainer.precision import Precision, Scaler, choose
+from trainer.precision import Precision, Scaler, agreed
 from trainer.preprocessing import Preprocessing
 from trainer.rundir import RunDir
 from trainer.schedule import lr_factor
@@ -131,7 +131,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
     )
     total_steps = count_steps(config, plan)
     preprocessing = input_format(config, splits.preprocessing)
-    precision = choose(config.precision, world.device)
+    precision = agreed(config.precision, world)
     # A run that goes on has its weights in the checkpoint; the pretrained ones need not be there any more.
     pretrained = not checkpoint.steps(run)
     model = _build_model(

@@ -9,13 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from trainer.config.names import REFUSED_OPTIMIZERS
 from trainer.config.schema import OptimConfig
 from trainer.errors import ConfigError
 
-_UNUSABLE = {
-    "lbfgs": "LBFGS evaluates the loss several times in one step, which our loop does not offer",
-    "sparseadam": "SparseAdam takes sparse gradients only, and image models have dense ones",
-}
+_REFUSED = {name.lower(): why for name, why in REFUSED_OPTIMIZERS.items()}
 _NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -45,7 +43,10 @@ def build_optimizer(config: OptimConfig, model: nn.Module, device: torch.device)
     _check_arguments(config, constructor, accepted - {"params", "lr", "weight_decay"})
     groups = parameter_groups(model, config.weight_decay if "weight_decay" in accepted else 0.0)
     if not groups:
-        raise ConfigError("no parameter of the model trains", "look at finetune.phases and at the model's freezing")
+        raise ConfigError(
+            "no parameter of the model trains",
+            "the model freezes all of them itself: requires_grad_(True) on those that should train",
+        )
     arguments = {**_implementation(accepted, config.args, groups, device), **config.args}
     try:
         optimizer = constructor(groups, lr=config.lr, **arguments)
@@ -70,13 +71,13 @@ def optimizer_class(name: str) -> Callable[..., Optimizer]:
         for key, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
     }
-    usable = sorted(value.__name__ for key, value in known.items() if key not in _UNUSABLE)
+    usable = sorted(value.__name__ for key, value in known.items() if key not in _REFUSED)
     wanted = name.lower().replace("_", "")
-    if wanted in _UNUSABLE:
-        raise ConfigError(f"optim.name={name}: {_UNUSABLE[wanted]}", f"take one of {', '.join(usable)}")
+    if wanted in _REFUSED:
+        raise ConfigError(f"optim.name={name}: {_REFUSED[wanted]}", f"take one of {', '.join(usable)}")
     if wanted in known:
         return known[wanted]
-    close = difflib.get_close_matches(wanted, known.keys() - _UNUSABLE.keys(), n=1)
+    close = difflib.get_close_matches(wanted, known.keys() - _REFUSED.keys(), n=1)
     hint = f"did you mean optim.name={close[0]}? " if close else ""
     raise ConfigError(f"optim.name={name} is not an optimizer of torch.optim", f"{hint}It has {', '.join(usable)}")
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.distributed import World
 from trainer.errors import ConfigError, UnfitError
 
 _AMPERE = (8, 0)
 _VOLTA = (7, 0)
+_STRENGTH = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,21 @@ def choose(requested: str, device: torch.device) -> Precision:
     if device.type == "cuda":
         return _on_gpu(requested, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
     return _on_cpu(requested, cpu_flags())
+
+
+def agreed(requested: str, world: World) -> Precision:
+    """The precision on this worker's device; `auto` takes the one that suits the weakest hardware of all workers.
+
+    Raises:
+        ConfigError: not one of those words.
+        UnfitError: this worker's hardware cannot do it.
+    """
+    own = choose(requested, world.device)
+    if requested != "auto":
+        return own
+    here = torch.tensor([_STRENGTH.index(own.name)], device=world.device)
+    weakest = _STRENGTH[int(world.gather(here).min())]
+    return own if weakest == own.name else _made(weakest, f"another worker's hardware is not fast at {own.name}")
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -10,6 +10,11 @@ from typing import Protocol
 
 from trainer.errors import ConfigError, UnfitError
 
+LONGEST_NAME = 128
+"""Bytes of a run's name: file systems allow 255, and suffixes are appended."""
+
+NAME_FIX = "run.name=NAME, such as run.name=first-try; run.dir=DIR places it"
+
 
 class Naming(Protocol):
     """The keys of `RunConfig` that decide where a run lives."""
@@ -116,13 +121,25 @@ def check_name(name: str) -> None:
         ConfigError: it is empty, too long, begins with a dot or a dash, or has a path separator or a control
             character.
     """
-    if not name or "/" in name or os.sep in name or name[0] in ".-" or not name.isprintable():
-        raise ConfigError(
-            f"run.name={name!r} is not a plain name",
-            "run.dir=DIRECTORY says where the run lives, run.name=NAME what its directory there is called",
-        )
-    if len(os.fsencode(name)) > 200:
-        raise ConfigError(f"run.name is {len(os.fsencode(name))} bytes long", "at most 200 are allowed")
+    if wrong := wrong_name(name):
+        raise ConfigError(f"run.name={name!r} {wrong}", NAME_FIX)
+
+
+def wrong_name(name: str) -> str:
+    """What keeps a name from being a run's, as the end of a sentence that begins with the name; empty if nothing."""
+    if not name.strip():
+        return "is empty"
+    if "/" in name or "\\" in name:
+        return "has a path separator"
+    if name in (".", ".."):
+        return "means a directory above it"
+    if name.startswith("."):
+        return "would be hidden"
+    if name.startswith("-"):
+        return "would be read as an option"
+    if name != name.strip() or not name.isprintable():
+        return "has blanks around it or unprintable characters"
+    return f"is longer than {LONGEST_NAME} bytes" if len(os.fsencode(name)) > LONGEST_NAME else ""
 
 
 def _free(parent: Path, name: str) -> Path:

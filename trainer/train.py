@@ -68,7 +68,7 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
         loop.abandon()
         raise
     seen = parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step)
-    return Outcome(progress.step == parts.total_steps, asked.by_request, progress, parts, seen)
+    return Outcome(progress.step >= parts.total_steps, asked.by_request, progress, parts, seen)
 
 
 def announce(parts: Parts, job: Job, progress: Progress) -> None:
@@ -86,6 +86,8 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
         f"{world.world_size} x {world.device.type}, {parts.workers} loading processes each"
     )
     job.console.say(f"  {parts.precision.name}: {parts.precision.reason}")
+    if config.distributed.sync_batchnorm and world.device.type != "cuda":
+        job.console.warn("distributed.sync_batchnorm works on GPUs only: each worker uses its own statistics")
     for note in splits.notes:
         job.console.say(f"  {note}")
     if world.is_rank_zero:

@@ -18,7 +18,7 @@ from trainer.console import Console, open_console
 from trainer.distributed import World, join
 from trainer.errors import ConfigError, PacelineError
 from trainer.monitor.sampling import Monitor
-from trainer.precision import choose
+from trainer.precision import agreed
 from trainer.rundir import RunDir, read_json, read_json_lines, write_atomic, write_json, write_json_once
 from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
@@ -48,7 +48,7 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
         config = prepare(config)
         with join(config.distributed, device=config.device) as world:
             run = RunDir(world.on_rank_zero(lambda: open_run(config, world.world_size)))
-            if world.from_rank_zero(is_finished(run)):
+            if not config.run.accept_changes and world.from_rank_zero(is_finished(run)):
                 console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
                 return 0
             with held(run, world):
@@ -170,7 +170,7 @@ def train_in(
         store=world.side_channel(),
         sink=trackers.monitor,
         on_event=trackers.event,
-        gpus_in_use=world.local_world_size,
+        gpus_in_use=0 if config.device == "cpu" else world.local_world_size,
     )
     if zero:
         stop.watch(run.stop)
@@ -192,7 +192,7 @@ def train_in(
 
 
 def _train(config: Config, job: Job) -> Outcome:
-    with choose(config.precision, job.world.device).matmuls():
+    with agreed(config.precision, job.world).matmuls():
         return _train_stages(config, job)
 
 

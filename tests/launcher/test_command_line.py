@@ -73,7 +73,7 @@ def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
         (["run", "--", "absent.py"], 2, ["no such script: absent.py"]),
         (["run", "--", "-m"], 2, ["-m needs the name of a module"]),
         (["run", "cluster.nodes=2", "--", "mine.py"], 2, ["cluster.nodes=2", "this machine only"]),
-        (["run", "run.name=a/b", "--", "mine.py"], 2, ["run.name='a/b' is not a plain name"]),
+        (["run", "run.name=a/b", "--", "mine.py"], 2, ["run.name='a/b' has a path separator"]),
         (["run", "device=cuda", "--", "mine.py"], 3, ["device=cuda, but no GPU is visible", "device=cpu"]),
     ],
 )

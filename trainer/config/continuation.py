@@ -13,7 +13,6 @@ HARMLESS = (
     "micro_batch_size",
     "log_every_steps",
     "device",
-    "debug",
     "evaluate.batch_size",
     "data.root",
     "data.workers",

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import runname
 from trainer.config import names
 from trainer.config.batch import batch_plan
 from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.suggest import did_you_mean
 from trainer.errors import ConfigError
-
-LONGEST_NAME = 128
-"""Bytes of a run's name: file systems allow 255, and suffixes are appended."""
 
 _DURATION = re.compile(r"\d{1,4}:[0-5]\d:[0-5]\d")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -80,13 +78,8 @@ def _ranges(config: Config) -> Iterator[_Problem]:
 
 def _run(config: Config) -> Iterator[_Problem]:
     name = config.run.name
-    if name is not None:
-        wrong = _wrong_name(name)
-        if wrong:
-            yield _Problem(
-                f"run.name={name!r} {wrong}",
-                "run.name=NAME, such as run.name=first-try; run.dir=DIR places it",
-            )
+    if name is not None and (wrong := runname.wrong_name(name)):
+        yield _Problem(f"run.name={name!r} {wrong}", runname.NAME_FIX)
     if not config.run.dir.strip():
         yield _Problem("run.dir is empty", "run.dir=runs")
     if config.max_time is not None and not (_DURATION.fullmatch(config.max_time) and config.max_time.strip("0:")):
@@ -100,20 +93,6 @@ def _run(config: Config) -> Iterator[_Problem]:
         yield _Problem(f"evaluate.every={every!r} is not epoch, end or a number of steps", fix)
     elif isinstance(every, int) and every < 1:
         yield _Problem(f"evaluate.every={every} is out of range", "take at least 1 step, epoch or end")
-
-
-def _wrong_name(name: str) -> str:
-    if not name.strip():
-        return "is empty"
-    if "/" in name or "\\" in name:
-        return "has a path separator"
-    if name in (".", ".."):
-        return "means a directory above it"
-    if name != name.strip() or not name.isprintable():
-        return "has blanks around it or unprintable characters"
-    if name.startswith("-"):
-        return "would be read as an option"
-    return f"is longer than {LONGEST_NAME} bytes" if len(name.encode()) > LONGEST_NAME else ""
 
 
 def _data(config: Config) -> Iterator[_Problem]:
