@@ -1,5 +1,7 @@
 """G1: which samples a step sees depends on the seed alone."""
 
+import time
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -105,6 +107,23 @@ def test_an_epoch_has_every_sample_once_and_the_next_begins_at_once() -> None:
 def test_starting_in_the_middle_gives_the_same_as_coming_from_the_start() -> None:
     plan = StepPlan(samples=5000, global_batch_size=64, world_size=2, micro_batch_size=10)
     assert stream(plan, first=100, last=120) == stream(plan, first=0, last=120)[100:]
+
+
+@pytest.mark.parametrize("first", [0, 40_000_000])
+def test_entering_a_hundred_million_samples_anywhere_costs_neither_time_nor_memory(first: int) -> None:
+    plan = StepPlan(10**8, 256, world_size=8, rank=3)
+    sampler = StepSampler(range(10**8), plan, seed=0, first_step=first, last_step=10**8)
+    durations = []
+    for _ in range(5):
+        started = time.perf_counter()
+        next(iter(sampler))
+        durations.append(time.perf_counter() - started)
+    tracemalloc.start()
+    next(iter(sampler))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert min(durations) < 0.05
+    assert peak < 10e6
 
 
 def test_drop_last_leaves_out_the_ragged_step_but_never_the_only_one() -> None:
