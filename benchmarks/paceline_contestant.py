@@ -11,11 +11,12 @@ from trainer.config import Config, DataConfig, EvaluateConfig, ModelConfig, Opti
 from trainer.console import LineConsole
 from trainer.data.datasets import Splits, TensorImages
 from trainer.distributed import World
+from trainer.job import Job
 from trainer.preprocessing import Preprocessing
 from trainer.rundir import RunDir, read_json_lines
 from trainer.stop import StopRequest
 from trainer.tracking import NullTrackers, open_trackers
-from trainer.train import Job, train
+from trainer.train import train
 
 
 def tiny_data() -> Splits:

@@ -2,47 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import torch
 
-from trainer import checkpoint
 from trainer.agreement import Agreement, Asked
 from trainer.assembly import Parts
-from trainer.console import Console
-from trainer.distributed import World, averaged_statistics
 from trainer.errors import TrainingError
 from trainer.exchange import Exchange
+from trainer.job import Job
+from trainer.keeper import Keeper
 from trainer.recorder import Interval, Recorder
-from trainer.rundir import RunDir
-from trainer.state import Progress, snapshot
+from trainer.state import Progress
 from trainer.step import StepClock
-from trainer.stop import StopRequest
-from trainer.tracking import Trackers
-
-_SECONDS_BETWEEN_CHECKPOINTS = 600
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a training needs besides its configuration.
-
-    Attributes:
-        world: the workers.
-        run: the run directory.
-        console: where it speaks.
-        trackers: who is told.
-        stop: whether somebody asked this process to stop.
-        gpu_percent: the GPUs' latest mean utilisation, None without a GPU.
-    """
-
-    world: World
-    run: RunDir
-    console: Console
-    trackers: Trackers
-    stop: StopRequest
-    gpu_percent: Callable[[], float | None]
 
 
 class Loop:
@@ -66,11 +38,9 @@ class Loop:
                 self._stepper.loss_sum.fill_(progress.open_interval["loss_sum"])
                 self._stepper.counted.fill_(progress.open_interval["counted"])
         self._interval_started = time.perf_counter()
-        self._saved_step = -1
-        self._save_error: str | None = None
-        self._saved = time.monotonic()
+        self._keeper = Keeper(parts, job, progress, self._recorder)
         self._said_stop = False
-        self._save_seconds = self._evaluation_seconds = 0.0
+        self._evaluation_seconds = 0.0
 
     def after_step(self, epoch: int, *, ends_epoch: bool, stop: bool) -> Asked:
         """Does what is due after a step.
@@ -88,8 +58,7 @@ class Loop:
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
         evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
-        every = self._config.checkpoint.every_steps
-        scheduled = evaluates if every is None else step % every == 0
+        scheduled = self._keeper.is_due(evaluates=evaluates)
         row = last or evaluates or step % self._config.log_every_steps == 0
         if not (row or scheduled or stop or self._agreement.is_due(step)):
             return Asked()
@@ -113,16 +82,11 @@ class Loop:
             TrainingError: the loss is not finite, or the checkpoint could not be written.
         """
         _check_finite(self._agreement.read(), self._config.optim.lr)
-        # Rank 0 alone knows whether its writing went well, but all must join in another try.
-        if self._saved_step != self._progress.step or self._job.world.from_rank_zero(self._save_error):
+        if self._keeper.needs_save():
             self._save()
         if self._recorder is not None:
             self._recorder.close()
-        if error := self._job.world.from_rank_zero(self._save_error):
-            raise TrainingError(
-                f"the checkpoint of step {self._progress.step:,} could not be written: {error}",
-                "free some space and run the same command again; it goes on from the checkpoint before",
-            )
+        self._keeper.finish()
 
     def abandon(self) -> None:
         """Writes what can be written; what the failure took along is not worth a second message."""
@@ -140,7 +104,7 @@ class Loop:
             step=step,
             asked=self._job.stop.is_asked,
             late=self._is_late(),
-            save=self._wants_save(),
+            save=self._keeper.wants_save(),
         )
         if not closes_interval:
             return asked
@@ -173,18 +137,13 @@ class Loop:
         )
 
     def _is_late(self) -> bool:
-        margin = 2 * max(1.0, self._agreement.step_s) + self._save_seconds + self._evaluation_seconds
+        margin = 2 * max(1.0, self._agreement.step_s) + self._keeper.save_s + self._evaluation_seconds
         return self._job.stop.is_late(margin)
 
     def _say_stop(self, why: str) -> None:
         if not self._said_stop:
             self._said_stop = True
             self._job.console.say(f"{why}: stopping at one of the next steps, with a checkpoint")
-
-    def _wants_save(self) -> bool:
-        by_time = self._config.checkpoint.every_steps is None
-        late = time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
-        return self._job.world.is_rank_zero and by_time and late
 
     def _evaluate(self, epoch: int) -> None:
         """Evaluates on all ranks, and keeps the weights when they are the best so far."""
@@ -198,50 +157,16 @@ class Loop:
             progress.best_step = progress.step
         if self._recorder is not None:
             if best:
-                self._write("the best weights", lambda: checkpoint.save_weights(
-                    self._job.run.weights("best"), self._parts.model.state_dict()
-                ))  # fmt: skip
+                self._keeper.keep_best()
             samples = self._parts.plan.samples_before(progress.step)
             self._recorder.evaluation(step=progress.step, epoch=epoch, samples=samples, metrics=metrics, best=best)
         self._evaluation_seconds = time.perf_counter() - started
         self._book("evaluation", started)
 
     def _save(self) -> None:
-        """Writes the latest weights and a checkpoint; where that fails the run goes on."""
         started = time.perf_counter()
-        self._progress.open_interval = self._open_interval()
-        saved = snapshot(self._parts, self._progress)
-        weights = {**self._parts.model.state_dict(), **averaged_statistics(self._parts.model, self._job.world)}
-        if self._recorder is not None:
-            run, step = self._job.run, self._progress.step
-            self._recorder.flush()
-
-            def write() -> None:
-                # The weights first: a run that ends in between is trained again up to here, and they with it.
-                checkpoint.save_weights(run.weights("last"), weights)
-                checkpoint.save(run.checkpoint(step), saved)
-                checkpoint.delete_old(run, self._config.checkpoint.keep, best=self._progress.best_step)
-
-            self._save_error = self._write(f"the checkpoint of step {step:,}", write)
-            if self._save_error is None:
-                best = run.checkpoint(self._progress.best_step)
-                run.update_status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
-                self._recorder.event(event="checkpoint", step=step, seconds=time.perf_counter() - started)
-        self._saved_step = self._progress.step
-        self._saved, self._save_seconds = time.monotonic(), time.perf_counter() - started
+        self._keeper.save(self._open_interval())
         self._book("checkpoint", started)
-
-    def _write(self, what: str, write: Callable[[], None]) -> str | None:
-        """Calls `write`; a full disk is told loudly and does not end the run. Returns what went wrong."""
-        try:
-            write()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            self._job.console.warn(f"{what} could not be written: {reason}; training goes on, free some space")
-            if self._recorder is not None:
-                self._recorder.event(event="write_failed", what=what, step=self._progress.step, error=reason)
-            return reason
-        return None
 
     def _open_interval(self) -> dict[str, float] | None:
         """The sums, over all ranks, of an interval that has no row yet."""

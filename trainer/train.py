@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from trainer.agreement import Asked
 from trainer.assembly import Parts, assemble
 from trainer.config import Config
-from trainer.loop import Job, Loop
+from trainer.job import Job
+from trainer.loop import Loop
 from trainer.rundir import append_json_line, read_json_lines
 from trainer.state import Progress, restore
 

@@ -17,12 +17,13 @@ from trainer.config import Config, TrackingConfig, check_agreement, from_yaml, t
 from trainer.console import Console, open_console
 from trainer.distributed import World, join
 from trainer.errors import ConfigError, PacelineError
+from trainer.job import Job
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
 from trainer.rundir import RunDir, read_json, read_json_lines, write_atomic, write_json, write_json_once
 from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
-from trainer.train import Job, Outcome, train
+from trainer.train import Outcome, train
 
 STOPPED = 75
 _DEBUG_STEPS = 4

@@ -1,0 +1,31 @@
+"""What a training needs besides its configuration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.console import Console
+from trainer.distributed import World
+from trainer.rundir import RunDir
+from trainer.stop import StopRequest
+from trainer.tracking import Trackers
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a training needs besides its configuration.
+
+    Attributes:
+        world: the workers.
+        run: the run directory.
+        console: where it speaks.
+        trackers: who is told.
+        stop: whether somebody asked this process to stop.
+        gpu_percent: the GPUs' latest mean utilisation, None without a GPU.
+    """
+
+    world: World
+    run: RunDir
+    console: Console
+    trackers: Trackers
+    stop: StopRequest
+    gpu_percent: Callable[[], float | None]
