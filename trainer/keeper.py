@@ -67,11 +67,11 @@ class Keeper:
                 # The weights first: a run that ends in between is trained again up to here, and they with it.
                 checkpoint.save_weights(run.weights("last"), weights)
                 checkpoint.save(run.checkpoint(step), saved)
-                checkpoint.delete_old(run, self._options.keep, best=self._progress.best_step)
+                checkpoint.delete_old(run, self._options.keep, best=self._progress.best.step)
 
             self._error = self._write(f"the checkpoint of step {step:,}", write)
             if self._error is None:
-                best = run.checkpoint(self._progress.best_step)
+                best = run.checkpoint(self._progress.best.step)
                 run.update_status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
                 self._recorder.event(event="checkpoint", step=step, seconds=time.perf_counter() - started)
         self._saved_step = self._progress.step

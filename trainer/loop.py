@@ -11,6 +11,7 @@ from trainer.assembly import Parts
 from trainer.errors import TrainingError
 from trainer.exchange import Exchange
 from trainer.job import Job
+from trainer.judge import Judge
 from trainer.keeper import Keeper
 from trainer.recorder import Interval, Recorder
 from trainer.state import Progress
@@ -29,6 +30,8 @@ class Loop:
     def __init__(self, parts: Parts, job: Job, progress: Progress) -> None:
         self._parts, self._job, self._progress = parts, job, progress
         self._config, self._stepper = parts.config, parts.stepper
+        evaluate = parts.config.evaluate
+        self._judge = Judge(evaluate.best, evaluate.patience, evaluate.min_delta)
         self._recorder = _recorder(parts, job) if job.world.is_rank_zero else None
         self._agreement = Agreement(job.world, step=progress.step, most_steps=parts.config.log_every_steps)
         self._interval_step = progress.step
@@ -41,6 +44,11 @@ class Loop:
         self._keeper = Keeper(parts, job, progress, self._recorder)
         self._said_stop = False
         self._evaluation_seconds = 0.0
+
+    @property
+    def verdict(self) -> str | None:
+        """Why the evaluations so far end the run here; None: it goes on."""
+        return self._judge.verdict(self._progress.best)
 
     def after_step(self, epoch: int, *, ends_epoch: bool, stop: bool) -> Asked:
         """Does what is due after a step.
@@ -149,12 +157,8 @@ class Loop:
         """Evaluates on all ranks, and keeps the weights when they are the best so far."""
         started = time.perf_counter()
         progress = self._progress
-        metrics = self._parts.evaluate()
-        progress.metrics = metrics
-        best = metrics["val/accuracy"] > progress.best_accuracy
-        if best:
-            progress.best_accuracy, progress.best_epoch = metrics["val/accuracy"], epoch
-            progress.best_step = progress.step
+        progress.metrics = metrics = self._parts.evaluate()
+        best = self._judge.judge(progress.best, metrics, step=progress.step, epoch=epoch)
         if self._recorder is not None:
             if best:
                 self._keeper.keep_best()

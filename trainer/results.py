@@ -23,8 +23,12 @@ def summarise(outcome: Outcome, *, seconds: float) -> dict[str, Any]:
     trained = parts.plan.samples_before(progress.step)
     return {
         **progress.metrics,
-        "best/accuracy": progress.best_accuracy,
-        "best/epoch": progress.best_epoch,
+        "best/accuracy": progress.best.accuracy if progress.best.step else None,
+        "best/metric": parts.config.evaluate.best,
+        "best/value": progress.best.value,
+        "best/epoch": progress.best.epoch,
+        "best/step": progress.best.step,
+        "reason": outcome.early or "all steps are done",
         "step": progress.step,
         "epochs": parts.epochs,
         "samples": trained,
@@ -65,14 +69,19 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
     spent = ", ".join(
         f"{name} {whole_percent(value / total)}" for name, value in sorted(causes.items(), key=lambda item: -item[1])
     )
+    found = summary["best/accuracy"] is not None
+    result = (
+        f"val accuracy {percent(summary['best/accuracy'])} (best, epoch {summary['best/epoch']}), " if found else ""
+    )
     lines = [
-        f"Done in {duration(summary['seconds'])}. val accuracy {percent(summary['best/accuracy'])} "
-        f"(best, epoch {summary['best/epoch']}), {number(summary['perf/images_per_second'])} images/s",
+        f"Done in {duration(summary['seconds'])}. {result}{number(summary['perf/images_per_second'])} images/s",
         f"time      {spent}",
         f"run       {short_path(run.path)}",
-        f"weights   {short_path(run.weights('best'))}",
+        f"weights   {short_path(run.weights('best' if found else 'last'))}",
         f"metrics   {short_path(run.metrics)}",
     ]
+    if summary["reason"] != "all steps are done":
+        lines.insert(1, f"end       {summary['reason']}")
     if skipped:
         lines.append(f"skipped   {number(skipped)} unreadable images, listed in {run.skipped_images}")
     if summary["skipped_steps"]:

@@ -13,6 +13,7 @@ from trainer import checkpoint
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
 from trainer.errors import ConfigError, UnfitError
+from trainer.judge import Standing
 
 _LATE_S = 20.0
 
@@ -23,18 +24,14 @@ class Progress:
 
     Attributes:
         step: optimizer steps taken.
-        best_accuracy: of the evaluations so far; negative before the first.
-        best_epoch: the epoch of that evaluation, from 1.
-        best_step: its step.
+        best: the best evaluation so far.
         open_interval: `step`, `loss_sum` and `counted` of an interval that has no row of metrics yet.
         metrics: the last evaluation's.
         seconds: wall time of the whole run by what it was spent on, over all attempts.
     """
 
     step: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    best_step: int = 0
+    best: Standing = field(default_factory=Standing)
     open_interval: dict[str, float] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -105,7 +102,9 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     checkpoint.restore_optimizer(stepper.optimizer, _below(tensors, "optimizer."), state["optimizer"])
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]
-    return Progress(**state["progress"])
+    progress = Progress(**state["progress"])
+    progress.best = Standing(**state["progress"]["best"])
+    return progress
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

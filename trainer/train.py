@@ -3,7 +3,7 @@
 world -> data -> model -> optimizer -> checkpoint -> loop:
     a step: forward and backward of its micro-batches, one update
     every log_every_steps: a row of metrics; have the ranks been asked to stop or to save?
-    where due: evaluate, keep the best weights, write a checkpoint
+    where due: evaluate, keep the best weights, write a checkpoint; end early when nothing improves
 """
 
 import time
@@ -24,6 +24,7 @@ class Outcome:
 
     Attributes:
         finished: False where it stopped before its end, with a checkpoint.
+        early: why it has finished before its last step; None where it has not.
         by_request: whether it stopped because somebody asked; else max_time was near.
         progress: where it stands.
         parts: what was trained.
@@ -31,6 +32,7 @@ class Outcome:
     """
 
     finished: bool
+    early: str | None
     by_request: bool
     progress: Progress
     parts: Parts
@@ -59,7 +61,7 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     batches = parts.batches(first_step)
     asked = Asked()
     try:
-        while progress.step < parts.total_steps and not asked.stop:
+        while progress.step < parts.total_steps and not asked.stop and not loop.verdict:
             share = parts.plan.share(progress.step)
             parts.stepper(share, batches)
             progress.step += 1
@@ -69,7 +71,9 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
         loop.abandon()
         raise
     seen = parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step)
-    return Outcome(progress.step >= parts.total_steps, asked.by_request, progress, parts, seen)
+    early = loop.verdict if progress.step < parts.total_steps else None
+    finished = early is not None or progress.step >= parts.total_steps
+    return Outcome(finished, early, asked.by_request, progress, parts, seen)
 
 
 def announce(parts: Parts, job: Job, progress: Progress) -> None:

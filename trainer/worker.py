@@ -218,7 +218,7 @@ def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object
         step=progress.step,
         total_steps=outcome.parts.total_steps,
         epoch=epoch,
-        best_accuracy=progress.best_accuracy if progress.best_epoch else None,
+        best_accuracy=progress.best.accuracy if progress.best.step else None,
         eta_s=0.0 if outcome.finished else None,
     )
     return summary

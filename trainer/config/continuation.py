@@ -14,6 +14,8 @@ HARMLESS = (
     "log_every_steps",
     "device",
     "evaluate.batch_size",
+    "evaluate.patience",
+    "evaluate.min_delta",
     "data.root",
     "data.workers",
     "data.prefetch",

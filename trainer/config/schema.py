@@ -47,12 +47,17 @@ class RunConfig:
 
 @dataclass
 class EvaluateConfig:
-    """When the validation split is evaluated."""
+    """When the validation split is evaluated, and what follows from it."""
 
     every: int | str = key("epoch", "`epoch`, `end`, or a number of optimizer steps between evaluations.")
     batch_size: int | None = key(
         None, "Validation batch per worker; null takes the training micro-batch.", unit="samples", low=1
     )
+    best: str = key("val/accuracy", "The metric that decides which weights are the best; losses are to be small.")
+    patience: int | None = key(
+        None, "End the run after this many evaluations without an improvement; null: never.", unit="evaluations", low=1
+    )
+    min_delta: float = key(0.0, "The least change of the metric that counts as an improvement for patience.", low=0.0)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.suggest import did_you_mean
 from trainer.errors import ConfigError
+from trainer.judge import HIGHER_IS_BETTER
 
 _DURATION = re.compile(r"\d{1,4}:[0-5]\d:[0-5]\d")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -45,6 +46,7 @@ def validate(config: Config, *, world_size: int, train_samples: int | None = Non
     problems = [
         *_ranges(config),
         *_run(config),
+        *_evaluation(config),
         *_data(config),
         *_model(config),
         *_optimizer(config),
@@ -87,12 +89,21 @@ def _run(config: Config) -> Iterator[_Problem]:
     if config.epochs is None and config.max_steps is None:
         # max_time is no length: the schedule of the learning rate must know where the run ends.
         yield _Problem("nothing says how long the run is", "set one of epochs=10 or max_steps=1000")
+
+
+def _evaluation(config: Config) -> Iterator[_Problem]:
     every = config.evaluate.every
     if isinstance(every, str) and every not in ("epoch", "end"):
         fix = f"evaluate.every={int(every)}" if every.isdecimal() else did_you_mean(every, ("epoch", "end"))
         yield _Problem(f"evaluate.every={every!r} is not epoch, end or a number of steps", fix)
     elif isinstance(every, int) and every < 1:
         yield _Problem(f"evaluate.every={every} is out of range", "take at least 1 step, epoch or end")
+    best = config.evaluate.best
+    if best not in HIGHER_IS_BETTER:
+        offer = did_you_mean(best, HIGHER_IS_BETTER, prefix="evaluate.best=")
+        yield _Problem(f"evaluate.best={best} is not a metric of the evaluation", offer)
+    if config.evaluate.patience is not None and every == "end":
+        yield _Problem("evaluate.patience cannot end a run whose only evaluation is at its end", "evaluate.every=epoch")
 
 
 def _data(config: Config) -> Iterator[_Problem]:

@@ -1,0 +1,83 @@
+import math
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.trainer_command import DIGITS, TRAINER, interrupt, run, succeed
+from trainer.judge import Judge, Standing
+from trainer.rundir import RunDir, read_json, read_json_lines
+
+
+def judged(judge: Judge, values: list[float]) -> tuple[list[bool], Standing, list[bool]]:
+    """For each value whether it was the best, and whether the run would end after it."""
+    standing = Standing()
+    best, ends = [], []
+    for number, value in enumerate(values, start=1):
+        metrics = {"val/accuracy": 0.5, judge.metric: value}
+        best.append(judge.judge(standing, metrics, step=10 * number, epoch=number))
+        ends.append(judge.verdict(standing) is not None)
+    return best, standing, ends
+
+
+def test_a_loss_is_best_when_small_and_an_accuracy_when_great() -> None:
+    falling = [0.9, 0.5, 0.7]
+    assert judged(Judge("val/loss", None, 0.0), falling)[0] == [True, True, False]
+    assert judged(Judge("val/accuracy", None, 0.0), falling)[0] == [True, False, False]
+
+
+def test_an_equal_value_is_no_improvement() -> None:
+    best, standing, ends = judged(Judge("val/accuracy", 2, 0.0), [0.5, 0.5, 0.5])
+    assert (best, ends) == ([True, False, False], [False, False, True])
+    assert standing.step == 10
+
+
+@pytest.mark.parametrize("metric", ["val/loss", "val/accuracy"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nothing_but_a_finite_number_is_ever_the_best(metric: str, bad: float) -> None:
+    best, standing, _ = judged(Judge(metric, None, 0.0), [bad, 0.5, bad])
+    assert best == [False, True, False]
+    assert standing.value == 0.5
+    assert judged(Judge(metric, 2, 0.0), [bad, bad])[2] == [False, True]
+
+
+def test_small_improvements_are_the_best_and_add_up_before_patience_is_lost() -> None:
+    best, standing, ends = judged(Judge("val/accuracy", 3, 0.1), [0.50, 0.55, 0.61, 0.65, 0.66, 0.67])
+    assert best == [True] * 6
+    assert ends == [False, False, False, False, False, True]
+    assert standing.improved == 0.61
+
+
+def test_an_early_stop_finishes_the_run_and_resume_counts_on(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "p")
+    arguments = [
+        *DIGITS, "epochs=400", "evaluate.patience=40", "evaluate.min_delta=1000", "evaluate.best=val/loss",
+        f"run.dir={tmp_path}", "run.name=p",
+    ]  # fmt: skip
+
+    def evaluations() -> list[dict[str, float]]:
+        return [row for row in read_json_lines(run_dir.metrics) if "val/loss" in row]
+
+    code, said = interrupt(TRAINER, *arguments, when=lambda: len(evaluations()) >= 3, number=signal.SIGTERM)
+    assert code == 75, said
+    assert len(evaluations()) < 41
+    said = succeed(TRAINER, *arguments)
+    rows = evaluations()
+    summary = read_json(run_dir.summary)
+    # The first evaluation is an improvement over nothing; none after it improves by so much.
+    assert [row["epoch"] for row in rows] == list(range(1, 42))
+    assert read_json(run_dir.status)["state"] == "finished"
+    assert "early stopping: val/loss has not improved by at least 1000 in the last 40 evaluations" in said
+    assert summary["reason"] in said
+    best = min(rows, key=lambda row: row["val/loss"])
+    assert (summary["best/step"], summary["best/value"]) == (best["step"], best["val/loss"])
+    assert summary["best/accuracy"] == read_json(run_dir.status)["best_accuracy"] == best["val/accuracy"]
+
+
+def test_an_unknown_metric_is_refused_before_anything_starts() -> None:
+    done = run(TRAINER, *DIGITS, "evaluate.best=val/acuracy")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: evaluate.best=val/acuracy is not a metric of the evaluation",
+        "  did you mean evaluate.best=val/accuracy?",
+    ]

@@ -1,0 +1,80 @@
+"""Which weights are the best so far, and whether it is worth going on.
+
+Standard library only: the names are checked before torch is there.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HIGHER_IS_BETTER = {"val/accuracy": True, "val/loss": False}
+"""The metrics that can be judged by, and their direction."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What the evaluations so far came to; plain values that are saved with every checkpoint.
+
+    Attributes:
+        step: of the best evaluation; 0 before the first.
+        epoch: its epoch, from 1; 0 before the first.
+        value: its value of the judged metric.
+        accuracy: its accuracy, 0..1; negative before the first.
+        improved: the judged metric's value at the last improvement of at least `min_delta`.
+        waited: evaluations since that improvement.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    value: float | None = None
+    accuracy: float = -1.0
+    improved: float | None = None
+    waited: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Compares evaluations by one metric.
+
+    Attributes:
+        metric: a key of HIGHER_IS_BETTER.
+        patience: evaluations without an improvement after which the run ends; None: never.
+        min_delta: the least difference that counts as an improvement. Smaller ones add up.
+    """
+
+    metric: str
+    patience: int | None
+    min_delta: float
+
+    def judge(self, standing: Standing, metrics: Mapping[str, float], *, step: int, epoch: int) -> bool:
+        """Takes an evaluation into account; whether it is the best so far. NaN and infinity never are."""
+        value = metrics[self.metric]
+        usable = math.isfinite(value)
+        gain = self._gain(value, standing.improved) if usable else 0.0
+        if gain > 0 and gain >= self.min_delta:
+            standing.improved, standing.waited = value, 0
+        else:
+            standing.waited += 1
+        if not usable or self._gain(value, standing.value) <= 0:
+            return False
+        standing.value, standing.accuracy = value, metrics["val/accuracy"]
+        standing.step, standing.epoch = step, epoch
+        return True
+
+    def verdict(self, standing: Standing) -> str | None:
+        """Why the run should end here, a sentence without a full stop; None: it should go on."""
+        if self.patience is None or standing.waited < self.patience:
+            return None
+        by = f" by at least {self.min_delta:g}" if self.min_delta else ""
+        times = "evaluation" if standing.waited == 1 else f"{standing.waited} evaluations"
+        if standing.value is None:
+            return f"early stopping: {self.metric} was never a finite number, in {times}"
+        return (
+            f"early stopping: {self.metric} has not improved{by} in the last {times}; "
+            f"the best was {standing.value:.4g} in epoch {standing.epoch}"
+        )
+
+    def _gain(self, value: float, reference: float | None) -> float:
+        if reference is None:
+            return math.inf
+        return value - reference if HIGHER_IS_BETTER[self.metric] else reference - value
