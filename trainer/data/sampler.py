@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
 _ROUNDS = 6
+_FEW, _ROUNDS_OF_FEW = 4096, 16  # over few elements a round hides less: not all orders would be equally likely
 _POSITIONS_PER_BLOCK = 16_384
 
 
@@ -38,8 +39,9 @@ class KeyedPermutation:
         self._size = size
         self._a = math.isqrt(size - 1) + 1
         self._b = -(-size // self._a)
-        digest = hashlib.blake2b(f"paceline order {seed} {epoch}".encode(), digest_size=8 * _ROUNDS).digest()
-        self._keys = np.frombuffer(digest, dtype=np.uint64)
+        rounds = _ROUNDS if size > _FEW else _ROUNDS_OF_FEW
+        digest = hashlib.shake_128(f"paceline order {seed} {epoch}".encode()).digest(8 * rounds)
+        self._keys = np.frombuffer(digest, dtype="<u8")
 
     def __call__(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
         """Maps positions (any shape, 0 <= position < size) to elements, each exactly once."""
