@@ -12,7 +12,7 @@ import pytest
 
 from tests.trainer_command import DIGITS, ROOT, TRAINER, environment
 from trainer import checkpoint
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir, read_json, read_json_lines
 
 LONG = [*DIGITS, "epochs=4000", "evaluate.every=end"]
 
@@ -125,3 +125,65 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     worker.send_signal(signal.SIGINT)
     _, said = worker.communicate(timeout=20)
     assert worker.returncode == 128 + signal.SIGINT, said
+
+
+SLOW_EVALUATION = """
+import pathlib, time, torch
+class Net(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.norm, self.head = torch.nn.BatchNorm1d(64), torch.nn.Linear(64, num_classes)
+        self.evaluated = 0
+    def forward(self, images):
+        if not self.training:
+            self.evaluated += 1
+            if self.evaluated == 3:
+                pathlib.Path('evaluates').touch()
+            if pathlib.Path('slow').exists():
+                time.sleep(0.02)
+            while self.evaluated >= 3 and pathlib.Path('slow').exists() and not pathlib.Path('asked').exists():
+                time.sleep(0.02)
+        return self.head(self.norm(images.flatten(1)))
+"""
+
+
+def test_an_evaluation_is_broken_off_and_done_by_the_next_attempt(tmp_path: Path) -> None:
+    (tmp_path / "slow_net.py").write_text(SLOW_EVALUATION)
+    arguments = [
+        "data=digits", "model=resnet18", "model._target_=slow_net.Net", *DIGITS[1:], "epochs=2", "optim.lr=0.01",
+        "evaluate.batch_size=1", f"run.dir={tmp_path}", "deterministic=true",
+    ]  # fmt: skip
+    run, whole = RunDir(tmp_path / "s"), RunDir(tmp_path / "whole")
+
+    def start_both(name: str) -> "list[subprocess.Popen[str]]":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        return [
+            start(*arguments, f"run.name={name}", rank=rank, world_size=2, port=port, cwd=tmp_path) for rank in (0, 1)
+        ]
+
+    def stop_while_evaluating(rank: int) -> None:
+        (tmp_path / "slow").touch()
+        workers = start_both("s")
+        until((tmp_path / "evaluates").exists, *workers)
+        workers[rank].send_signal(signal.SIGUSR1)
+        until(lambda: not has(workers[rank], "ShdPnd", signal.SIGUSR1), *workers)
+        (tmp_path / "asked").touch()
+        ends_preempted(run, *workers)
+        assert not any("val/loss" in row for row in read_json_lines(run.metrics))
+        for name in ("evaluates", "asked", "slow"):
+            (tmp_path / name).unlink()
+
+    stop_while_evaluating(rank=1)
+    stop_while_evaluating(rank=0)
+    for name in ("s", "whole"):
+        for worker in start_both(name):
+            worker.communicate(timeout=120)
+    rows = [
+        [(row["step"], row["val/loss"]) for row in read_json_lines(there.metrics) if "val/loss" in row]
+        for there in (run, whole)
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2
+    assert run.weights("last").read_bytes() == whole.weights("last").read_bytes()

@@ -14,7 +14,7 @@ from trainer.data.sampler import StepPlan, StepSampler, mix_seed, seed_generator
 from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError
-from trainer.evaluate import ShardBatches, evaluate
+from trainer.evaluate import ShardBatches, Wishes, evaluate
 from trainer.model.build import build_model
 from trainer.model.heads import loss_and_logits
 from trainer.model.registry import input_channels
@@ -80,14 +80,32 @@ class Parts:
         )
         return loader.on_device(batches, self.world.device)
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics over the whole validation split; the same on all ranks."""
-        distributed.average_buffers(self.model, self.world)
-        if self._validation is None:
-            self._validation = self._validation_batches()
-        return evaluate(self.model, self._validation, self.normaliser, self.precision, self.world)
+    def evaluate(self, wishes: Wishes) -> dict[str, float]:
+        """Metrics over the whole validation split; the same on all ranks.
 
-    def _validation_batches(self) -> "loader.DataLoader[object]":
+        Args:
+            wishes: whether this rank must stop.
+
+        Raises:
+            EvaluationStopped: some rank must stop; raised on all ranks.
+        """
+        distributed.average_buffers(self.model, self.world)
+        largest = -(-self.config.global_batch_size // self.world.world_size)
+        batch_size = self.config.evaluate.batch_size or self.config.micro_batch_size or largest
+        shard = ShardBatches(len(self.splits.val), batch_size=batch_size, world=self.world)
+        if self._validation is None:
+            self._validation = self._validation_batches(shard)
+        return evaluate(
+            self.model,
+            self._validation,
+            self.normaliser,
+            self.precision,
+            self.world,
+            most_batches=shard.most_batches,
+            wishes=wishes,
+        )
+
+    def _validation_batches(self, shard: ShardBatches) -> "loader.DataLoader[object]":
         data = self.config.data
         samples = Samples(
             self.splits.val,
@@ -97,11 +115,9 @@ class Parts:
             skip_bad=data.on_bad_image == "skip",
             report=self.run.skipped_images,
         )
-        largest = -(-self.config.global_batch_size // self.world.world_size)
-        batch_size = self.config.evaluate.batch_size or self.config.micro_batch_size or largest
         return loader.load_batches(
             samples,
-            ShardBatches(len(samples), batch_size=batch_size, world=self.world),
+            shard,
             workers=self.workers,
             prefetch=data.prefetch,
             device=self.world.device,

@@ -205,7 +205,10 @@ def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, 
 
 
 def averaged_statistics(model: nn.Module, world: World) -> dict[str, torch.Tensor]:
-    """BatchNorm's running statistics, averaged over all ranks, by their names in the state dict; the model's stay."""
+    """BatchNorm's running statistics, averaged over all ranks, by their names in the state dict; the model's stay.
+
+    Added up in float64: the average of equal values is that value, so averaging twice is averaging once.
+    """
     names = [
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
@@ -216,9 +219,9 @@ def averaged_statistics(model: nn.Module, world: World) -> dict[str, torch.Tenso
         return {}
     buffers = dict(model.named_buffers())
     mine = [buffers[name] for name in names]
-    flat = world.sum(torch.cat([buffer.flatten() for buffer in mine])).div_(world.world_size)
+    flat = world.sum(torch.cat([buffer.flatten().double() for buffer in mine])).div_(world.world_size)
     parts = flat.split([buffer.numel() for buffer in mine])
-    return {name: part.view_as(buffer) for name, part, buffer in zip(names, parts, mine, strict=True)}
+    return {name: part.view_as(buffer).to(buffer.dtype) for name, part, buffer in zip(names, parts, mine, strict=True)}
 
 
 def average_buffers(model: nn.Module, world: World) -> None:

@@ -12,6 +12,7 @@ from trainer.recorder import Recorder
 from trainer.state import Progress, snapshot
 
 _SECONDS_BETWEEN_CHECKPOINTS = 600
+_SLOW_DISK_BYTES_PER_S = 50e6
 
 
 class Keeper:
@@ -24,7 +25,7 @@ class Keeper:
         recorder: who is told; rank 0's, None on the others.
 
     Attributes:
-        save_s: seconds that the last save took.
+        save_s: seconds that the last save took; before the first, what a slow disk would need.
     """
 
     def __init__(self, parts: Parts, job: Job, progress: Progress, recorder: Recorder | None) -> None:
@@ -33,7 +34,7 @@ class Keeper:
         self._saved_step = -1
         self._saved = time.monotonic()
         self._error: str | None = None
-        self.save_s = 0.0
+        self.save_s = _expected_save_s(parts)
 
     def is_due(self, *, evaluates: bool) -> bool:
         """Whether a checkpoint is due after this step; every rank finds the same.
@@ -111,3 +112,8 @@ class Keeper:
                 self._recorder.event(event="write_failed", what=what, step=self._progress.step, error=reason)
             return reason
         return None
+
+
+def _expected_save_s(parts: Parts) -> float:
+    """Seconds that a checkpoint may take before one has been measured: weights twice and two moments of each."""
+    return 4 * sum(p.numel() * p.element_size() for p in parts.model.parameters()) / _SLOW_DISK_BYTES_PER_S

@@ -9,6 +9,7 @@ import torch
 from trainer.agreement import Agreement, Asked
 from trainer.assembly import Parts
 from trainer.errors import TrainingError
+from trainer.evaluate import EvaluationStopped
 from trainer.exchange import Exchange
 from trainer.job import Job
 from trainer.judge import Judge
@@ -43,7 +44,6 @@ class Loop:
         self._interval_started = time.perf_counter()
         self._keeper = Keeper(parts, job, progress, self._recorder)
         self._said_stop = False
-        self._evaluation_seconds = 0.0
 
     @property
     def verdict(self) -> str | None:
@@ -76,12 +76,21 @@ class Loop:
             asked = self._agreement.read()
         _check_finite(asked, self._config.optim.lr)
         if evaluates:
-            self._evaluate(epoch)
-        if scheduled or asked.save:
+            asked = self._evaluate(epoch, asked)
+        # What was stopped is saved once, at the end.
+        if (scheduled or asked.save) and not asked.stop:
             self._save()
-        if asked.stop:
-            self._say_stop("another worker was asked to stop" if asked.by_request else "max_time is near")
-        return replace(asked, stop=asked.stop or stop)
+        return replace(self._said(asked), stop=asked.stop or stop)
+
+    def catch_up(self) -> Asked:
+        """Does the evaluation that the attempt before had to break off.
+
+        Returns:
+            What the ranks have agreed upon meanwhile.
+        """
+        if not self._progress.pending_evaluation:
+            return Asked()
+        return self._said(self._evaluate(self._progress.pending_evaluation, Asked()))
 
     def finish(self) -> None:
         """Leaves a checkpoint and the weights of the last step, and waits until every row is written.
@@ -104,14 +113,13 @@ class Loop:
     def _exchange(self, epoch: int, *, closes_interval: bool) -> Asked:
         """Exchanges wishes with the other ranks; at the end of an interval its row is recorded, too."""
         now, stepper, step = time.perf_counter(), self._stepper, self._progress.step
-        if self._job.stop.is_asked:
-            self._say_stop(self._job.stop.reason)
+        is_asked, is_late = self._wishes()
         asked, sums = self._agreement.exchange(
             torch.stack([stepper.loss_sum, stepper.counted]),
             first=self._interval_step + 1,
             step=step,
-            asked=self._job.stop.is_asked,
-            late=self._is_late(),
+            asked=is_asked,
+            late=is_late,
             save=self._keeper.wants_save(),
         )
         if not closes_interval:
@@ -145,27 +153,52 @@ class Loop:
         )
 
     def _is_late(self) -> bool:
-        margin = 2 * max(1.0, self._agreement.step_s) + self._keeper.save_s + self._evaluation_seconds
-        return self._job.stop.is_late(margin)
+        # An evaluation is broken off, so it needs no time of its own.
+        return self._job.stop.is_late(2 * max(1.0, self._agreement.step_s) + self._keeper.save_s)
+
+    def _said(self, asked: Asked) -> Asked:
+        if asked.stop:
+            self._say_stop("another worker was asked to stop" if asked.by_request else "max_time is near")
+        return asked
+
+    def _wishes(self) -> tuple[bool, bool]:
+        if self._job.stop.is_asked:
+            self._say_stop(self._job.stop.reason)
+        return self._job.stop.is_asked, self._is_late()
 
     def _say_stop(self, why: str) -> None:
         if not self._said_stop:
             self._said_stop = True
             self._job.console.say(f"{why}: stopping at one of the next steps, with a checkpoint")
 
-    def _evaluate(self, epoch: int) -> None:
-        """Evaluates on all ranks, and keeps the weights when they are the best so far."""
+    def _evaluate(self, epoch: int, asked: Asked) -> Asked:
+        """Evaluates on all ranks, and keeps the weights when they are the best so far.
+
+        Where the ranks must stop, now or on the way, the evaluation is left to the next attempt.
+
+        Returns:
+            What the ranks have agreed upon.
+        """
         started = time.perf_counter()
         progress = self._progress
-        progress.metrics = metrics = self._parts.evaluate()
+        progress.pending_evaluation = epoch
+        if asked.stop:
+            return asked
+        try:
+            metrics = self._parts.evaluate(self._wishes)
+        except EvaluationStopped as stopped:
+            self._book("evaluation", started)
+            return stopped.asked
+        progress.pending_evaluation = 0
+        progress.metrics = metrics
         best = self._judge.judge(progress.best, metrics, step=progress.step, epoch=epoch)
         if self._recorder is not None:
             if best:
                 self._keeper.keep_best()
             samples = self._parts.plan.samples_before(progress.step)
             self._recorder.evaluation(step=progress.step, epoch=epoch, samples=samples, metrics=metrics, best=best)
-        self._evaluation_seconds = time.perf_counter() - started
         self._book("evaluation", started)
+        return asked
 
     def _save(self) -> None:
         started = time.perf_counter()

@@ -132,10 +132,21 @@ class RunDir:
         """Replaces the given fields of status.json atomically and keeps the others."""
         write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
 
-    def supersede_metrics(self, step: int) -> int:
-        """Drops the rows of metrics.jsonl beyond `step`, which will be trained again; returns how many there were."""
+    def supersede_metrics(self, step: int, *, evaluates_again: bool = False) -> int:
+        """Drops the rows of metrics.jsonl beyond `step`, which will be trained again; returns how many there were.
+
+        Args:
+            step: of the checkpoint from which the run goes on.
+            evaluates_again: the evaluation of that very step will be done again, too.
+        """
+
+        def is_superseded(row: dict[str, Any]) -> bool:
+            if evaluates_again and row.get("step") == step and any(name.startswith("val/") for name in row):
+                return True
+            return row.get("step", 0) > step
+
         rows = list(read_json_lines(self.metrics))
-        kept = [row for row in rows if row.get("step", 0) <= step]
+        kept = [row for row in rows if not is_superseded(row)]
         if len(kept) < len(rows):
             write_atomic(self.metrics, "".join(json_line(row) for row in kept).encode())
         return len(rows) - len(kept)

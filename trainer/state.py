@@ -27,6 +27,7 @@ class Progress:
         best: the best evaluation so far.
         open_interval: `step`, `loss_sum` and `counted` of an interval that has no row of metrics yet.
         metrics: the last evaluation's.
+        pending_evaluation: the epoch, from 1, of an evaluation that is due at this step and was broken off; else 0.
         seconds: wall time of the whole run by what it was spent on, over all attempts.
     """
 
@@ -34,6 +35,7 @@ class Progress:
     best: Standing = field(default_factory=Standing)
     open_interval: dict[str, float] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    pending_evaluation: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spend(self, what: str, seconds: float) -> None:

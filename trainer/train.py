@@ -9,7 +9,6 @@ world -> data -> model -> optimizer -> checkpoint -> loop:
 import time
 from dataclasses import dataclass
 
-from trainer.agreement import Asked
 from trainer.assembly import Parts, assemble
 from trainer.config import Config
 from trainer.job import Job
@@ -53,14 +52,14 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     parts = assemble(config, job.world, job.run)
     progress = restore(parts, accept_changes=config.run.accept_changes, warn=job.console.warn)
     if job.world.is_rank_zero:
-        superseded = job.run.supersede_metrics(progress.step)
+        superseded = job.run.supersede_metrics(progress.step, evaluates_again=progress.pending_evaluation > 0)
         job.trackers.event({"time": time.time(), "event": "start", "step": progress.step, "superseded": superseded})
     announce(parts, job, progress)
     first_step = progress.step
     loop = Loop(parts, job, progress)
     batches = parts.batches(first_step)
-    asked = Asked()
     try:
+        asked = loop.catch_up()
         while progress.step < parts.total_steps and not asked.stop and not loop.verdict:
             share = parts.plan.share(progress.step)
             parts.stepper(share, batches)
@@ -72,8 +71,8 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
         raise
     seen = parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step)
     early = loop.verdict if progress.step < parts.total_steps else None
-    finished = early is not None or progress.step >= parts.total_steps
-    return Outcome(finished, early, asked.by_request, progress, parts, seen)
+    reached = early is not None or progress.step >= parts.total_steps
+    return Outcome(reached and not progress.pending_evaluation, early, asked.by_request, progress, parts, seen)
 
 
 def announce(parts: Parts, job: Job, progress: Progress) -> None:
