@@ -9,7 +9,7 @@ from scipy import stats
 
 from trainer.data.sampler import KeyedPermutation
 
-# At fixed seeds a test gives the same figure each time; a sound permutation is beyond this once in 10,000 changes of it.
+# At fixed seeds a test gives the same figure each time; a sound permutation is beyond this once in 10,000 changes.
 _RARE = 1e-4
 _SIGMAS = 4
 
