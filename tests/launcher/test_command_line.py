@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,18 +25,26 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, out, err
 
 
-def test_help_takes_under_300_ms_and_imports_neither_torch_nor_hydra() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], ()),
+        (["--version"], ()),
+        (["rnu"], ()),
+        *((([verb, "--help"]), ()) for verb in VERBS),
+        (["run", "recipe=digits", "--dry-run"], ("hydra", "omegaconf")),
+        (["config", "show", "recipe=digits"], ("hydra", "omegaconf")),
+        (["config", "explain", "optim.lr"], ("hydra", "omegaconf")),
+    ],
+)
+def test_nothing_heavy_is_imported_to_look_or_to_plan(arguments: list[str], allowed: tuple[str, ...]) -> None:
+    heavy = [name for name in ("torch", "numpy", "wandb", "hydra", "omegaconf", "rich") if name not in allowed]
     script = (
-        "import sys; from launcher.cli import main; main(['--help']); "
-        "print([name for name in ('torch', 'hydra', 'omegaconf', 'rich') if name in sys.modules])"
+        f"import sys; from launcher.cli import main; main({arguments!r}); "
+        f"sys.stdout.flush(); print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
     )
-    times = []
-    for _ in range(3):
-        begin = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        times.append(time.monotonic() - begin)
-        assert done.stdout.endswith("[]\n")
-    assert min(times) < 0.3
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_help_fits_on_a_screen_and_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,21 +124,6 @@ def test_dry_run_shows_workers_command_and_environment_without_secrets_and_write
     assert "for 3 workers" in environment["OMP_NUM_THREADS"]
     assert "do-not-show-me" not in out
     assert not Path("runs").exists()
-
-
-def test_dry_run_of_a_recipe_imports_no_torch_and_takes_under_a_second() -> None:
-    script = (
-        "import sys; from launcher.cli import main; code = main(['run', 'recipe=digits', '--dry-run']); "
-        "assert 'torch' not in sys.modules; sys.exit(code)"
-    )
-    times = []
-    for _ in range(2):
-        begin = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-        times.append(time.monotonic() - begin)
-        assert done.returncode == 0, done.stderr
-        assert "-m trainer recipe=digits" in done.stdout
-    assert min(times) < 1.0
 
 
 def test_a_busy_rendezvous_port_is_named_before_anything_is_made(capsys: pytest.CaptureFixture[str]) -> None:

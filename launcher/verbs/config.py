@@ -1,0 +1,49 @@
+"""`paceline config`: what the configuration is, what its keys mean, and what differs between two."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.arguments import Parser, check_overrides, did_you_mean
+from trainer.errors import ConfigError
+
+HELP = """\
+paceline config show [KEY=VALUE ...]        every value, and who set it
+paceline config explain KEY [KEY=VALUE ...] its value, type, range, meaning and origin
+paceline config diff A B                    what differs; A and B are run directories or config files
+paceline config GROUP                       what a group offers (data, model, recipe), or keys (optim)
+
+  --json            for programs
+  --config-dir DIR  more configuration groups"""
+
+TOPICS = ("show", "explain", "diff")
+"""What it does besides listing keys."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answers one question about the configuration; returns the exit code."""
+    parser = Parser("config", HELP, flags=["--json"], values=["--config-dir"])
+    options = parser.read(arguments)
+    if options.help:
+        return parser.print_text()
+
+    from trainer.config import explain
+
+    topic, *words = options.words or [""]
+    directory, as_json = Path(options.config_dir) if options.config_dir else None, options.json
+    if topic == "show":
+        check_overrides(words)
+        text = explain.show(words, as_json, config_dir=directory)
+    elif topic == "explain":
+        if not words:
+            raise ConfigError("explain needs a key", "paceline config explain optim.lr")
+        text = explain.explain(words[0], words[1:], as_json, config_dir=directory)
+    elif topic == "diff":
+        if len(words) != 2:
+            raise ConfigError(f"diff needs two configurations, not {len(words)}", "paceline config diff A B")
+        text = explain.diff(words[0], words[1], as_json, config_dir=directory)
+    elif words:
+        raise ConfigError(f"unknown topic {topic!r}{did_you_mean(topic, TOPICS)}", "paceline config --help lists them")
+    else:
+        text = explain.listing(topic, as_json, config_dir=directory)
+    print(text)
+    return 0
