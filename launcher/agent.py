@@ -10,7 +10,6 @@ import gc
 import importlib
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Generator
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from launcher import verdict, worker
 from launcher.plan import JobPlan
-from launcher.stop import Stop
+from launcher.processes import adopt_orphans, die_with_parent
+from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
 from trainer.errors import PacelineError, UnfitError
 from trainer.rundir import RunDir, read_json, write_json
@@ -45,21 +45,27 @@ def main() -> NoReturn:
 
 def run_plan() -> int:
     """Runs the plan on standard input; returns the job's exit code."""
-    worker.die_with_parent()
-    if len(sys.argv) > 1 and os.getppid() != int(sys.argv[1]):
-        # The launcher was killed before the line above took effect.
-        return 128 + signal.SIGKILL
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    die_with_parent(int(sys.argv[1]))
+    adopt_orphans()
     plan = JobPlan.from_json(sys.stdin.read())
-    _preload(plan)
+    stop = Stop(plan.stop_grace_s)
+    stop.listen()
     try:
-        return _run(plan)
+        with stop.raising():
+            _preload(plan)
+        return _run(plan, stop)
+    except StoppedEarly:
+        assert stop.signal is not None
+        # Nothing was begun, hence nothing was lost: running it again goes on where the last attempt stopped.
+        print(f"stopped by {stop.signal.name} before the workers were up\n  again   {plan.again}", file=sys.stderr)
+        _settle(RunDir(plan.run_dir), plan, verdict.STOPPED)
+        return verdict.STOPPED
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(plan: JobPlan) -> int:
+def _run(plan: JobPlan, stop: Stop) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
 
     from launcher.elastic import Agent
@@ -69,9 +75,7 @@ def _run(plan: JobPlan) -> int:
         with _telling_of("status.json"):
             run.failure.unlink(missing_ok=True)
             run.update_status(state="running", attempt=plan.attempt)
-    stop = Stop(plan.stop_grace_s)
     agent = Agent(plan, _rendezvous(plan), stop)
-    stop.listen()
     try:
         result = agent.run()
     except SignalException as error:

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sys
 import time
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
@@ -14,12 +17,17 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import worker
 from launcher.plan import JobPlan
-from launcher.stop import Stop
+from launcher.processes import die_with_parent, end_descendants
+from launcher.stop import STOP_SIGNALS, Stop
 
 FAILURE_GRACE_S = 2
 """Seconds between a worker's failure and SIGTERM for the others, and between that and SIGKILL."""
 
+LEFTOVER_GRACE_S = 2.0
+"""Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
+
 _FINAL_CODES = (2, 3)
+_PARENT_DIED = signal.SIGRTMIN + 7
 
 
 class Agent(LocalElasticAgent):
@@ -28,7 +36,7 @@ class Agent(LocalElasticAgent):
     Args:
         plan: what to run.
         rendezvous: where the agents meet.
-        stop: the requests to stop; SIGTERM is handed to the workers once, SIGKILL at its deadline.
+        stop: the requests to stop; the workers are asked once, and killed at its deadline.
     """
 
     def __init__(self, plan: JobPlan, rendezvous: RendezvousHandler, stop: Stop) -> None:
@@ -66,18 +74,29 @@ class Agent(LocalElasticAgent):
         super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._stop.check()
+        # SIGKILL was right for as long as there was nobody below to be ended first.
+        signal.signal(_PARENT_DIED, _end_everything)
+        die_with_parent(os.getppid(), _PARENT_DIED)
         # The engine would turn these into a shutdown; SIGQUIT remains for that.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
         # A worker takes a signal only once it has its own handlers.
-        signal.pthread_sigmask(signal.SIG_BLOCK, worker.STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             pids = super()._start_workers(worker_group)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         group: Any = self._context()._pc
         # The engine calls it without a grace period, which then is 30 s.
         group.join = partial(group.join, grace_period=FAILURE_GRACE_S)
         return pids
+
+    def _shutdown(self, *arguments: Any, **options: Any) -> None:
+        # Called at the end of every attempt, however it ended.
+        super()._shutdown(*arguments, **options)
+        left = end_descendants(grace_s=LEFTOVER_GRACE_S)
+        if left:
+            print(f"warning: cannot be ended: process {', '.join(map(str, left))}", file=sys.stderr)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._pass_on_stop()
@@ -97,14 +116,18 @@ class Agent(LocalElasticAgent):
             # What comes now is the end that was asked for, not a failure to recover from.
             self._worker_group.spec.max_restarts = self.restarts
             self._remaining_restarts = 0
-            self._signal_workers(signal.SIGTERM)
+            self._ask_workers(self._stop.signal)
         elif time.monotonic() >= self._stop.deadline:
-            self._signal_workers(signal.SIGKILL)
+            for process in self._processes():
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGKILL)
 
-    def _signal_workers(self, number: signal.Signals) -> None:
+    def _ask_workers(self, number: signal.Signals) -> None:
+        """Hands on SIGUSR1 and SIGUSR2 to who has a handler for them; SIGTERM is what everybody understands."""
+        own = number in (signal.SIGUSR1, signal.SIGUSR2)
         for process in self._processes():
             if process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(process.pid, number if own and catches(process.pid, number) else signal.SIGTERM)
 
     def _count_silent_ends(self) -> None:
         """Counts a worker that left through `os._exit(0)`, whose result the engine would await for ever."""
@@ -120,3 +143,19 @@ class Agent(LocalElasticAgent):
     def _context(self) -> MultiprocessContext:
         assert isinstance(self._pcontext, MultiprocessContext)
         return self._pcontext
+
+
+def _end_everything(number: int, frame: FrameType | None) -> None:
+    """The command has died, and with it everybody's interest in this job."""
+    end_descendants(grace_s=0)
+    os._exit(128 + signal.SIGKILL)
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)

@@ -2,6 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+from trainer.errors import UnfitError
 
 
 def count_gpus(environment: Mapping[str, str] | None = None) -> int:
@@ -9,6 +12,9 @@ def count_gpus(environment: Mapping[str, str] | None = None) -> int:
 
     Args:
         environment: where CUDA_VISIBLE_DEVICES is looked up; by default this process's.
+
+    Raises:
+        UnfitError: there is a driver, but it does not answer: training on the CPU instead would be no favour.
     """
     mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if mask is not None and not mask.strip():
@@ -44,15 +50,31 @@ def _identifiers() -> list[str]:
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
+        try:
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        # NVMLError gives each of its codes a class of its own, whose instances have the code as `value`.
+        code = getattr(error, "value", None)
+        if code in (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED):
+            return []
+        raise UnfitError(
+            f"the NVIDIA driver does not answer: {error}{_meaning(code, pynvml)}",
+            "`nvidia-smi` shows more; device=cpu trains without GPUs",
+        ) from error
+
+
+def _meaning(code: object, nvml: ModuleType) -> str:
+    meanings = {
+        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "its library is newer than its kernel module; a reboot helps",
+        nvml.NVML_ERROR_GPU_IS_LOST: "a GPU has fallen off the bus; a reboot helps, or the GPU is broken",
+        nvml.NVML_ERROR_NO_PERMISSION: "the devices /dev/nvidia* may not be used by this user or container",
+        nvml.NVML_ERROR_UNKNOWN: "the kernel's log (dmesg, NVRM) says more",
+    }
+    text = meanings.get(code)
+    return f" ({text})" if text else ""
 
 
 def _text(value: str | bytes) -> str:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.agent import busy_port
 from launcher.plan import JobPlan, again_command, redact
+from launcher.processes import adopt_orphans, descendants, end_descendants
+from launcher.stop import STOP_SIGNALS, heard
 from trainer import runname
 from trainer.rundir import RunDir, write_atomic, write_json
 
@@ -28,6 +30,7 @@ DIFF_LIMIT = 1 << 20
 """Bytes of uncommitted changes that are kept with a run."""
 
 _GIT_TIMEOUT_S = 5
+_LEFTOVER_GRACE_S = 1.0
 # The current directory must not shadow our packages: a user may well have a trainer.py.
 _BOOT = "import sys; sys.path[0] = sys.argv.pop(1); from launcher.agent import main; main()"
 _HERE = Path(__file__).resolve().parent.parent
@@ -108,7 +111,12 @@ def run(plan: JobPlan) -> int:
         "PACELINE_RUN_DIR": plan.run_dir,
         "PACELINE_ATTEMPT": str(plan.attempt),
         "PACELINE_STARTED": str(time.time()),
+        "PACELINE_DEVICE": plan.device,
     }
+    adopt_orphans()
+    before = descendants()
+    # Held back until both sides have their handlers: a request is never a death.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # A session of its own, so that Ctrl-C reaches the workers once, through us, and not by the terminal.
     agent = subprocess.Popen(
         [sys.executable, "-c", _BOOT, str(_HERE), str(os.getpid())],
@@ -117,6 +125,7 @@ def run(plan: JobPlan) -> int:
         start_new_session=True,
     )
     with _handing_on_signals(agent) as received:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         assert agent.stdin is not None
         try:
             agent.stdin.write(plan.to_json().encode())
@@ -125,6 +134,8 @@ def run(plan: JobPlan) -> int:
             # The agent has ended already; its exit code says how.
             pass
         code = agent.wait()
+        # Nothing, unless the agent was killed: then its workers are gone, too, but not what they had started.
+        end_descendants(before, grace_s=_LEFTOVER_GRACE_S)
     if code >= 0:
         return code
     number = received[0] if received else -code
@@ -143,10 +154,7 @@ def _handing_on_signals(agent: "subprocess.Popen[bytes]") -> Generator[list[int]
             # Who asks a third time finds that the agent itself does not answer; its workers die with it.
             agent.send_signal(signal.SIGKILL if received.count(signal.SIGINT) > 2 else number)
 
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, hand_on) for number in numbers}
+    before = {number: signal.signal(number, hand_on) for number in heard()}
     try:
         yield received
     finally:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 CPU_WORKERS = 2
 """Workers on a machine without a GPU: enough for everything distributed to be real."""
 
-STOP_GRACE_S = 30.0
-"""Seconds between a request to stop and SIGKILL."""
-
 _SECRET = re.compile(r"(_KEY|_TOKEN)$|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _RELEVANT = re.compile(
     r"^(CUDA_|NCCL_|GLOO_|TORCH|PYTORCH_|OMP_|MKL_|KMP_|WANDB_|HF_|HYDRA_|PACELINE_|PYTHONPATH$|LD_PRELOAD$)"
@@ -77,6 +74,7 @@ class JobPlan:
         attempt: which attempt of the job this is, from 0; an agent's restarts count on from it.
         endpoint: host:port of the rendezvous; port 0 is a free one.
         max_restarts: restarts by the agent after a failure.
+        device: `cuda` where the workers were counted by GPUs, so that our trainer insists on them; else empty.
         stop_grace_s: seconds between a request to stop and SIGKILL.
         again: the command that continues the run.
         debug: whether tracebacks and the engine's own messages are shown.
@@ -92,7 +90,8 @@ class JobPlan:
     attempt: int = 0
     endpoint: str = "127.0.0.1:0"
     max_restarts: int = 0
-    stop_grace_s: float = STOP_GRACE_S
+    device: str = ""
+    stop_grace_s: float = 120.0
     again: str = ""
     debug: bool = False
 
@@ -162,6 +161,8 @@ def plan_job(
         environment=_environment(environment, cpus=cpus, workers=workers),
         endpoint=f"127.0.0.1:{config.cluster.port or 0}",
         max_restarts=config.cluster.max_restarts,
+        stop_grace_s=config.cluster.grace_seconds,
+        device="cuda" if gpus and config.device != "cpu" else "",
         debug=debug,
     )
 
@@ -199,7 +200,7 @@ def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
     return "\n".join(
         [
             f"nodes        {plan.nodes} (this machine)",
-            f"workers      {plan.workers_per_node}",
+            f"workers      {plan.workers_per_node}{', one for each GPU' if plan.device else ''}",
             f"rendezvous   {plan.endpoint if plan.port else '127.0.0.1, a free port'}",
             f"run          {plan.run_dir}, attempt {plan.attempt}",
             "",

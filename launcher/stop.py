@@ -2,9 +2,16 @@
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from launcher import worker
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Requests to stop: a scheduler's, a person's, and that of a terminal that was closed."""
+
+
+class StoppedEarly(BaseException):
+    """A request came before there was a worker to hand it to; no error, so nothing may catch it as one."""
 
 
 class Stop:
@@ -18,14 +25,30 @@ class Stop:
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
         self._interrupted = False
+        self._at_once = False
         self.signal: signal.Signals | None = None
         self.deadline: float | None = None
 
     def listen(self) -> None:
-        """Takes SIGTERM, SIGINT and, unless it is ignored (nohup), SIGHUP from now on."""
-        for number in worker.STOP_SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._note)
+        """Takes the requests from now on, those that were held back too; not SIGHUP where it is ignored (nohup)."""
+        for number in heard():
+            signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Here a request raises StoppedEarly at once: imports take seconds, on a slow file system minutes."""
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
+
+    def check(self) -> None:
+        """Raises StoppedEarly if a request has come."""
+        if self.signal is not None:
+            raise StoppedEarly
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
@@ -36,3 +59,12 @@ class Stop:
             if self._interrupted:
                 self.deadline = time.monotonic()
             self._interrupted = True
+        if self._at_once:
+            raise StoppedEarly
+
+
+def heard() -> list[signal.Signals]:
+    """The requests that this process heeds: SIGHUP only where it is not ignored, as under nohup."""
+    return [
+        number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]

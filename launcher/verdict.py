@@ -101,7 +101,10 @@ def exit_code(exits: Sequence[Exit], stopped_by: int | None = None) -> int:
     if codes == {0}:
         return 0
     if stopped_by is not None:
-        return STOPPED if codes == {STOPPED} else 128 + stopped_by
+        return STOPPED if codes and codes <= {0, STOPPED} else 128 + stopped_by
+    if not codes:
+        # Nobody knows how the workers ended: that is no success.
+        return 1
     first = first_failure(exits)
     if first is None:
         return STOPPED

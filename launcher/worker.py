@@ -1,8 +1,8 @@
 """A worker's side of the launch: from the fork to the first line of the user's program, and its end."""
 
 import atexit
-import ctypes
 import faulthandler
+import multiprocessing
 import os
 import runpy
 import signal
@@ -16,14 +16,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from launcher.plan import JobPlan, Program
+from launcher.processes import die_with_parent
+from launcher.stop import STOP_SIGNALS, heard
 from launcher.verdict import STOPPED
 from trainer.errors import PacelineError
 from trainer.rundir import RunDir, write_json
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Requests to stop; the agent takes them and hands SIGTERM to its workers."""
-
-_PR_SET_PDEATHSIG = 1
 _FINISH_LIMIT_S = 2.0
 _LIBRARY = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -52,17 +50,6 @@ def run(plan: JobPlan) -> int:
     os._exit(code)
 
 
-def die_with_parent() -> None:
-    """Makes the kernel end this process when its parent dies, whatever way.
-
-    Raises:
-        OSError: the kernel refused.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-
-
 def exit_record(log: Path) -> Path:
     """Where a failed worker leaves word of its end, beside its log."""
     return log.with_suffix(".error.json")
@@ -77,12 +64,15 @@ def user_place(frames: traceback.StackSummary) -> str:
 
 def _enter(plan: JobPlan) -> int:
     """Makes the forked process a worker; returns the attempt, which counts the agent's restarts."""
-    die_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    agent = multiprocessing.parent_process()
+    assert agent is not None
+    assert agent.pid is not None
+    die_with_parent(agent.pid)
+    # Whoever ends its own process group means its children, not the agent and the other workers.
+    os.setsid()
+    for number in (*heard(), signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     attempt = plan.attempt + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     os.environ["PACELINE_ATTEMPT"] = str(attempt)
     if int(os.environ["LOCAL_RANK"]) != 0:
@@ -93,8 +83,9 @@ def _enter(plan: JobPlan) -> int:
     if "numpy" in sys.modules:
         # Without the fork each would have a seed of its own; Python's random does this by itself.
         sys.modules["numpy"].random.seed()
-    # The agent blocked them over the fork, so that none is lost before the handlers above are in place.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if plan.program.kind != "trainer":
+        # The agent blocked them over the fork, so that none meets its handlers here; our trainer lets them in itself.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     return attempt
 
 

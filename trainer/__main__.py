@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,9 @@ def main() -> int:
     frozen = os.environ.get("PACELINE_CONFIG")
     if frozen is None:
         return entry.run(sys.argv[1:], _check_and_train)
-    return _train(from_yaml(Path(frozen).read_text()), [])
+    config = from_yaml(Path(frozen).read_text())
+    # The launcher counted GPUs: a worker that finds none must not fall back to the CPU unasked.
+    return _train(replace(config, device=os.environ.get("PACELINE_DEVICE") or config.device), [])
 
 
 def _check_and_train(config: "Config") -> int:

@@ -35,6 +35,8 @@ class StopRequest:
         """Takes SIGTERM, SIGUSR1, SIGUSR2 and the first SIGINT as requests; a second SIGINT ends the process."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
+        # A launcher may have held them back until they are understood.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         # Python runs handlers between two of its own instructions: never, while the main thread waits in a
         # collective that does not end. The bytes in this pipe come all the same.
         arrived, arrives = os.pipe()

@@ -41,12 +41,15 @@ def main(arguments: Sequence[str]) -> int:
     from launcher.gpus import count_gpus
     from trainer import runname
     from trainer.config.compose import compose
-    from trainer.config.validate import validate
+    from trainer.config.validate import validate, validate_launch
     from trainer.rundir import RunDir
     from trainer.wording import short_path
 
     program = read_program(arguments[cut + 1 :])
     config = compose(options.words, config_dir=Path(options.config_dir) if options.config_dir else None)
+    ours = program.kind == "trainer"
+    if not ours:
+        validate_launch(config)
     plan = plan_job(
         config,
         program=program,
@@ -56,7 +59,6 @@ def main(arguments: Sequence[str]) -> int:
         environment=os.environ,
         debug=options.debug,
     )
-    ours = program.kind == "trainer"
     notes = validate(config, world_size=plan.world_size) if ours else []
     recipe = (config.recipe or config.model.name) if ours else program.stem
     if options.dry_run:

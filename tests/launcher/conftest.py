@@ -23,6 +23,10 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = D
         time.sleep(0.05)
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()

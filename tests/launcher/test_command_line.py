@@ -81,6 +81,9 @@ def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
         (["run", "--", "-m"], 2, ["-m needs the name of a module"]),
         (["run", "cluster.nodes=2", "--", "mine.py"], 2, ["cluster.nodes=2", "this machine only"]),
         (["run", "run.name=a/b", "--", "mine.py"], 2, ["run.name='a/b' has a path separator"]),
+        (["run", "cluster.port=70000", "--", "mine.py"], 2, ["cluster.port=70000 is out of range"]),
+        (["run", "cluster.max_restarts=-1", "--", "mine.py"], 2, ["cluster.max_restarts=-1 is out of range"]),
+        (["run", "device=gpu", "--", "mine.py"], 2, ["device=gpu is not a choice"]),
         (["run", "device=cuda", "--", "mine.py"], 3, ["device=cuda, but no GPU is visible", "device=cpu"]),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.launcher.conftest import Job, wait_until
+from tests.launcher.conftest import Job, parent_of, wait_until
 from trainer.rundir import read_json
 
 MakeJob = Callable[[str], Job]
@@ -170,23 +170,78 @@ while True:
     assert job.alive() == []
 
 
-def test_a_killed_launcher_leaves_no_process_behind(make_job: MakeJob) -> None:
-    job = make_job(UP + "signal.signal(15, signal.SIG_IGN)\nup()\ntime.sleep(600)")
-    process = job.start()
+LEAVES_PROCESSES = (
+    UP
+    + """
+import subprocess
+stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
+subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600 & setsid sleep 600 & exit"])
+up()
+if sys.argv[1:] == ["end"]:
+    sys.exit(0)
+if sys.argv[1:] == ["fail"] and rank == 1:
+    sys.exit(7)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(("how", "expected"), [("end", 0), ("fail", 1), ("agent", 128 + 9), ("command", -9)])
+def test_nothing_that_workers_have_started_outlives_the_job(make_job: MakeJob, how: str, expected: int) -> None:
+    job = make_job(LEAVES_PROCESSES)
+    process = job.start(arguments=(how,))
     workers = job.wait_for_workers()
-    assert set(workers) < set(job.alive())
-    process.kill()
-    process.wait()
-    wait_until(lambda: not job.alive(), "the agent and its workers are gone", deadline_s=10)
+    agent = parent_of(workers[0]) if how in ("agent", "command") else 0
+    if how == "agent":
+        os.kill(agent, signal.SIGKILL)
+    elif how == "command":
+        assert len(job.alive()) >= 9
+        process.kill()
+    code, _, err = job.finish(process)
+    assert code == expected, err
+    # Only where the command itself was killed is there nobody left to wait for.
+    wait_until(lambda: not job.alive(), "nothing is left", deadline_s=10 if how == "command" else 0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_stop_before_the_workers_are_up_is_no_failure(make_job: MakeJob, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
+def test_a_stop_before_the_workers_are_up_costs_nothing_and_is_75(make_job: MakeJob, number: signal.Signals) -> None:
     job = make_job("import time\ntime.sleep(600)")
     process = job.start()
     wait_until(job.alive, "the agent is there")
     process.send_signal(number)
     code, _, err = job.finish(process)
-    assert code == 128 + number
+    assert code == 75, err
+    assert f"stopped by {number.name} before the workers were up" in err
     assert "Traceback" not in err
+    assert job.run.read_status()["state"] == "stopped"
     assert job.alive() == []
+
+
+def test_sigusr1_reaches_who_knows_it_as_itself_and_the_others_as_sigterm_and_nohup_is_respected(
+    make_job: MakeJob,
+) -> None:
+    job = make_job(
+        UP
+        + """
+def end(number, frame):
+    print(signal.Signals(number).name, flush=True)
+    sys.exit(75 if rank == 0 else 0)
+signal.signal(signal.SIGUSR1 if rank == 0 else signal.SIGTERM, end)
+up()
+time.sleep(600)
+"""
+    )
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = job.start()
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    job.wait_for_workers()
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    code, out, err = job.finish(process)
+    assert (code, out) == (75, "SIGUSR1\n"), err
+    assert job.run.log(0, 1).read_text() == "SIGTERM\n"
+    assert "stopped by SIGUSR1" in err

@@ -1,4 +1,4 @@
-"""The plan, the counts of GPUs and cores, the verdict and the run's name: everything that is pure."""
+"""The plan, the count of cores, the verdict and the run's name: everything that is pure."""
 
 import dataclasses
 import signal
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from launcher.cpus import cgroup_quota, count_cpus
-from launcher.gpus import count_gpus, count_visible
 from launcher.plan import (
     JobPlan,
     Program,
@@ -124,29 +123,6 @@ def test_the_command_to_go_on_names_the_run_and_does_not_start_afresh() -> None:
     assert again_command(planned(program=SCRIPT), "x").endswith("run.name=x -- 'my train.py' --lr 1")
 
 
-@pytest.mark.parametrize(
-    ("mask", "count"),
-    [
-        ("0,1", 2),
-        ("2", 1),
-        ("0,7,1", 1),
-        ("-1", 0),
-        ("1,-1,0", 1),
-        ("GPU-aa", 1),
-        ("GPU-aa,GPU-b", 2),
-        ("GPU-", 0),
-        ("none", 0),
-        ("0, 1", 2),
-    ],
-)
-def test_cuda_visible_devices_is_read_as_cuda_reads_it(mask: str, count: int) -> None:
-    assert count_visible(mask, ["GPU-aa1", "GPU-b22", "GPU-c33"]) == count
-
-
-def test_hidden_gpus_are_not_counted() -> None:
-    assert count_gpus({"CUDA_VISIBLE_DEVICES": ""}) == 0
-
-
 def test_a_cpu_quota_is_found_in_the_group_and_above_it(tmp_path: Path) -> None:
     assert count_cpus() >= 1
     membership = tmp_path / "cgroup"
@@ -202,10 +178,12 @@ def test_of_two_causes_the_earlier_wins() -> None:
         ([75, 75], None, 75),
         ([0, 75], None, 75),
         ([75, 75], signal.SIGTERM, 75),
-        ([0, 75], signal.SIGTERM, 143),
+        ([0, 75], signal.SIGTERM, 75),
+        ([0, 75, -15], signal.SIGTERM, 143),
         ([75, -9], signal.SIGINT, 130),
         ([0, 0], signal.SIGTERM, 0),
         ([], signal.SIGTERM, 143),
+        ([], None, 1),
         ([2], None, 2),
         ([3], None, 3),
         ([124], None, 124),

@@ -176,6 +176,9 @@ class ClusterConfig:
         None, "Workers per machine; null: one for each GPU, or 2 on a machine without one.", low=1
     )
     max_restarts: int = key(0, "Restarts from the last checkpoint after a failure.", low=0)
+    grace_seconds: float = key(
+        120.0, "Time that workers have after a request to stop, then they are killed.", unit="seconds", low=0
+    )
     port: int | None = key(None, "Rendezvous port; null takes a free one.", low=1, high=65535)
 
 

@@ -55,12 +55,25 @@ def validate(config: Config, *, world_size: int, train_samples: int | None = Non
     notes: list[str] = []
     if not any("batch_size" in problem.text for problem in problems):
         problems += _batch(config, world_size, train_samples, notes)
+    _refuse(problems)
+    return notes + _remarks(config)
+
+
+def validate_launch(config: Config) -> None:
+    """Checks what matters to a job that runs somebody else's program: ranges, words, and the run's name.
+
+    Raises:
+        ConfigError: what cannot work.
+    """
+    _refuse([*_ranges(config), *_name(config)])
+
+
+def _refuse(problems: list[_Problem]) -> None:
     if len(problems) == 1:
         raise ConfigError(problems[0].text, problems[0].fix)
     if problems:
         lines = "\n  ".join(f"{problem.text}: {problem.fix}" for problem in problems)
         raise ConfigError(f"{len(problems)} problems in the configuration", lines)
-    return notes + _remarks(config)
 
 
 def _ranges(config: Config) -> Iterator[_Problem]:
@@ -78,12 +91,16 @@ def _ranges(config: Config) -> Iterator[_Problem]:
                 yield _Problem(f"{path}={value} is out of range", f"take {key.range or 'a finite number'}{unit}")
 
 
-def _run(config: Config) -> Iterator[_Problem]:
+def _name(config: Config) -> Iterator[_Problem]:
     name = config.run.name
     if name is not None and (wrong := runname.wrong_name(name)):
         yield _Problem(f"run.name={name!r} {wrong}", runname.NAME_FIX)
     if not config.run.dir.strip():
         yield _Problem("run.dir is empty", "run.dir=runs")
+
+
+def _run(config: Config) -> Iterator[_Problem]:
+    yield from _name(config)
     if config.max_time is not None and not (_DURATION.fullmatch(config.max_time) and config.max_time.strip("0:")):
         yield _Problem(f"max_time={config.max_time} is not HH:MM:SS", "max_time=01:30:00 is an hour and a half")
     if config.epochs is None and config.max_steps is None:

@@ -1,0 +1,89 @@
+"""Processes below this one: tied to their parent's life, found through /proc, and ended without exception."""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_KILL_PATIENCE_S = 3.0
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Makes the kernel send this process a signal when its parent dies, whatever way.
+
+    Args:
+        parent: the parent's pid; if it has died already, this process ends here and now.
+        number: the signal.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of whatever below it loses its own, so that nothing gets out of sight.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(spare: Collection[int] = ()) -> list[int]:
+    """Processes below this one that are alive, but not those to be spared nor what is below them."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # The name in parentheses may hold anything, parentheses too.
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if state not in "ZX":
+            children.setdefault(int(parent), []).append(int(folder.name))
+    found: list[int] = []
+    level = [os.getpid()]
+    while level:
+        level = [child for parent in level for child in children.get(parent, []) if child not in spare]
+        found += level
+    return found
+
+
+def end_descendants(spare: Collection[int] = (), *, grace_s: float) -> list[int]:
+    """Ends every process below this one: SIGTERM, and SIGKILL after `grace_s` seconds.
+
+    Returns:
+        Those that are still there, in the kernel's hands or another user's; usually none.
+    """
+    deadline = time.monotonic() + grace_s
+    sent: set[tuple[int, int]] = set()
+    while left := descendants(spare):
+        number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+        for pid in left:
+            if (pid, number) not in sent:
+                sent.add((pid, number))
+                _send(pid, number)
+        if time.monotonic() > deadline + _KILL_PATIENCE_S:
+            return left
+        time.sleep(0.01)
+    return []
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    # Gone by itself, or another user's: the caller learns of what remains.
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")

@@ -1,0 +1,90 @@
+"""How many GPUs are counted, and what happens when the driver and torch disagree about them."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.gpus import count_gpus, count_visible
+from tests import stand_in_nvml
+from tests.trainer_command import ROOT
+
+Paceline = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def paceline(tmp_path: Path) -> Paceline:
+    """`paceline run` where NVML is the stand-in with these figures."""
+    library = stand_in_nvml.build(tmp_path)
+
+    def run(figures: dict[str, int], *arguments: str) -> "subprocess.CompletedProcess[str]":
+        stand_in_nvml.write_figures(tmp_path / "figures", figures)
+        environment = stand_in_nvml.environment(library, tmp_path / "figures")
+        command = [sys.executable, "-m", "launcher", "run", "recipe=digits", f"run.dir={tmp_path}", "run.name=x"]
+        return subprocess.run(
+            [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("mask", "count"),
+    [
+        ("0,1", 2),
+        ("2", 1),
+        ("0,7,1", 1),
+        ("-1", 0),
+        ("1,-1,0", 1),
+        ("GPU-aa", 1),
+        ("GPU-aa,GPU-b", 2),
+        ("GPU-", 0),
+        ("none", 0),
+        ("0, 1", 2),
+    ],
+)
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(mask: str, count: int) -> None:
+    assert count_visible(mask, ["GPU-aa1", "GPU-b22", "GPU-c33"]) == count
+
+
+def test_hidden_gpus_are_not_counted() -> None:
+    assert count_gpus({"CUDA_VISIBLE_DEVICES": ""}) == 0
+
+
+@pytest.mark.parametrize(
+    ("figures", "workers"),
+    [({"count": 4}, "4, one for each GPU"), ({"init.error": 9}, "2"), ({"init.error": 12}, "2")],
+)
+def test_workers_are_counted_by_gpus_and_a_driver_that_is_not_there_means_none(
+    paceline: Paceline, figures: dict[str, int], workers: str
+) -> None:
+    done = paceline(figures, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f"workers      {workers}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("figures", "meaning"),
+    [
+        ({"init.error": 18}, "its library is newer than its kernel module"),
+        ({"init.error": 4}, "may not be used by this user"),
+        ({"count": 2, "gpu1.handle.error": 15}, "fallen off the bus"),
+    ],
+)
+def test_a_driver_that_does_not_answer_is_exit_3_and_no_quiet_training_on_the_cpu(
+    paceline: Paceline, figures: dict[str, int], meaning: str
+) -> None:
+    done = paceline(figures, "--dry-run")
+    assert done.returncode == 3
+    assert "the NVIDIA driver does not answer" in done.stderr
+    assert meaning in done.stderr
+    assert "device=cpu" in done.stderr
+
+
+def test_workers_planned_for_gpus_insist_on_them(paceline: Paceline) -> None:
+    # The stand-in has GPUs for NVML only: torch finds none that work.
+    done = paceline({"count": 2})
+    assert done.returncode == 3, done.stderr
+    assert "device=cuda, but no usable GPU" in done.stderr
