@@ -1,40 +1,53 @@
-"""When a checkpoint is due, and what is kept with it: the state of the run, the latest and the best weights."""
+"""When a checkpoint is due, and what is kept with it: the state of the run, the latest and the best weights.
 
+A save costs the training a copy of the state in memory; a thread writes it. One is under way at most: what is due
+meanwhile is saved at the first occasion after it, and the last step of the run waits for it.
+"""
+
+import json
 import time
-from collections.abc import Callable
+from contextlib import suppress
 
-from trainer import checkpoint
+import torch
+
+from trainer import checkpoint, commit
 from trainer.assembly import Parts
-from trainer.distributed import averaged_statistics
+from trainer.checkpoint import BackgroundWriter, Checkpoint, Image
 from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.recorder import Recorder
-from trainer.state import Progress, snapshot
+from trainer.state import Progress, snapshot, weights_in
+from trainer.wording import duration
 
 _SECONDS_BETWEEN_CHECKPOINTS = 600
+_TURN_S = 5.0
 _SLOW_DISK_BYTES_PER_S = 50e6
 
 
 class Keeper:
-    """Writes checkpoints and weights; where that fails the run goes on.
+    """Writes checkpoints and weights beside the training; where that fails, the run goes on and it is tried again.
 
     Args:
         parts: what is trained.
         job: the surroundings.
         progress: where the run stands.
         recorder: who is told; rank 0's, None on the others.
-
-    Attributes:
-        save_s: seconds that the last save took; before the first, what a slow disk would need.
     """
 
     def __init__(self, parts: Parts, job: Job, progress: Progress, recorder: Recorder | None) -> None:
         self._parts, self._job, self._progress, self._recorder = parts, job, progress, recorder
         self._options = parts.config.checkpoint
-        self._saved_step = -1
+        self._writer = self._background("the checkpoint")
+        self._best_writer = self._background("the best weights")
+        self._waiting_best: dict[str, torch.Tensor] | None = None
+        self._taken_step = -1
         self._saved = time.monotonic()
-        self._error: str | None = None
-        self.save_s = _expected_save_s(parts)
+        self._postponed = self._wished = False
+
+    @property
+    def last_save_s(self) -> float:
+        """Seconds that a last save may take, after the one under way; before the first, what a slow disk needs."""
+        return (2 if self._writer.is_busy else 1) * (self._writer.seconds or _expected_save_s(self._parts))
 
     def is_due(self, *, evaluates: bool) -> bool:
         """Whether a checkpoint is due after this step; every rank finds the same.
@@ -46,72 +59,151 @@ class Keeper:
         return evaluates if every is None else self._progress.step % every == 0
 
     def wants_save(self) -> bool:
-        """Whether this rank finds that the last checkpoint was long ago; the ranks must agree before one is written."""
-        late = time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
-        return self._job.world.is_rank_zero and self._options.every_steps is None and late
+        """Whether a checkpoint should be taken soon; to be asked every now and then, and agreed upon by all ranks."""
+        if self._recorder is None:
+            return False
+        self._look_after_best()
+        if self._wished or self._writer.is_busy:
+            return False
+        late = self._options.every_steps is None and time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
+        self._wished = self._postponed or self._writer.wants_retry or late
+        return self._wished
 
     def save(self, open_interval: dict[str, float] | None) -> None:
-        """Writes the latest weights and a checkpoint; all ranks must call it.
+        """Takes a checkpoint and the latest weights; all ranks must call it.
 
         Args:
             open_interval: the sums of an interval that has no row of metrics yet.
         """
         started = time.perf_counter()
         self._progress.open_interval = open_interval
-        saved = snapshot(self._parts, self._progress)
-        weights = {**self._parts.model.state_dict(), **averaged_statistics(self._parts.model, self._job.world)}
-        if self._recorder is not None:
-            run, step = self._job.run, self._progress.step
-            self._recorder.flush()
-
-            def write() -> None:
-                # The weights first: a run that ends in between is trained again up to here, and they with it.
-                checkpoint.save_weights(run.weights("last"), weights)
-                checkpoint.save(run.checkpoint(step), saved)
-                checkpoint.delete_old(run, self._options.keep, best=self._progress.best.step)
-
-            self._error = self._write(f"the checkpoint of step {step:,}", write)
-            if self._error is None:
-                best = run.checkpoint(self._progress.best.step)
-                run.update_status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
-                self._recorder.event(event="checkpoint", step=step, seconds=time.perf_counter() - started)
-        self._saved_step = self._progress.step
-        self._saved, self.save_s = time.monotonic(), time.perf_counter() - started
+        taken = snapshot(self._parts, self._progress)
+        self._wished = False
+        if self._recorder is None:
+            return
+        self._postponed = self._writer.is_busy
+        if not self._postponed:
+            self._write(taken, self._recorder, started)
+            self._taken_step, self._saved = self._progress.step, time.monotonic()
 
     def keep_best(self) -> None:
-        """Writes the model as the best so far; rank 0's alone."""
-        run, state = self._job.run, self._parts.model.state_dict()
-        self._write("the best weights", lambda: checkpoint.save_weights(run.weights("best"), state))
+        """Keeps the model as the best so far; rank 0's alone."""
+        state = self._parts.model.state_dict()
+        if self._best_writer.is_busy:
+            self._waiting_best = {name: tensor.detach().clone() for name, tensor in state.items()}
+        else:
+            self._write_best(state)
 
-    def needs_save(self) -> bool:
-        """Whether this step has no checkpoint yet, or could not be written; all ranks must call it."""
-        # Rank 0 alone knows whether its writing went well, but all must join in another try.
-        failed = self._job.world.from_rank_zero(self._error)
-        return self._saved_step != self._progress.step or failed is not None
-
-    def finish(self) -> None:
-        """Checks that the last checkpoint was written; all ranks must call it.
+    def finish(self, open_interval: dict[str, float] | None) -> None:
+        """Leaves a checkpoint of this step, and waits until all is written; all ranks must call it.
 
         Raises:
-            TrainingError: it was not.
+            TrainingError: it could not be written.
         """
-        if error := self._job.world.from_rank_zero(self._error):
-            raise TrainingError(
-                f"the checkpoint of step {self._progress.step:,} could not be written: {error}",
-                "free some space and run the same command again; it goes on from the checkpoint before",
-            )
+        self._settle()
+        # Rank 0 alone knows whether its writing went well, but all must join in another try.
+        missing = self._taken_step != self._progress.step or self._writer.error is not None
+        if self._job.world.from_rank_zero(missing):
+            self.save(open_interval)
+        if self._best_writer.error is not None and not self._best_writer.is_busy:
+            self._best_writer.again()
+        self._settle()
+        if problem := self._job.world.from_rank_zero(self._problem()):
+            raise TrainingError(*problem)
 
-    def _write(self, what: str, write: Callable[[], None]) -> str | None:
-        """Calls `write`; a full disk is told loudly and does not end the run. Returns what went wrong."""
-        try:
-            write()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            self._job.console.warn(f"{what} could not be written: {reason}; training goes on, free some space")
-            if self._recorder is not None:
-                self._recorder.event(event="write_failed", what=what, step=self._progress.step, error=reason)
-            return reason
+    def abandon(self) -> None:
+        """Lets what is under way come to its end, if that is soon."""
+        self._writer.wait(_TURN_S)
+
+    def _settle(self) -> None:
+        """Waits, all ranks together, until nothing is being written; what is overdue is not waited for."""
+        writers = (self._writer, self._best_writer)
+        # In turns: a collective of the other ranks would time out before a slow disk is done.
+        while self._job.world.from_rank_zero(any(writer.is_busy and not writer.is_overdue for writer in writers)):
+            for writer in writers:
+                writer.wait(_TURN_S)
+            self._look_after_best()
+
+    def _problem(self) -> tuple[str, str] | None:
+        step = self._progress.step
+        for what, writer in ((f"the checkpoint of step {step:,}", self._writer), ("best weights", self._best_writer)):
+            if writer.is_busy:
+                return (
+                    f"{what} could not be written: the storage does not answer",
+                    "mend the storage, and run the same command again; it goes on from the newest checkpoint",
+                )
+            if writer.error is not None:
+                return (
+                    f"{what} could not be written: {writer.error}",
+                    "make room or mend the storage, and run the same command again: it goes on from the one before",
+                )
         return None
+
+    def _write(self, taken: Checkpoint, recorder: Recorder, started: float) -> None:
+        run, step, best_step = self._job.run, self._progress.step, self._progress.best.step
+        # Text, here and now: nothing that changes later can leak in.
+        state, weights = json.dumps(taken.state).encode(), weights_in(taken.tensors)
+
+        def write(image: Image) -> None:
+            stall = time.perf_counter() - started
+            # No checkpoint is ahead of its metrics.
+            recorder.flush()
+            with suppress(FileNotFoundError):
+                commit.sync_file(run.metrics)
+            # The weights first: a run that ends in between is trained again up to here, and they with it.
+            commit.replace_file(run.weights("last"), image.part(weights))
+            checkpoint.write(run.checkpoint(step), image, state)
+            commit.sync_ancestors(run.path)
+            best = run.checkpoint(best_step)
+            recorder.status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
+            recorder.event(
+                event="checkpoint",
+                step=step,
+                seconds=time.perf_counter() - started,
+                stall_seconds=stall,
+                bytes=image.nbytes,
+            )
+            self._delete_old(best_step)
+
+        self._writer.start(taken.tensors, write)
+
+    def _delete_old(self, best_step: int) -> None:
+        try:
+            checkpoint.delete_old(self._job.run, self._options.keep, best=best_step)
+        except OSError as error:
+            self._job.console.warn(f"an old checkpoint could not be deleted: {error.strerror} ({error.filename})")
+
+    def _look_after_best(self) -> None:
+        if self._best_writer.is_busy:
+            return
+        if self._waiting_best is not None:
+            waiting, self._waiting_best = self._waiting_best, None
+            self._write_best(waiting)
+        elif self._best_writer.wants_retry:
+            self._best_writer.again()
+
+    def _write_best(self, state: dict[str, torch.Tensor]) -> None:
+        path = self._job.run.weights("best")
+        self._best_writer.start(state, lambda image: commit.replace_file(path, image.pieces()))
+
+    def _background(self, what: str) -> BackgroundWriter:
+        def failed(reason: str, again_s: float) -> None:
+            self._job.console.warn(
+                f"{what} could not be written: {reason}; training goes on, and it is tried again in {duration(again_s)}"
+            )
+            self._tell("write_failed", what=what, error=reason, retry_seconds=again_s)
+
+        def overdue(seconds: float) -> None:
+            self._job.console.warn(
+                f"{what} has been under way for {duration(seconds)}: the storage does not answer; training goes on"
+            )
+            self._tell("write_overdue", what=what, seconds=seconds)
+
+        return BackgroundWriter(on_failure=failed, on_overdue=overdue)
+
+    def _tell(self, event: str, **fields: object) -> None:
+        if self._recorder is not None:
+            self._recorder.event(event=event, step=self._progress.step, **fields)
 
 
 def _expected_save_s(parts: Parts) -> float:

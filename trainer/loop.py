@@ -99,14 +99,15 @@ class Loop:
             TrainingError: the loss is not finite, or the checkpoint could not be written.
         """
         _check_finite(self._agreement.read(), self._config.optim.lr)
-        if self._keeper.needs_save():
-            self._save()
+        started = time.perf_counter()
+        self._keeper.finish(self._open_interval())
+        self._book("checkpoint", started)
         if self._recorder is not None:
             self._recorder.close()
-        self._keeper.finish()
 
     def abandon(self) -> None:
         """Writes what can be written; what the failure took along is not worth a second message."""
+        self._keeper.abandon()
         if self._recorder is not None:
             self._recorder.close(quiet=True)
 
@@ -154,7 +155,7 @@ class Loop:
 
     def _is_late(self) -> bool:
         # An evaluation is broken off, so it needs no time of its own.
-        return self._job.stop.is_late(2 * max(1.0, self._agreement.step_s) + self._keeper.save_s)
+        return self._job.stop.is_late(2 * max(1.0, self._agreement.step_s) + self._keeper.last_save_s)
 
     def _said(self, asked: Asked) -> Asked:
         if asked.stop:

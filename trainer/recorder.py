@@ -98,6 +98,10 @@ class Recorder:
         row = {"time": time.time(), **fields}
         self._work.put(lambda: self._trackers.event(row))
 
+    def status(self, **fields: object) -> None:
+        """Replaces fields of status.json; returns at once."""
+        self._work.put(lambda: self._run.update_status(**fields))
+
     def flush(self) -> None:
         """Waits until all that was recorded so far is written, so that no checkpoint is ahead of its metrics."""
         written = threading.Event()

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from trainer import checkpoint
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
+from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
 from trainer.judge import Standing
 
@@ -51,6 +52,8 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
     if buffers and parts.world.world_size > 1:
         # Running statistics differ between ranks; with each rank's own, resume is exact.
         tensors["ranks.buffers"] = parts.world.gather(torch.nn.utils.parameters_to_vector(buffers))
+        averaged = averaged_statistics(parts.model, parts.world)
+        tensors.update({f"averaged.{name}": value for name, value in averaged.items()})
     optimizer, plain = checkpoint.optimizer_tensors(stepper.optimizer)
     tensors.update({f"optimizer.{name}": value for name, value in optimizer.items()})
     state: dict[str, Any] = {
@@ -62,6 +65,13 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         "data": data_identity(parts),
     }
     return Checkpoint(tensors, state)
+
+
+def weights_in(tensors: Iterable[str]) -> dict[str, str]:
+    """Name in the model's state dict -> name of the tensor of a snapshot that an evaluation would use."""
+    model = {name.removeprefix("model."): name for name in tensors if name.startswith("model.")}
+    averaged = {name.removeprefix("averaged."): name for name in tensors if name.startswith("averaged.")}
+    return {**model, **averaged}
 
 
 def data_identity(parts: Parts) -> dict[str, Any]:
@@ -119,7 +129,7 @@ def _load_late(folder: Path) -> Checkpoint:
     while True:
         try:
             return checkpoint.load(folder)
-        except checkpoint.DamagedCheckpoint as damage:
+        except checkpoint.Damaged as damage:
             if time.monotonic() > deadline:
                 raise UnfitError(
                     f"{socket.gethostname()} cannot read {folder}, which rank 0 can: {damage}",

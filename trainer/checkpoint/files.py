@@ -1,41 +1,32 @@
-"""Checkpoints: safetensors files and a JSON manifest with checksums, committed by one rename; no pickle anywhere.
+"""A checkpoint's files: safetensors and JSON in a folder that is committed by one rename; no pickle anywhere.
 
     checkpoints/step-00001200/
-        tensors.safetensors    model.*, optimizer.*, and every rank's own buffers
+        tensors.safetensors    model.*, optimizer.*; with several ranks also every rank's own buffers, and their mean
         state.json             plain values: step, best result, scaler
         manifest.json          size and xxh3_128 of each file; written last
 
 A folder without a good manifest does not exist for the reader.
 """
 
-import errno
 import json
-import os
-import re
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from safetensors.torch import save as serialise
+from safetensors.torch import load as parse
 
+from trainer import commit
+from trainer.checkpoint.image import Image
+from trainer.commit import Damaged
 from trainer.errors import TrainingError
-from trainer.rundir import RunDir, sync_directory, write_atomic, write_json
+from trainer.rundir import RunDir
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
-_MANIFEST = "manifest.json"
-_FORMAT = 1
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint that must not be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +34,7 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        tensors: name -> tensor on the CPU.
+        tensors: name -> tensor.
         state: plain JSON values.
     """
 
@@ -51,52 +42,43 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
+def write(folder: Path, image: Image, state: bytes, *, guard: Callable[[], None] = lambda: None) -> None:
     """Writes a checkpoint so that it exists either whole or not at all, also after a power cut.
+
+    Args:
+        folder: where.
+        image: its tensors.
+        state: its plain values as JSON.
+        guard: as in `commit.write_folder`.
 
     Raises:
         OSError: disk full, not writable, ...; nothing of the new checkpoint remains.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        _write_tensors(checkpoint.tensors, temporary / _TENSORS)
-        (temporary / _STATE).write_text(json.dumps(checkpoint.state, indent=1))
-        files = {}
-        for name in (_TENSORS, _STATE):
-            _sync_file(temporary / name)
-            files[name] = {"bytes": (temporary / name).stat().st_size, "xxh3_128": _digest(temporary / name)}
-        write_json(temporary / _MANIFEST, {"format": _FORMAT, "files": files})
-        replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        sync_directory(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    commit.write_folder(folder, {_TENSORS: image.pieces(), _STATE: [state]}, guard=guard)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint here and now; the trainer itself writes beside the training, see `Keeper`.
+
+    Raises:
+        OSError: as `write`.
+    """
+    image = Image(checkpoint.tensors)
+    image.fill(checkpoint.tensors)
+    write(folder, image, json.dumps(checkpoint.state).encode())
 
 
 def load(folder: Path) -> Checkpoint:
     """Reads a checkpoint after its checksums agreed.
 
     Raises:
-        DamagedCheckpoint: a file is missing, truncated or changed.
+        Damaged: a file is missing, truncated or changed, or cannot be read.
     """
+    content = commit.read_folder(folder, (_TENSORS, _STATE))
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        for name, expected in manifest["files"].items():
-            path = folder / name
-            if path.stat().st_size != expected["bytes"]:
-                raise DamagedCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}")
-            if _digest(path) != expected["xxh3_128"]:
-                raise DamagedCheckpoint(f"the checksum of {name} does not agree")
-        return Checkpoint(load_file(folder / _TENSORS), json.loads((folder / _STATE).read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
+        return Checkpoint(parse(content[_TENSORS]), json.loads(content[_STATE]))
+    except (ValueError, SafetensorError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
 
 
 def steps(run: RunDir) -> list[int]:
@@ -118,11 +100,11 @@ def load_newest(run: RunDir) -> tuple[int, Checkpoint | None, list[str]]:
     Raises:
         TrainingError: there are checkpoints, and every one is damaged.
     """
-    damaged: dict[int, DamagedCheckpoint] = {}
+    damaged: dict[int, Damaged] = {}
     for step in reversed(steps(run)):
         try:
             found = load(run.checkpoint(step))
-        except DamagedCheckpoint as damage:
+        except Damaged as damage:
             damaged[step] = damage
             continue
         return step, found, [_put_aside(run, bad, damage) for bad, damage in damaged.items()]
@@ -135,7 +117,7 @@ def load_newest(run: RunDir) -> tuple[int, Checkpoint | None, list[str]]:
     return 0, None, []
 
 
-def _put_aside(run: RunDir, step: int, damage: DamagedCheckpoint) -> str:
+def _put_aside(run: RunDir, step: int, damage: Damaged) -> str:
     folder = run.checkpoint(step)
     aside = folder.with_name(f"damaged-{folder.name}-{time.time_ns():x}")
     folder.rename(aside)
@@ -144,54 +126,4 @@ def _put_aside(run: RunDir, step: int, damage: DamagedCheckpoint) -> str:
 
 def remove_unfinished(run: RunDir) -> None:
     """Removes what processes that were killed while saving have left; only the run's owner may call it."""
-    for path in [*run.checkpoints.glob(".step-*.tmp"), *run.checkpoints.glob(".step-*.replaced")]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Writes a plain state dict that `model.load_state_dict(safetensors.torch.load_file(path))` takes.
-
-    Raises:
-        OSError: disk full, not writable, ...; the file that was there is intact.
-    """
-    write_atomic(path, serialise(_storable(state)))
-
-
-def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file(_storable(tensors), path)
-    except SafetensorError as error:
-        # The library has its own error for a full disk; its text has the operating system's number.
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number.group(1)) if number else errno.EIO
-        raise OSError(code, os.strerror(code)) from error
-
-
-def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous CPU tensors that share no memory, as safetensors asks."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        address = plain.untyped_storage().data_ptr()
-        if address in seen or plain.untyped_storage().nbytes() != plain.nbytes:
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        result[name] = plain
-    return result
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    commit.clear_up(run.checkpoints, "step-*")

@@ -1,8 +1,8 @@
 """Which checkpoints are deleted: a pure decision, and the deed."""
 
-import shutil
 from collections.abc import Iterable
 
+from trainer import commit
 from trainer.checkpoint.files import steps
 from trainer.rundir import RunDir
 
@@ -13,6 +13,10 @@ def superfluous(found: Iterable[int], keep: int, *, best: int) -> list[int]:
 
 
 def delete_old(run: RunDir, keep: int, *, best: int) -> None:
-    """Deletes all but the newest `keep` checkpoints and that of step `best`."""
+    """Deletes all but the newest `keep` checkpoints and that of step `best`.
+
+    Raises:
+        OSError: one could not be deleted.
+    """
     for step in superfluous(steps(run), keep, best=best):
-        shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+        commit.delete_folder(run.checkpoint(step))

@@ -1,0 +1,88 @@
+"""What the training loop sees of saving: nothing. The trainer as a process of its own, with faults put into it."""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer_command import DIGITS, TRAINER, run, succeed
+from trainer import checkpoint
+from trainer.rundir import RunDir, read_json_lines
+
+SHORT = [
+    *DIGITS,
+    "epochs=3",
+    "log_every_steps=5",
+    "checkpoint.every_steps=7",
+    "checkpoint.keep=100",
+    "deterministic=true",
+]
+
+
+def train_with(fault: str, tmp_path: Path) -> list[str]:
+    """The trainer's command, in a process where the Python code `fault` was executed before."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(textwrap.dedent(fault) + "\nimport runpy\nrunpy.run_module('trainer', run_name='__main__')\n")
+    return [sys.executable, str(driver)]
+
+
+def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path) -> None:
+    hangs = """
+        import threading
+        from trainer import commit
+        from trainer.checkpoint import BackgroundWriter
+        BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 1.0
+        write, saves = commit.write_folder, []
+        def write_folder(folder, files, **more):
+            saves.append(folder)
+            if len(saves) == 2:
+                threading.Event().wait()
+            write(folder, files, **more)
+        commit.write_folder = write_folder
+    """
+    done = run(train_with(hangs, tmp_path), *SHORT, f"run.dir={tmp_path}", "run.name=h")
+    assert done.returncode == 1, done.stderr
+    assert "warning: the checkpoint has been under way for" in done.stderr
+    assert "error: the checkpoint of step 69 could not be written: the storage does not answer" in done.stderr
+    run_dir = RunDir(tmp_path / "h")
+    assert checkpoint.steps(run_dir) == [7]
+    assert max(row["step"] for row in read_json_lines(run_dir.metrics)) == 69
+    assert [row["step"] for row in read_json_lines(run_dir.events) if row["event"] == "write_overdue"]
+    # Run again on a storage that answers: it goes on from the good one.
+    assert "goes on after step 7" in succeed(TRAINER, *SHORT, f"run.dir={tmp_path}", "run.name=h")
+
+
+def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_step(tmp_path: Path) -> None:
+    slow = """
+        import threading
+        from trainer import commit
+        write = commit.write_folder
+        def write_folder(folder, files, **more):
+            threading.Event().wait(0.3)
+            write(folder, files, **more)
+        commit.write_folder = write_folder
+    """
+    succeed(train_with(slow, tmp_path), *SHORT, f"run.dir={tmp_path}", "run.name=slow")
+    succeed(TRAINER, *SHORT, f"run.dir={tmp_path}", "run.name=fast")
+    slow_run, fast_run = (RunDir(tmp_path / name) for name in ("slow", "fast"))
+    assert checkpoint.steps(slow_run)[0] == 7
+    assert checkpoint.steps(slow_run)[-1] == 69
+    assert len(checkpoint.steps(slow_run)) < 10
+    common = set(checkpoint.steps(slow_run)) & set(checkpoint.steps(fast_run))
+    assert {7, 69} <= common
+    for step in common:
+        one, other = (checkpoint.load(run_dir.checkpoint(step)) for run_dir in (slow_run, fast_run))
+        assert one.tensors.keys() == other.tensors.keys()
+        assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+        for state in (one.state, other.state):
+            state["progress"].pop("seconds")
+        assert one.state == other.state
+    last = load_file(slow_run.weights("last"))
+    tensors = checkpoint.load(slow_run.checkpoint(69)).tensors
+    assert all(torch.equal(last[name], tensors[f"model.{name}"]) for name in last)
+    # What it cost the steps does not contain the waiting.
+    saves = [row for row in read_json_lines(slow_run.events) if row["event"] == "checkpoint"]
+    assert all(row["seconds"] > 0.3 for row in saves)
+    assert all(row["stall_seconds"] < 0.3 for row in saves)
