@@ -65,9 +65,13 @@ def batches(plan: StepPlan, steps: int, bad: frozenset[int]) -> Iterator[tuple[t
 
 
 def train_weights(
-    world: World, micro_batch: int | None, bad: frozenset[int], clip: float | None
+    world: World,
+    micro_batch: int | None,
+    bad: frozenset[int],
+    clip: float | None,
+    whole: StepPlan = StepPlan(SAMPLES, 10),  # noqa: B008  # frozen
 ) -> tuple[list[torch.Tensor], float]:
-    plan = StepPlan(SAMPLES, 10, world.world_size, world.rank, micro_batch)
+    plan = replace(whole, world_size=world.world_size, rank=world.rank, micro_batch_size=micro_batch)
     model = network()
     take = stepper(world, model, plan, counts_targets=bool(bad), clip=clip)
     stream = batches(plan, 8, bad)
@@ -76,12 +80,16 @@ def train_weights(
     return [p.detach() for p in model.parameters()], float(world.sum(take.loss_sum.clone()))
 
 
-def reference_weights(bad: frozenset[int], clip: float | None) -> tuple[list[torch.Tensor], float]:
+def reference_weights(
+    bad: frozenset[int],
+    clip: float | None,
+    whole: StepPlan = StepPlan(SAMPLES, 10),  # noqa: B008  # frozen
+) -> tuple[list[torch.Tensor], float]:
     """One process, one batch a step, torch's own mean loss: what it should be."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
     total = 0.0
-    sampler = iter(StepSampler(range(SAMPLES), StepPlan(SAMPLES, 10), seed=3, first_step=0, last_step=8))
+    sampler = iter(StepSampler(range(SAMPLES), whole, seed=3, first_step=0, last_step=8))
     for step, indices in enumerate(sampler):
         kept = [sample for sample in indices.samples.tolist() if sample not in bad]
         optimizer.param_groups[0]["lr"] = 0.5 / (1 + step)
@@ -107,6 +115,29 @@ def test_weights_equal_those_of_one_big_batch(world_size: int, micro_batch: int 
         results = [train_weights(alone(), micro_batch, bad, None)]
     else:
         results = run_workers(world_size, train_weights, micro_batch, bad, None)
+    for weights, loss in results:
+        for one, other in zip(weights, expected, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-10)
+        assert loss == pytest.approx(expected_loss, abs=1e-9)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 5), (2, 3), (3, None), (4, 2)])
+@pytest.mark.parametrize(
+    "whole",
+    [
+        StepPlan(SAMPLES, 50),
+        StepPlan(SAMPLES, 10, drop_last=True),
+        StepPlan(SAMPLES, 12),
+        StepPlan(2, 4),
+    ],
+    ids=["an epoch is less than a batch", "drop_last", "one sample in the last step", "fewer samples than workers"],
+)
+def test_the_ends_of_epochs_weigh_each_sample_alike(world_size: int, micro_batch: int | None, whole: StepPlan) -> None:
+    expected, expected_loss = reference_weights(NOTHING, None, whole)
+    if world_size == 1:
+        results = [train_weights(alone(), micro_batch, NOTHING, None, whole)]
+    else:
+        results = run_workers(world_size, train_weights, micro_batch, NOTHING, None, whole)
     for weights, loss in results:
         for one, other in zip(weights, expected, strict=True):
             assert torch.allclose(one, other, rtol=0, atol=1e-10)
