@@ -77,7 +77,7 @@ def train_weights(
     stream = batches(plan, 8, bad)
     for step in range(8):
         take(plan.share(step), stream)
-    return [p.detach() for p in model.parameters()], float(world.sum(take.loss_sum.clone()))
+    return [p.detach() for p in model.parameters()], float(world.sum(take.records.drain())[0].sum())
 
 
 def reference_weights(

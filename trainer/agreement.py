@@ -1,33 +1,63 @@
 """What any rank asks of all ranks: gathered about once a second beside the computation, acted upon at one step."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from trainer.distributed import World
 from trainer.exchange import Exchange
+from trainer.figures import MOST_STEPS, Figures
 
 _PERIOD_S = 1.0
+_WISHES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the ranks asked for, and the interval's sums over them.
+    """What the ranks asked for, and the steps' figures over them.
 
     Attributes:
         stop: some rank must stop.
         by_request: somebody asked for that; else max_time is near.
         save: rank 0 finds that a checkpoint is due.
-        loss_sum: sum of the losses of the interval so far, over all ranks.
-        steps: first and last step that loss_sum covers.
+        figures: of the steps up to this exchange, since the one before.
+        mine: this rank's own part of them, float64 [4, steps] on the device.
     """
 
     stop: bool = False
     by_request: bool = False
     save: bool = False
-    loss_sum: float = 0.0
-    steps: tuple[int, int] = (0, 0)
+    figures: Figures | None = None
+    mine: torch.Tensor | None = None
+
+    def joined_by(self, later: "Asked") -> "Asked":
+        """What was asked here or at the exchange after it, whose figures are kept."""
+        return replace(
+            later,
+            stop=self.stop or later.stop,
+            by_request=self.by_request or later.by_request,
+            save=self.save or later.save,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Figures on their way.
+
+    Attributes:
+        first: the first step.
+        mine: this rank's own, float64 [4, steps].
+        exchange: [wishes..., all ranks' figures].
+    """
+
+    first: int
+    mine: torch.Tensor
+    exchange: Exchange
+
+    def figures(self) -> Figures:
+        """The figures over all ranks; waits for them."""
+        return Figures.of(self.first, self.exchange.read()[_WISHES:])
 
 
 class Agreement:
@@ -43,32 +73,28 @@ class Agreement:
 
     def __init__(self, world: World, *, step: int, most_steps: int) -> None:
         self._world = world
-        self._most_steps = most_steps
+        self._most_steps = min(most_steps, MOST_STEPS)
         self._due = step + 1
         self._last = (step, time.perf_counter())
-        self._pending: Exchange | None = None
-        self._steps = (0, 0)
+        self._pending: Pending | None = None
         self.step_s = 0.0
 
     def is_due(self, step: int) -> bool:
         """Whether the ranks exchange their wishes after `step` steps."""
         return step >= self._due
 
-    def exchange(
-        self, sums: torch.Tensor, *, first: int, step: int, asked: bool, late: bool, save: bool
-    ) -> tuple[Asked, Exchange]:
+    def exchange(self, mine: torch.Tensor, *, step: int, asked: bool, late: bool, save: bool) -> tuple[Asked, Pending]:
         """Starts an exchange, and reads the one before.
 
         Args:
-            sums: float64 [2] on the device: this rank's sum of losses and counted samples of the interval.
-            first: the first step that they cover.
+            mine: float64 [4, steps] on the device: this rank's figures of the steps since the exchange before.
             step: steps taken.
             asked: this rank was asked to stop.
             late: this rank must stop, for max_time is near.
             save: this rank wants a checkpoint.
 
         Returns:
-            What was asked at the exchange before, and the new exchange, whose first two sums are those of `sums`.
+            What was asked at the exchange before, unless that has been read already, and the new exchange.
         """
         before = self.read()
         now = time.perf_counter()
@@ -76,16 +102,18 @@ class Agreement:
         self._last = (step, now)
         # Filled on the device: copying values there would wait for the steps under way.
         wishes = [float(asked), float(late), float(save), per_step if self._world.is_rank_zero else 0.0]
-        values = torch.cat([sums, *(torch.full_like(sums[:1], wish) for wish in wishes)])
-        self._pending = Exchange(self._world, values)
-        self._steps = (first, step)
+        values = torch.cat([*(mine.new_full((1,), wish) for wish in wishes), mine.flatten()])
+        self._pending = Pending(step - mine.shape[1] + 1, mine, Exchange(self._world, values))
         steps = max(1, min(self._most_steps, round(_PERIOD_S / self.step_s))) if self.step_s else 1
         self._due = step + steps
         return before, self._pending
 
     def read(self) -> Asked:
-        """What was asked at the newest exchange; waits for it."""
+        """What was asked at the newest exchange, once; waits for it."""
         if self._pending is None:
             return Asked()
-        loss_sum, _, asked, late, save, self.step_s = self._pending.read()
-        return Asked(stop=asked + late > 0, by_request=asked > 0, save=save > 0, loss_sum=loss_sum, steps=self._steps)
+        pending, self._pending = self._pending, None
+        asked, late, save, self.step_s = pending.exchange.read()[:_WISHES]
+        return Asked(
+            stop=asked + late > 0, by_request=asked > 0, save=save > 0, figures=pending.figures(), mine=pending.mine
+        )

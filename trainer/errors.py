@@ -1,5 +1,8 @@
 """Errors for people: what is wrong and where, then the exact override or command that mends it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PacelineError(Exception):
     """A problem that a user can understand and mend; printed as a few lines, without a traceback.
@@ -7,14 +10,16 @@ class PacelineError(Exception):
     Args:
         problem: what is wrong and where, one sentence without a full stop.
         fix: the exact override or command that mends it, or the thing to look at.
+        details: what a program would want to know, for failure.json; plain values.
     """
 
     exit_code = 1
 
-    def __init__(self, problem: str, fix: str = "") -> None:
+    def __init__(self, problem: str, fix: str = "", *, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(problem)
         self.problem = problem
         self.fix = fix
+        self.details = dict(details or {})
 
     def __str__(self) -> str:
         return f"{self.problem}\n  {self.fix}" if self.fix else self.problem

@@ -88,6 +88,7 @@ def evaluate(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     agreement = Agreement(world, step=0, most_steps=_MOST_BATCHES_BETWEEN_EXCHANGES)
+    no_steps = sums.new_zeros(4, 0)
     mine = on_device(batches, world.device)
     try:
         for number in range(1, most_batches + 1):
@@ -101,7 +102,7 @@ def evaluate(
                 sums += torch.stack([loss.double(), correct.double(), (targets >= 0).sum().double()])
             if agreement.is_due(number):
                 asked, late = wishes()
-                agreed, _ = agreement.exchange(sums[:2], first=1, step=number, asked=asked, late=late, save=False)
+                agreed, _ = agreement.exchange(no_steps, step=number, asked=asked, late=late, save=False)
                 if agreed.stop:
                     raise EvaluationStopped(agreed)
     finally:

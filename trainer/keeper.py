@@ -7,6 +7,7 @@ meanwhile is saved at the first occasion after it, and the last step of the run 
 import json
 import time
 from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -69,11 +70,11 @@ class Keeper:
         self._wished = self._postponed or self._writer.wants_retry or late
         return self._wished
 
-    def save(self, open_interval: dict[str, float] | None) -> None:
+    def save(self, open_interval: dict[str, Any] | None) -> None:
         """Takes a checkpoint and the latest weights; all ranks must call it.
 
         Args:
-            open_interval: the sums of an interval that has no row of metrics yet.
+            open_interval: the `Figures` of the steps that have no row of metrics yet.
         """
         started = time.perf_counter()
         self._progress.open_interval = open_interval
@@ -94,7 +95,7 @@ class Keeper:
         else:
             self._write_best(state)
 
-    def finish(self, open_interval: dict[str, float] | None) -> None:
+    def finish(self, open_interval: dict[str, Any] | None) -> None:
         """Leaves a checkpoint of this step, and waits until all is written; all ranks must call it.
 
         Raises:

@@ -1,19 +1,20 @@
 """What happens between the steps: rows of metrics, agreement of the ranks, evaluation, checkpoints."""
 
-import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import reduce
+from typing import Any
 
-import torch
-
-from trainer.agreement import Agreement, Asked
+from trainer import nonfinite
+from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
-from trainer.errors import TrainingError
 from trainer.evaluate import EvaluationStopped
-from trainer.exchange import Exchange
+from trainer.figures import Figures
 from trainer.job import Job
 from trainer.judge import Judge
 from trainer.keeper import Keeper
+from trainer.nonfinite import Trouble
 from trainer.recorder import Interval, Recorder
 from trainer.state import Progress
 from trainer.step import StepClock
@@ -35,12 +36,10 @@ class Loop:
         self._judge = Judge(evaluate.best, evaluate.patience, evaluate.min_delta)
         self._recorder = _recorder(parts, job) if job.world.is_rank_zero else None
         self._agreement = Agreement(job.world, step=progress.step, most_steps=parts.config.log_every_steps)
-        self._interval_step = progress.step
-        if progress.open_interval is not None:
-            self._interval_step = int(progress.open_interval["step"])
-            if job.world.is_rank_zero:
-                self._stepper.loss_sum.fill_(progress.open_interval["loss_sum"])
-                self._stepper.counted.fill_(progress.open_interval["counted"])
+        opened = progress.open_interval
+        self._earlier = Figures(**opened) if opened is not None else None
+        self._interval_step = self._earlier.first - 1 if self._earlier is not None else progress.step
+        self._pending: list[Pending] = []
         self._interval_started = time.perf_counter()
         self._keeper = Keeper(parts, job, progress, self._recorder)
         self._said_stop = False
@@ -62,7 +61,7 @@ class Loop:
             What the ranks have agreed upon.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss, the gradients or the weights are not finite.
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
         evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
@@ -71,10 +70,13 @@ class Loop:
         if not (row or scheduled or stop or self._agreement.is_due(step)):
             return Asked()
         asked = self._exchange(epoch, closes_interval=row)
-        if evaluates or scheduled or asked.save or stop:
+        self._check(nonfinite.find(asked, self._job.world))
+        if evaluates or scheduled or asked.save or asked.stop or stop:
             # What is kept or judged must be known to be finite, and there all ranks wait for each other anyway.
-            asked = self._agreement.read()
-        _check_finite(asked, self._config.optim.lr)
+            asked = asked.joined_by(self._agreement.read())
+            self._check(nonfinite.find(asked, self._job.world))
+            if not nonfinite.are_finite(self._parts.model, self._job.world):
+                self._check(Trouble("weights", step))
         if evaluates:
             asked = self._evaluate(epoch, asked)
         # What was stopped is saved once, at the end.
@@ -96,9 +98,8 @@ class Loop:
         """Leaves a checkpoint and the weights of the last step, and waits until every row is written.
 
         Raises:
-            TrainingError: the loss is not finite, or the checkpoint could not be written.
+            TrainingError: the checkpoint could not be written.
         """
-        _check_finite(self._agreement.read(), self._config.optim.lr)
         started = time.perf_counter()
         self._keeper.finish(self._open_interval())
         self._book("checkpoint", started)
@@ -115,43 +116,61 @@ class Loop:
         """Exchanges wishes with the other ranks; at the end of an interval its row is recorded, too."""
         now, stepper, step = time.perf_counter(), self._stepper, self._progress.step
         is_asked, is_late = self._wishes()
-        asked, sums = self._agreement.exchange(
-            torch.stack([stepper.loss_sum, stepper.counted]),
-            first=self._interval_step + 1,
+        asked, pending = self._agreement.exchange(
+            stepper.records.drain(),
             step=step,
             asked=is_asked,
             late=is_late,
             save=self._keeper.wants_save(),
         )
+        self._pending.append(pending)
         if not closes_interval:
             return asked
-        stepper.loss_sum.zero_()
-        stepper.counted.zero_()
         clock, stepper.clock = stepper.clock, StepClock()
         seconds = now - self._interval_started
         for what, spent in {**asdict(clock), "steps": seconds}.items():
             self._progress.spend(what, spent)
-        self._record(epoch, seconds, clock, sums)
+        self._record(epoch, seconds, clock)
         self._interval_step, self._interval_started = step, time.perf_counter()
+        self._earlier, self._pending = None, []
         return asked
 
-    def _record(self, epoch: int, seconds: float, clock: StepClock, sums: Exchange) -> None:
+    def _record(self, epoch: int, seconds: float, clock: StepClock) -> None:
         if self._recorder is None:
             return
-        samples = self._parts.plan.samples_before(self._progress.step)
+        plan = self._parts.plan
+        samples = plan.samples_before(self._progress.step)
         self._recorder.interval(
             Interval(
                 step=self._progress.step,
                 epoch=epoch,
                 samples=samples,
-                new_samples=samples - self._parts.plan.samples_before(self._interval_step),
+                new_samples=samples - plan.samples_before(self._interval_step),
                 seconds=seconds,
                 clock=clock,
                 lr=self._stepper.optimizer.param_groups[0]["lr"],
-                sums=sums,
+                figures=self._figures(),
+                samples_of=lambda step: plan.share(step - 1).samples,
                 when=time.time(),
             )
         )
+
+    def _figures(self) -> Callable[[], Figures]:
+        """Gives the open interval's figures as they are now, and waits for them; may be called by another thread."""
+        earlier, pending = self._earlier, tuple(self._pending)
+
+        def figures() -> Figures:
+            known = [earlier] if earlier is not None else []
+            return reduce(Figures.followed_by, [*known, *(part.figures() for part in pending)])
+
+        return figures
+
+    def _check(self, trouble: Trouble | None) -> None:
+        if trouble is None:
+            return
+        if self._recorder is not None:
+            self._recorder.event(event="nonfinite", **trouble.details(self._parts))
+        raise nonfinite.error(trouble, self._parts)
 
     def _is_late(self) -> bool:
         # An evaluation is broken off, so it needs no time of its own.
@@ -206,13 +225,9 @@ class Loop:
         self._keeper.save(self._open_interval())
         self._book("checkpoint", started)
 
-    def _open_interval(self) -> dict[str, float] | None:
-        """The sums, over all ranks, of an interval that has no row yet."""
-        if self._interval_step == self._progress.step:
-            return None
-        sums = torch.stack([self._stepper.loss_sum, self._stepper.counted])
-        loss_sum, counted = self._job.world.sum(sums).tolist()
-        return {"step": self._interval_step, "loss_sum": loss_sum, "counted": counted}
+    def _open_interval(self) -> dict[str, Any] | None:
+        """The figures of the steps that have no row yet; they have been exchanged."""
+        return None if self._interval_step == self._progress.step else asdict(self._figures()())
 
     def _book(self, what: str, started: float) -> None:
         spent = time.perf_counter() - started
@@ -230,15 +245,6 @@ def _recorder(parts: Parts, job: Job) -> Recorder:
         epochs=parts.epochs,
         gpu_percent=job.gpu_percent,
     )
-
-
-def _check_finite(asked: Asked, lr: float) -> None:
-    if not math.isfinite(asked.loss_sum):
-        raise TrainingError(
-            f"the loss is not finite (in steps {asked.steps[0]:,} to {asked.steps[1]:,})",
-            f"a lower rate, optim.lr={lr / 10:g}, clipping, optim.clip_norm=1, "
-            "or precision=fp32; to see where it begins: debug=true",
-        )
 
 
 def is_evaluation_due(every: int | str, step: int, ends_epoch: bool, total_steps: int) -> bool:

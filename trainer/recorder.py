@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.console import Console, Progress
-from trainer.exchange import Exchange
+from trainer.figures import Figures
 from trainer.rundir import RunDir
 from trainer.step import StepClock
 from trainer.tracking import Trackers
@@ -28,7 +28,8 @@ class Interval:
         seconds: wall time of the interval, without evaluation and checkpoints.
         clock: host seconds in this interval by what they were spent on.
         lr: learning rate of the last step.
-        sums: [sum of losses, counted samples or 0, ...] over all ranks.
+        figures: gives those of its steps over all ranks, and waits for them.
+        samples_of: samples that were dealt to a step, counted from 1.
         when: UNIX time, seconds.
     """
 
@@ -39,7 +40,8 @@ class Interval:
     seconds: float
     clock: StepClock
     lr: float
-    sums: Exchange
+    figures: Callable[[], Figures]
+    samples_of: Callable[[int], int]
     when: float
 
 
@@ -129,10 +131,9 @@ class Recorder:
                     self._console.warn(f"a row of metrics or the status was not recorded: {kind}")
 
     def _record(self, interval: Interval) -> None:
-        loss_sum, counted, *_ = interval.sums.read()
+        loss = interval.figures().mean_loss(interval.samples_of)
         rate = interval.new_samples / max(interval.seconds, 1e-9)
         waiting = interval.clock.data / max(interval.seconds, 1e-9)
-        loss = loss_sum / max(counted or interval.new_samples, 1)
         self._trackers.metrics(
             {
                 "step": interval.step,

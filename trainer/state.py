@@ -26,7 +26,7 @@ class Progress:
     Attributes:
         step: optimizer steps taken.
         best: the best evaluation so far.
-        open_interval: `step`, `loss_sum` and `counted` of an interval that has no row of metrics yet.
+        open_interval: the `Figures` of the steps that have no row of metrics yet.
         metrics: the last evaluation's.
         pending_evaluation: the epoch, from 1, of an evaluation that is due at this step and was broken off; else 0.
         seconds: wall time of the whole run by what it was spent on, over all attempts.
@@ -34,7 +34,7 @@ class Progress:
 
     step: int = 0
     best: Standing = field(default_factory=Standing)
-    open_interval: dict[str, float] | None = None
+    open_interval: dict[str, Any] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     pending_evaluation: int = 0
     seconds: dict[str, float] = field(default_factory=dict)

@@ -5,7 +5,7 @@
         backward of loss * world_size / samples of the whole step    # DDP averages: exactly the mean over the samples
     clip, update, schedule
 
-Nothing here waits for the device: losses are added up there and read when a row of metrics is due.
+Nothing here waits for the device: each step's loss is added up there and read later.
 """
 
 import time
@@ -19,6 +19,7 @@ from torch import nn
 from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import Batch
 from trainer.distributed import World
+from trainer.figures import MOST_STEPS, StepRecords
 from trainer.precision import Precision, Scaler
 
 Criterion = Callable[[object, torch.Tensor], torch.Tensor]
@@ -52,8 +53,7 @@ class Stepper:
         seed: decides what is random inside the model, for each step and rank.
         counts_targets: micro-batches may lack samples (skipped images), so a step's samples are counted over all ranks.
         applied_steps: steps whose update was not skipped for non-finite gradients.
-        loss_sum: float64 scalar on the device: sum of losses of this rank since it was last zeroed.
-        counted: float64 scalar on the device: samples behind loss_sum, where they are counted.
+        records: what is known about each step, on the device.
     """
 
     model: nn.Module
@@ -69,14 +69,12 @@ class Stepper:
     counts_targets: bool
     applied_steps: int = 0
     clock: StepClock = field(default_factory=StepClock)
-    loss_sum: torch.Tensor = field(init=False)
-    counted: torch.Tensor = field(init=False)
+    records: StepRecords = field(init=False)
     _parameters: list[nn.Parameter] = field(init=False)
     _weights: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        self.counted = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        self.records = StepRecords(MOST_STEPS, self.world.device)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
@@ -86,23 +84,27 @@ class Stepper:
 
     def __call__(self, share: StepShare, batches: Iterator[Batch]) -> None:
         """Takes one step with the next micro-batches of `batches`."""
-        clock = self.clock
+        clock, place = self.clock, self.records.begin()
         factor = self.lr_factor(self.applied_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         if self.counts_targets:
-            self._counted_micro_batches(share, batches)
+            self._counted_micro_batches(share, batches, place)
         else:
-            self._micro_batches(share, batches)
+            self._micro_batches(share, batches, place)
         started = time.perf_counter()
         if self.scaler.step(self.optimizer, self.clip_norm, self._parameters):
             self.applied_steps += 1
+            if self.clip_norm is not None and self.scaler.gradient_norm is not None and self.world.is_rank_zero:
+                self.records.norms[place].add_(self.scaler.gradient_norm)
+        elif self.world.is_rank_zero:
+            self.records.skipped[place].fill_(1)
         # What zero_grad does, without the profiler hooks that cost more than this loop.
         for parameter in self._parameters:
             parameter.grad = None
         clock.optimizer += time.perf_counter() - started
 
-    def _micro_batches(self, share: StepShare, batches: Iterator[Batch]) -> None:
+    def _micro_batches(self, share: StepShare, batches: Iterator[Batch], place: int) -> None:
         clock = self.clock
         last = len(share.micro_batches) - 1
         for index in range(last + 1):
@@ -119,7 +121,7 @@ class Stepper:
                 forwarded = time.perf_counter()
                 clock.forward += forwarded - fetched
                 self.scaler.scale(loss).backward(self._weight_of(share.samples, loss.dtype))
-            self.loss_sum += loss.detach()
+            self.records.losses[place].add_(loss.detach())
             clock.backward += time.perf_counter() - forwarded
 
     def _without_exchange(self) -> AbstractContextManager[None]:
@@ -134,7 +136,7 @@ class Stepper:
             self._weights[samples] = torch.full((), value, dtype=dtype, device=self.world.device)
         return self._weights[samples]
 
-    def _counted_micro_batches(self, share: StepShare, batches: Iterator[Batch]) -> None:
+    def _counted_micro_batches(self, share: StepShare, batches: Iterator[Batch], place: int) -> None:
         """The same where images may be missing: all of the step's batches first, then the exact number of samples."""
         started = time.perf_counter()
         taken = [next(batches) for _ in share.micro_batches]
@@ -142,9 +144,9 @@ class Stepper:
         count = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for _, targets in taken:
             count += (targets >= 0).sum()
-        self.counted += count
+        self.records.counted[place].add_(count)
         total = self.world.sum(count).clamp_(min=1)
-        self._micro_batches(share, iter(taken))
+        self._micro_batches(share, iter(taken), place)
         # The true number is known on the device only: correcting the gradients afterwards keeps the host free.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         torch._foreach_mul_(gradients, (share.samples / total).to(gradients[0].dtype))

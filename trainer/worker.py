@@ -303,6 +303,8 @@ def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning
         "exit_code": code,
         "time": time.time(),
     }
+    if isinstance(error, PacelineError) and error.details:
+        row["details"] = error.details
     try:
         write_json_once(run.failure, row)
         run.update_status(state="failed")

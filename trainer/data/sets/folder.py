@@ -73,8 +73,11 @@ class FolderImages(Dataset[tuple[Image.Image, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path = f"{self.root}/{self.paths[index]}"
-        return decode(path, self.channels), int(self.targets[index])
+        return decode(self.path_of(index), self.channels), int(self.targets[index])
+
+    def path_of(self, index: int) -> str:
+        """The file of an image."""
+        return f"{self.root}/{self.paths[index]}"
 
     def select(self, samples: NDArray[np.int64]) -> "FolderImages":
         """The given samples as a split of their own."""

@@ -1,0 +1,98 @@
+"""What is known about every single step: added up on the device, over all ranks known a moment later."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MOST_STEPS = 500
+"""Steps whose figures the device keeps; the ranks exchange them at least that often."""
+
+
+class StepRecords:
+    """The figures of the latest steps on the device, so that no step waits for it and each can be told from the next.
+
+    Args:
+        capacity: the most steps between two calls of `drain`.
+        device: where the losses are.
+
+    Attributes:
+        losses: for each place a float64 scalar: sum of this rank's losses.
+        counted: samples behind it, where they are counted.
+        skipped: 1 where the update was left out; rank 0's alone.
+        norms: norm of the gradients before clipping, where they are clipped; rank 0's alone.
+    """
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self._capacity = capacity
+        self._values = torch.zeros(4, capacity, dtype=torch.float64, device=device)
+        # Views that are made once: taking one at every step would cost more than the addition.
+        self.losses, self.counted, self.skipped, self.norms = (row.unbind() for row in self._values)
+        self._taken = 0
+
+    def begin(self) -> int:
+        """The place of a new step."""
+        place = self._taken % self._capacity
+        self._taken += 1
+        return place
+
+    def drain(self) -> torch.Tensor:
+        """The figures since the last call, float64 [4, steps]; begins anew."""
+        taken = self._values[:, : min(self._taken, self._capacity)].clone()
+        self._values.zero_()
+        self._taken = 0
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Figures of consecutive steps over all ranks; plain values, kept in checkpoints.
+
+    Attributes:
+        first: the first of these steps, counted from 1.
+        losses: sum of the losses of each step's samples.
+        counted: samples behind it, 0 where all that were dealt count.
+        skipped: 1 where the update was left out.
+        norms: norm of the gradients before clipping, 0 where they are not clipped.
+    """
+
+    first: int
+    losses: list[float]
+    counted: list[float]
+    skipped: list[float]
+    norms: list[float]
+
+    @classmethod
+    def of(cls, first: int, values: list[float]) -> "Figures":
+        """Of what `StepRecords.drain` has given, flattened."""
+        steps = len(values) // 4
+        return cls(first, *(values[row * steps : (row + 1) * steps] for row in range(4)))
+
+    def followed_by(self, later: "Figures") -> "Figures":
+        """These steps and those after them."""
+        return Figures(
+            self.first,
+            self.losses + later.losses,
+            self.counted + later.counted,
+            self.skipped + later.skipped,
+            self.norms + later.norms,
+        )
+
+    def mean_loss(self, samples_of: Callable[[int], int]) -> float:
+        """Mean over the samples; a step that was left out because its loss is not finite does not count.
+
+        Args:
+            samples_of: samples that were dealt to a step.
+        """
+        kept = [i for i, loss in enumerate(self.losses) if math.isfinite(loss) or not self.skipped[i]]
+        samples = sum(self.counted[i] for i in kept) or sum(samples_of(self.first + i) for i in kept)
+        # Rounded once, so that it does not matter in what portions the figures came.
+        return math.fsum(self.losses[i] for i in kept) / samples if samples else math.nan
+
+    def first_not_finite(self) -> int | None:
+        """The first step with a loss or a norm that is not finite."""
+        for index, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                return self.first + index
+        return None

@@ -1,0 +1,93 @@
+"""A loss, gradients or weights that are not finite: which step it was, on which ranks, and with which samples."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.agreement import Asked
+from trainer.assembly import Parts
+from trainer.data.naming import path_of, samples_of_step
+from trainer.distributed import World
+from trainer.errors import TrainingError
+
+_SHOWN = 3
+_MOST_PATHS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is not finite, and where it began.
+
+    Attributes:
+        what: `loss`, `gradients` or `weights`.
+        step: the first such step, counted from 1.
+        ranks: those whose own loss is not finite; empty where it is not the loss.
+    """
+
+    what: str
+    step: int
+    ranks: tuple[int, ...] = ()
+
+    def details(self, parts: Parts) -> dict[str, Any]:
+        """The step's samples, or those of the ranks that are to blame, with their files where the data has files."""
+        everyone = len(self.ranks) in (0, parts.world.world_size)
+        samples = samples_of_step(
+            parts.plan, seed=parts.config.seed, step=self.step - 1, ranks=None if everyone else self.ranks
+        ).tolist()
+        paths = [path_of(parts.splits.train, sample) for sample in samples[:_MOST_PATHS]]
+        return {
+            "what": self.what,
+            "step": self.step,
+            "epoch": parts.plan.share(self.step - 1).epoch + 1,
+            "ranks": list(self.ranks),
+            "samples": samples,
+            "paths": paths if any(paths) else [],
+        }
+
+
+def find(asked: Asked, world: World) -> Trouble | None:
+    """The first step whose loss or gradients are not finite; all ranks must call it with what they have agreed on."""
+    figures, mine = asked.figures, asked.mine
+    step = figures.first_not_finite() if figures is not None else None
+    if figures is None or mine is None or step is None:
+        return None
+    bad = world.gather((~mine[0, step - figures.first].isfinite()).long()).tolist()
+    ranks = tuple(rank for rank, is_bad in enumerate(bad) if is_bad)
+    return Trouble("loss" if ranks else "gradients", step, ranks)
+
+
+def are_finite(model: nn.Module, world: World) -> bool:
+    """Whether every weight is finite, on all ranks; waits for the device, and all ranks must call it."""
+    sums = torch.stack([p.detach().sum().double() for p in model.parameters() if p.requires_grad])
+    return not world.sum((~sums.isfinite()).any().double())
+
+
+def error(trouble: Trouble, parts: Parts) -> TrainingError:
+    """What ends a run that keeps to finite numbers."""
+    details = trouble.details(parts)
+    world_size, step = parts.world.world_size, trouble.step
+    have = "is" if trouble.what == "loss" else "are"
+    where = f"step {step:,} (epoch {details['epoch']:,}"
+    if world_size > 1 and trouble.ranks:
+        everyone = len(trouble.ranks) == world_size
+        where += f", all {world_size} ranks" if everyone else f", rank {', '.join(map(str, trouble.ranks))}"
+        if everyone and step > 1:
+            where += f" at once, so that the update of step {step - 1:,} is to blame"
+    rate = parts.config.optim.lr / 10
+    return TrainingError(
+        f"the {trouble.what} {have} not finite in {where}): {shown(details)}",
+        f"a lower rate, optim.lr={rate:g}, clipping, optim.clip_norm=1, or precision=fp32; "
+        "to see where it begins: debug=true",
+        details=details,
+    )
+
+
+def shown(details: dict[str, Any]) -> str:
+    """A few of the samples: `samples 812 (/imgs/a.png), 77 (/imgs/b.png), 30 (/imgs/c.png) and 61 more`."""
+    samples, paths = details["samples"], details["paths"]
+    words = [f"{sample} ({paths[i]})" if paths else str(sample) for i, sample in enumerate(samples[:_SHOWN])]
+    more = len(samples) - len(words)
+    text = f"{'sample' if len(samples) == 1 else 'samples'} {', '.join(words)}"
+    return f"{text} and {more:,} more (all in events.jsonl)" if more else text
