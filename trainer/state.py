@@ -108,9 +108,11 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     tensors, stepper, state = saved.tensors, parts.stepper, saved.state
     parts.model.load_state_dict(_below(tensors, "model."))
     rows = tensors.get("ranks.buffers")
-    if rows is not None and len(rows) == parts.world.world_size:
+    if rows is not None:
+        # A rank that was not there before begins with what the others have seen on average.
+        mine = rows[parts.world.rank] if len(rows) == parts.world.world_size else rows.double().mean(0).to(rows.dtype)
         buffers = [b for b in parts.model.buffers() if b.is_floating_point()]
-        torch.nn.utils.vector_to_parameters(rows[parts.world.rank].to(parts.world.device), buffers)
+        torch.nn.utils.vector_to_parameters(mine.to(parts.world.device), buffers)
     checkpoint.restore_optimizer(stepper.optimizer, _below(tensors, "optimizer."), state["optimizer"])
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]
