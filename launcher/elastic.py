@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,9 +17,11 @@ from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import worker
+from launcher.output import Output
 from launcher.plan import JobPlan
 from launcher.processes import die_with_parent, end_descendants
 from launcher.stop import STOP_SIGNALS, Stop
+from trainer.rundir import RunDir, read_json
 
 FAILURE_GRACE_S = 2
 """Seconds between a worker's failure and SIGTERM for the others, and between that and SIGKILL."""
@@ -44,7 +47,6 @@ class Agent(LocalElasticAgent):
             role="trainer",
             local_world_size=plan.workers_per_node,
             entrypoint=worker.run,
-            args=(plan,),
             rdzv_handler=rendezvous,
             max_restarts=plan.max_restarts,
             monitor_interval=0.05,
@@ -53,6 +55,8 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
         self._stop = stop
         self._asked = False
+        self._plan = plan
+        self._output: Output | None = None
 
     @property
     def restarts(self) -> int:
@@ -78,6 +82,9 @@ class Agent(LocalElasticAgent):
         # SIGKILL was right for as long as there was nobody below to be ended first.
         signal.signal(_PARENT_DIED, _end_everything)
         die_with_parent(os.getppid(), _PARENT_DIED)
+        output = Output(self._first_log())
+        self._output = output
+        worker_group.spec.args = (self._plan, output)
         # The engine would turn these into a shutdown; SIGQUIT remains for that.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
         # A worker takes a signal only once it has its own handlers.
@@ -86,6 +93,7 @@ class Agent(LocalElasticAgent):
             pids = super()._start_workers(worker_group)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            output.close()
         group: Any = self._context()._pc
         # The engine calls it without a grace period, which then is 30 s.
         group.join = partial(group.join, grace_period=FAILURE_GRACE_S)
@@ -94,7 +102,13 @@ class Agent(LocalElasticAgent):
     def _shutdown(self, *arguments: Any, **options: Any) -> None:
         # Called at the end of every attempt, however it ended.
         super()._shutdown(*arguments, **options)
-        left = end_descendants(grace_s=LEFTOVER_GRACE_S)
+        output, self._output = self._output, None
+        left = end_descendants([output.pid] if output else [], grace_s=LEFTOVER_GRACE_S)
+        if output:
+            output.drain()
+            # On a full disk the record may still have found room.
+            with suppress(OSError):
+                worker.append_traceback(output.log, read_json(worker.exit_record(output.log)))
         if left:
             print(f"warning: cannot be ended: process {', '.join(map(str, left))}", file=sys.stderr)
 
@@ -135,6 +149,10 @@ class Agent(LocalElasticAgent):
         for local_rank, process in enumerate(self._processes()):
             if process.exitcode == 0 and context._ret_vals[local_rank].empty():
                 context._return_values.setdefault(local_rank, 0)
+
+    def _first_log(self) -> Path:
+        first = self._worker_group.workers[0]
+        return RunDir(self._plan.run_dir).log(self._plan.attempt + self.restarts, first.global_rank)
 
     def _processes(self) -> list[Any]:
         context = self._context()

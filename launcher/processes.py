@@ -71,9 +71,13 @@ def end_descendants(spare: Collection[int] = (), *, grace_s: float) -> list[int]
                 sent.add((pid, number))
                 _send(pid, number)
         if time.monotonic() > deadline + _KILL_PATIENCE_S:
-            return left
+            break
         time.sleep(0.01)
-    return []
+    for pid, _ in sent:
+        # Adopted ones stay in the process table until this process has asked for their ends.
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return left
 
 
 def _send(pid: int, number: signal.Signals) -> None:

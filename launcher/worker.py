@@ -14,7 +14,9 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
+from launcher.output import Output
 from launcher.plan import JobPlan, Program
 from launcher.processes import die_with_parent
 from launcher.stop import STOP_SIGNALS, heard
@@ -26,13 +28,17 @@ _FINISH_LIMIT_S = 2.0
 _LIBRARY = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
-def run(plan: JobPlan) -> int:
+def run(plan: JobPlan, output: Output) -> int:
     """Runs the plan's program in a forked worker of torchrun's agent.
+
+    Args:
+        plan: the job.
+        output: where the node's first worker writes; the others' output goes to their logs only.
 
     Returns:
         0 or 75, since the agent waits for all workers to return; any other end leaves a record and exits.
     """
-    attempt = _enter(plan)
+    attempt = _enter(plan, output)
     log = RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"]))
     try:
         code, error = _run_program(plan.program), None
@@ -55,6 +61,13 @@ def exit_record(log: Path) -> Path:
     return log.with_suffix(".error.json")
 
 
+def append_traceback(log: Path, record: dict[str, Any]) -> None:
+    """Adds a worker's traceback to its log; the first worker's is added when the rest has been copied there."""
+    if record.get("traceback"):
+        with log.open("a") as stream:
+            stream.write(record["traceback"])
+
+
 def user_place(frames: traceback.StackSummary) -> str:
     """`file:line in function` of the innermost frame that is no library's; without one, of the innermost."""
     own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
@@ -62,7 +75,7 @@ def user_place(frames: traceback.StackSummary) -> str:
     return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
 
 
-def _enter(plan: JobPlan) -> int:
+def _enter(plan: JobPlan, output: Output) -> int:
     """Makes the forked process a worker; returns the attempt, which counts the agent's restarts."""
     agent = multiprocessing.parent_process()
     assert agent is not None
@@ -75,7 +88,10 @@ def _enter(plan: JobPlan) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     attempt = plan.attempt + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     os.environ["PACELINE_ATTEMPT"] = str(attempt)
-    if int(os.environ["LOCAL_RANK"]) != 0:
+    if int(os.environ["LOCAL_RANK"]) == 0:
+        output.become()
+    else:
+        output.close()
         _redirect(RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"])))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIOWrapper outside of tests
@@ -157,7 +173,7 @@ def _exit_status(exit: SystemExit) -> int:
 
 def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
     """Leaves word of a failure for the agent's verdict, and its traceback in the rank's log."""
-    row = {"host": socket.gethostname(), "time": time.time()}
+    row: dict[str, Any] = {"host": socket.gethostname(), "time": time.time()}
     text = ""
     if error is not None:
         trace = _own_part(error.__traceback__)
@@ -174,8 +190,8 @@ def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
             sys.stderr.write(text)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as stream:
-            stream.write(text)
+        if int(os.environ["LOCAL_RANK"]) != 0:
+            append_traceback(log, row)
         write_json(exit_record(log), row)
     except OSError as problem:
         # The terminal, or what is left of the log, is the only place where it can still be seen.

@@ -55,7 +55,9 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
             with held(run, world):
                 ours = run
                 attempt = world.from_rank_zero(choose_attempt(run))
-                console = open_console(is_rank_zero=world.is_rank_zero, log=run.log(attempt, world.rank))
+                # The launcher keeps a log of everything that is printed, this among it.
+                log = None if "PACELINE_RUN_DIR" in os.environ else run.log(attempt, world.rank)
+                console = open_console(is_rank_zero=world.is_rank_zero, log=log)
                 for note in notes:
                     console.say(note)
                 return train_in(run, config, world, console, stop, attempt=attempt, started=started)
