@@ -15,6 +15,7 @@ from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import ShardBatches, Wishes, evaluate
+from trainer.metrics import TOP, Scores
 from trainer.model.build import build_model
 from trainer.model.heads import loss_and_logits
 from trainer.model.registry import input_channels
@@ -80,8 +81,8 @@ class Parts:
         )
         return loader.on_device(batches, self.world.device)
 
-    def evaluate(self, wishes: Wishes) -> dict[str, float]:
-        """Metrics over the whole validation split; the same on all ranks.
+    def evaluate(self, wishes: Wishes) -> dict[str, Scores]:
+        """Scores over the whole validation split by the names' prefix; the same on all ranks.
 
         Args:
             wishes: whether this rank must stop.
@@ -96,11 +97,12 @@ class Parts:
         if self._validation is None:
             self._validation = self._validation_batches(shard)
         return evaluate(
-            self.model,
+            {"val/": self.model},
             self._validation,
             self.normaliser,
             self.precision,
             self.world,
+            classes=len(self.splits.classes),
             most_batches=shard.most_batches,
             wishes=wishes,
         )
@@ -136,6 +138,11 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         raise ConfigError(
             f"only {len(splits.train)} training images for {world.world_size} workers",
             f"cluster.gpus_per_node={len(splits.train)} or fewer, or more images",
+        )
+    if config.evaluate.best.endswith("_top5") and len(splits.classes) <= TOP:
+        raise ConfigError(
+            f"evaluate.best={config.evaluate.best} says nothing: there are only {len(splits.classes)} classes",
+            "evaluate.best=val/accuracy",
         )
     plan = StepPlan(
         samples=len(splits.train),

@@ -1,16 +1,16 @@
 """Validation: every sample exactly once, at any world size; broken off by all ranks where one must stop."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # torch's own name for it
 from torch import nn
 
 from trainer.agreement import Agreement, Asked
 from trainer.data.loader import on_device
 from trainer.data.sampler import Indices, contiguous_slice
 from trainer.distributed import World
+from trainer.metrics import Scores, Tally
 from trainer.model.heads import logits_and_aux
 from trainer.precision import Precision
 
@@ -58,58 +58,64 @@ class ShardBatches(Iterable[Indices]):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    models: Mapping[str, nn.Module],
     batches: Iterable[object],
     normaliser: nn.Module,
     precision: Precision,
     world: World,
     *,
+    classes: int,
     most_batches: int,
     wishes: Wishes = lambda: (False, False),
-) -> dict[str, float]:
-    """Loss and accuracy over the whole validation split; the same on all ranks.
+) -> dict[str, Scores]:
+    """Scores over the whole validation split, which is read once for all models; the same on all ranks.
 
     Args:
-        model: the unwrapped model; a wrapped one could wait for ranks that have no batch.
+        models: unwrapped ones; a wrapped one could wait for ranks that have no batch.
         batches: this rank's part of the split.
         normaliser: uint8 images -> the model's input.
         precision: of the forward pass.
         world: the workers.
+        classes: how many there are.
         most_batches: batches of the rank that has the most.
         wishes: asked about once a second whether this rank must stop.
 
     Returns:
-        `val/loss` (mean cross entropy), `val/accuracy` (0..1) and `val/samples`.
+        Each model's scores.
 
     Raises:
         EvaluationStopped: some rank must stop; raised on all ranks.
     """
-    was_training = model.training
-    model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    were_training = {name: model.training for name, model in models.items()}
+    tallies = {name: Tally(classes, world.device) for name in models}
     agreement = Agreement(world, step=0, most_steps=_MOST_BATCHES_BETWEEN_EXCHANGES)
-    no_steps = sums.new_zeros(4, 0)
+    no_steps = torch.zeros(4, 0, dtype=torch.float64, device=world.device)
     mine = on_device(batches, world.device)
     try:
+        for model in models.values():
+            model.eval()
         for number in range(1, most_batches + 1):
             batch = next(mine, None)
             if batch is not None:
                 images, targets = batch
-                with precision.autocast(world.device):
-                    logits, _ = logits_and_aux(model(normaliser(images)))
-                loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-                correct = (logits.argmax(dim=1) == targets).sum()
-                sums += torch.stack([loss.double(), correct.double(), (targets >= 0).sum().double()])
+                for name, model in models.items():
+                    with precision.autocast(world.device):
+                        logits, _ = logits_and_aux(model(normaliser(images)))
+                    tallies[name].update(logits, targets)
             if agreement.is_due(number):
                 asked, late = wishes()
                 agreed, _ = agreement.exchange(no_steps, step=number, asked=asked, late=late, save=False)
                 if agreed.stop:
                     raise EvaluationStopped(agreed)
     finally:
-        model.train(was_training)
-    loss_sum, correct_sum, count = world.sum(sums).tolist()
-    return {
-        "val/loss": loss_sum / max(count, 1),
-        "val/accuracy": correct_sum / max(count, 1),
-        "val/samples": int(count),
+        for name, model in models.items():
+            model.train(were_training[name])
+    return {name: tally.scores(world) for name, tally in tallies.items()}
+
+
+def metrics_of(evaluation: Mapping[str, Scores]) -> dict[str, float]:
+    """All figures by their full names, `val/accuracy` and so on, and the number of samples."""
+    figures = {
+        f"{name}{figure}": value for name, scores in evaluation.items() for figure, value in scores.figures.items()
     }
+    return {**figures, "val/samples": next(iter(evaluation.values())).samples}

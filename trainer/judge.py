@@ -7,7 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-HIGHER_IS_BETTER = {"val/accuracy": True, "val/loss": False}
+HIGHER_IS_BETTER = {
+    "val/accuracy": True,
+    "val/accuracy_top5": True,
+    "val/ece": False,
+    "val/f1": True,
+    "val/loss": False,
+    "val/precision": True,
+    "val/recall": True,
+}
 """The metrics that can be judged by, and their direction."""
 
 

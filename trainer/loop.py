@@ -6,14 +6,15 @@ from dataclasses import asdict, replace
 from functools import reduce
 from typing import Any
 
-from trainer import nonfinite
+from trainer import nonfinite, scorecard
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
-from trainer.evaluate import EvaluationStopped
+from trainer.evaluate import EvaluationStopped, metrics_of
 from trainer.figures import Figures
 from trainer.job import Job
 from trainer.judge import Judge
 from trainer.keeper import Keeper
+from trainer.metrics import Scores
 from trainer.nonfinite import Trouble
 from trainer.recorder import Interval, Recorder
 from trainer.state import Progress
@@ -205,20 +206,34 @@ class Loop:
         if asked.stop:
             return asked
         try:
-            metrics = self._parts.evaluate(self._wishes)
+            scores = self._parts.evaluate(self._wishes)
         except EvaluationStopped as stopped:
             self._book("evaluation", started)
             return stopped.asked
         progress.pending_evaluation = 0
-        progress.metrics = metrics
-        best = self._judge.judge(progress.best, metrics, step=progress.step, epoch=epoch)
-        if self._recorder is not None:
-            if best:
-                self._keeper.keep_best()
-            samples = self._parts.plan.samples_before(progress.step)
-            self._recorder.evaluation(step=progress.step, epoch=epoch, samples=samples, metrics=metrics, best=best)
+        progress.metrics = metrics_of(scores)
+        best = self._judge.judge(progress.best, progress.metrics, step=progress.step, epoch=epoch)
+        if best and self._recorder is not None:
+            self._keeper.keep_best()
+        self._record_evaluation(epoch, scores["val/"], best=best)
         self._book("evaluation", started)
         return asked
+
+    def _record_evaluation(self, epoch: int, scores: Scores, *, best: bool) -> None:
+        if self._recorder is None:
+            return
+        progress, splits, run = self._progress, self._parts.splits, self._job.run
+        step, metrics, best_step = progress.step, progress.metrics, progress.best.step
+        skipped = len(splits.val) - scores.samples
+
+        def write_details() -> None:
+            found = scorecard.entry(scores, splits.classes, metrics=metrics, skipped=skipped, step=step, epoch=epoch)
+            scorecard.write(run, found, best=best, best_step=best_step)
+
+        samples = self._parts.plan.samples_before(step)
+        self._recorder.evaluation(
+            step=step, epoch=epoch, samples=samples, metrics=metrics, best=best, write_details=write_details
+        )
 
     def _save(self) -> None:
         started = time.perf_counter()

@@ -14,6 +14,7 @@ from trainer.tracking import Trackers
 
 _STATUS_PERIOD_S = 1.0
 _CLOSE_LIMIT_S = 30.0
+_SHOWN = ("val/accuracy", "val/loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,33 @@ class Recorder:
         """Records a row of training metrics; returns at once."""
         self._work.put(lambda: self._record(interval))
 
-    def evaluation(self, *, step: int, epoch: int, samples: int, metrics: dict[str, float], best: bool) -> None:
-        """Records a row of validation metrics; returns at once."""
+    def evaluation(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        samples: int,
+        metrics: dict[str, float],
+        best: bool,
+        write_details: Callable[[], None],
+    ) -> None:
+        """Records a row of validation metrics and the evaluation's details; returns at once.
+
+        Args:
+            step: steps taken in the run.
+            epoch: the last of them's, from 1.
+            samples: seen in the run.
+            metrics: by full names.
+            best: whether the evaluation is the best so far.
+            write_details: called beside the training.
+        """
         when = time.time()
 
         def record() -> None:
             self._trackers.metrics({"step": step, "epoch": epoch, "samples": samples, "time": when, **metrics})
-            shown = {name: value for name, value in metrics.items() if name != "val/samples"}
+            shown = {name: metrics[name] for name in _SHOWN if name in metrics}
             self._console.evaluation(step=step, epoch=epoch, metrics=shown, best=best)
+            write_details()
 
         self._work.put(record)
 

@@ -74,6 +74,11 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def evaluation(self) -> Path:
+        """The last and the best evaluation, class by class."""
+        return self.path / "evaluation.json"
+
+    @property
     def classes(self) -> Path:
         """The class names in the order of the logits."""
         return self.path / "classes.json"
