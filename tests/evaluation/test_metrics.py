@@ -62,7 +62,7 @@ def score_plainly(world: World, samples: int) -> dict[str, Any]:
 def scikit_learn(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     chances = logits.double().softmax(dim=1).numpy()
     true, predicted, labels = targets.numpy(), chances.argmax(axis=1), range(logits.shape[1])
-    mean = sklearn.precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)
+    mean: Any = sklearn.precision_recall_fscore_support(true, predicted, average="macro", zero_division=0)
     right, confidence = calibration_curve(true == predicted, chances.max(axis=1), n_bins=15)
     bins = np.searchsorted(np.linspace(0, 1, 16)[1:-1], chances.max(axis=1))
     shares = np.unique(bins, return_counts=True)[1] / len(true)
@@ -85,7 +85,7 @@ def test_all_figures_equal_scikit_learns(samples: int) -> None:
     predicted = logits.argmax(dim=1)
     assert scores.confusion is not None
     assert np.array_equal(scores.confusion, sklearn.confusion_matrix(targets, predicted, labels=range(CLASSES)))
-    by_class = sklearn.precision_recall_fscore_support(targets, predicted, labels=range(CLASSES), zero_division=0)
+    by_class: Any = sklearn.precision_recall_fscore_support(targets, predicted, labels=range(CLASSES), zero_division=0)
     names = ("precision", "recall", "f1", "samples")
     for row, *expected in zip(scores.table(list("abcdefg")), *by_class, strict=True):
         assert [row[name] for name in names] == pytest.approx(expected, abs=1e-12)
