@@ -3,6 +3,7 @@
 import os
 import pickle
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,10 @@ def _work(rank: int, world_size: int, port: int, folder: str, function: Callable
     with join(DistributedConfig(timeout_s=60), device="cpu") as world:
         result = function(world, *arguments)
     (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
+    # As the trainer ends: Python's own way would end loading processes first, and torch then take that for a failure.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def alone() -> World:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainer import checkpoint
 from trainer.assembly import Parts
@@ -62,6 +63,7 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         "scaler": stepper.scaler.state_dict(),
         "optimizer": plain,
         "world_size": parts.world.world_size,
+        "micro_batch": parts.plan.largest_micro_batch,
         "data": data_identity(parts),
     }
     return Checkpoint(tensors, state)
@@ -105,6 +107,8 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     if saved is None:
         saved = _load_late(parts.run.checkpoint(step))
     _check_data(saved.state["data"], data_identity(parts), accept_changes=accept_changes)
+    if change := _numerical_change(saved.state, parts):
+        warn(change)
     tensors, stepper, state = saved.tensors, parts.stepper, saved.state
     parts.model.load_state_dict(_below(tensors, "model."))
     rows = tensors.get("ranks.buffers")
@@ -138,6 +142,18 @@ def _load_late(folder: Path) -> Checkpoint:
                     "run.dir must lie on a file system that all nodes share",
                 ) from damage
             time.sleep(0.2)
+
+
+def _numerical_change(before: dict[str, Any], parts: Parts) -> str | None:
+    """What another number of workers, or other micro-batches, mean for a run that goes on; None: nothing changed."""
+    then, now = (before["world_size"], before["micro_batch"]), (parts.world.world_size, parts.plan.largest_micro_batch)
+    if then == now:
+        return None
+    said = "the samples and their order are the same, gradients agree up to rounding"
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    if any(isinstance(module, kinds) for module in parts.model.modules()):
+        said += "; BatchNorm and dropout see the samples in other groups, which is more than rounding"
+    return f"begun with {then[0]} x {then[1]} images at once, goes on with {now[0]} x {now[1]}: {said}"
 
 
 def _check_data(before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool) -> None:

@@ -1,6 +1,5 @@
 """The same samples with the same augmentation in every step, whatever the workers: by the trainer's public commands."""
 
-import io
 import time
 from pathlib import Path
 
@@ -87,7 +86,7 @@ def train_here(world: World, folder: Path, further: list[str], stop_after: int |
     config = compose([*overrides(folder), *further])
     run = RunDir(folder / "r")
     run.path.mkdir(exist_ok=True)
-    console = LineConsole(io.StringIO(), None, clock=time.monotonic)
+    console = LineConsole((folder / f"said-{world.rank}.txt").open("a"), None, clock=time.monotonic)
     train(config, Job(world, run, console, NullTrackers(), StopRequest(), lambda: None), stop_after=stop_after)
 
 
@@ -108,3 +107,5 @@ def test_a_run_that_goes_on_with_more_workers_goes_on_in_the_same_order(
         place.mkdir()
         run_workers(world_size, train_here, tmp_path, [f"model.args={{folder: {place}}}", "data.workers=1"], stop_after)
     assert steps_seen(places[0]) + steps_seen(places[1]) == alone
+    said = (tmp_path / "said-0.txt").read_text()
+    assert "begun with 2 x 3 images at once, goes on with 3 x 2: the samples and their order are the same" in said

@@ -123,6 +123,12 @@ class StepPlan:
         return full if full and (self.drop_last or not rest) else full + 1
 
     @property
+    def largest_micro_batch(self) -> int:
+        """The most samples that any rank takes at once."""
+        share = -(-min(self.global_batch_size, self.samples) // self.world_size)
+        return -(-share // -(-share // (self.micro_batch_size or share)))
+
+    @property
     def largest_accumulation(self) -> int:
         """The most micro-batches that any rank takes in a step."""
         share = -(-min(self.global_batch_size, self.samples) // self.world_size)
