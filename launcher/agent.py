@@ -71,9 +71,10 @@ def _run(plan: JobPlan, stop: Stop) -> int:
     from launcher.elastic import Agent
 
     run = RunDir(plan.run_dir)
-    if plan.program.kind != "trainer":
-        with _telling_of("status.json"):
+    with _telling_of("status.json"):
+        if not run.is_held():
             run.failure.unlink(missing_ok=True)
+        if plan.program.kind != "trainer":
             run.update_status(state="running", attempt=plan.attempt)
     agent = Agent(plan, _rendezvous(plan), stop)
     try:
@@ -87,6 +88,9 @@ def _run(plan: JobPlan, stop: Stop) -> int:
         exits = verdict.with_the_trainers_word(exits, told)
     code = verdict.exit_code(exits, stop.signal)
     failure = verdict.first_failure(exits)
+    if plan.program.kind == "trainer" and run.is_held():
+        # Our workers have ended, so another job trains here, and what lies here is its own. Rank 0 has said it.
+        return code
     if stop.signal is not None:
         _say_stopped(plan, code, stop.signal)
     elif failure is not None:

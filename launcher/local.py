@@ -1,6 +1,5 @@
 """Runs a plan on this machine: prepares the run directory, starts the agent and hands signals on to it."""
 
-import getpass
 import os
 import shutil
 import signal
@@ -11,25 +10,21 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher.agent import busy_port
-from launcher.plan import JobPlan, again_command, redact
+from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from launcher.stop import STOP_SIGNALS, heard
 from trainer import runname
-from trainer.rundir import RunDir, write_atomic, write_json
+from trainer.errors import InUseError
+from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
     from trainer.config import Config
 
-DIFF_LIMIT = 1 << 20
-"""Bytes of uncommitted changes that are kept with a run."""
-
-_GIT_TIMEOUT_S = 5
 _LEFTOVER_GRACE_S = 1.0
 # The current directory must not shadow our packages: a user may well have a trainer.py.
 _BOOT = "import sys; sys.path[0] = sys.argv.pop(1); from launcher.agent import main; main()"
@@ -47,30 +42,45 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
 
     Raises:
         ConfigError: the run exists and was begun with a configuration that computes something else.
+        InUseError: another job trains in it.
         UnfitError: the run directory cannot be made or written to, or the rendezvous port is taken.
     """
+    from trainer.config import to_yaml
+    from trainer.provenance import begin
+
     if plan.port:
         check_port(plan.port)
     check_agreement(plan, config, runname.choose(config.run, recipe))
     run = RunDir(runname.create(config.run, recipe).absolute())
+    if plan.program.kind == "trainer" and run.is_held():
+        raise InUseError(
+            f"run {run.name} is being trained by another job",
+            "another run.name, run.fresh=true beside it, or wait until it has ended",
+        )
     attempt = run.next_attempt()
     logs = run.log(attempt, 0).parent
     try:
         logs.mkdir(parents=True)
-        frozen = _freeze(config, run, attempt)
-        plan = replace(
-            plan,
-            run_dir=str(run.path),
-            config=str(frozen),
+        begin(
+            run,
+            config,
             attempt=attempt,
-            again=again_command(plan, run.name),
+            argv=argv,
+            folder=_code_folder(plan.program),
+            nodes=plan.nodes,
+            world_size=plan.world_size,
         )
-        write_json(run.job, job_record(plan, run, argv))
     except OSError as error:
         # What was not started is no attempt.
         shutil.rmtree(logs, ignore_errors=True)
         raise runname.unwritable(run.path, error) from error
-    return plan
+    return replace(
+        plan,
+        run_dir=str(run.path),
+        config=to_yaml(replace(config, run=replace(config.run, name=run.name, fresh=False))),
+        attempt=attempt,
+        again=again_command(plan, run.name),
+    )
 
 
 def check_agreement(plan: JobPlan, config: "Config", path: Path) -> None:
@@ -79,12 +89,10 @@ def check_agreement(plan: JobPlan, config: "Config", path: Path) -> None:
     Raises:
         ConfigError: see above.
     """
-    run = RunDir(path)
-    if plan.program.kind == "trainer" and run.config.exists():
-        from trainer import config as configuration
+    if plan.program.kind == "trainer":
+        from trainer import provenance
 
-        before = configuration.from_yaml(run.config.read_text())
-        configuration.check_agreement(before, config, name=run.name)
+        provenance.agree(RunDir(path), config)
 
 
 def check_port(port: int) -> None:
@@ -106,8 +114,11 @@ def run(plan: JobPlan) -> int:
     """Starts the agent, hands it every signal, and returns the job's exit code (DESIGN's table)."""
     environment = {
         **os.environ,
-        **{variable.name: variable.value for variable in plan.environment if variable.value is not None},
-        "PACELINE_CONFIG": plan.config,
+        **{
+            variable.name: variable.value
+            for variable in plan.environment
+            if variable.value and variable.source != "you"
+        },
         "PACELINE_RUN_DIR": plan.run_dir,
         "PACELINE_ATTEMPT": str(plan.attempt),
         "PACELINE_STARTED": str(time.time()),
@@ -162,65 +173,11 @@ def _handing_on_signals(agent: "subprocess.Popen[bytes]") -> Generator[list[int]
             signal.signal(number, handler)
 
 
-def job_record(plan: JobPlan, run: RunDir, argv: list[str]) -> dict[str, Any]:
-    """The content of job.json; the values of secret variables are replaced by their names."""
-    return {
-        "argv": [redact(text) for text in argv],
-        "job_id": None,
-        "time": time.time(),
-        "host": socket.gethostname(),
-        "user": _user(),
-        "directory": str(Path.cwd()),
-        "nodes": plan.nodes,
-        "world_size": plan.world_size,
-        "attempt": plan.attempt,
-        "code": _code(run),
-        "python": sys.version.split()[0],
-        "packages": {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]},
-    }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        # A container's arbitrary uid has no entry in the password file.
-        return str(os.getuid())
-
-
-def _code(run: RunDir) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the checkout in the current directory; None outside of one."""
-    commit = _git("rev-parse", "HEAD")
-    if commit is None:
-        return None
-    diff = _git("diff", "HEAD", "--no-color", "--no-ext-diff") or b""
-    saved = bool(diff) and len(diff) <= DIFF_LIMIT
-    if saved:
-        write_atomic(run.code_diff, redact(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape"))
-    return {
-        "commit": commit.decode().strip(),
-        "dirty": bool(diff),
-        "diff": run.code_diff.name if saved else None,
-        "diff_bytes": len(diff),
-    }
-
-
-def _git(*arguments: str) -> bytes | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, timeout=_GIT_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
-
-
-def _freeze(config: "Config", run: RunDir, attempt: int) -> Path:
-    """Writes the configuration where this attempt reads it; what the run was begun with stays."""
-    from trainer.config import to_yaml
-
-    text = to_yaml(replace(config, run=replace(config.run, name=run.name, fresh=False)))
-    if not run.config.exists():
-        write_atomic(run.config, text.encode())
-    if run.config.read_text() == text:
-        return run.config
-    write_atomic(run.attempt_config(attempt), text.encode())
-    return run.attempt_config(attempt)
+def _code_folder(program: Program) -> Path:
+    """Where the code that runs lies, for the question which commit it is."""
+    if program.kind == "trainer":
+        return _HERE / "trainer"
+    if program.kind == "script":
+        return Path(program.target).resolve().parent
+    package = Path.cwd() / program.target.partition(".")[0]
+    return package if package.is_dir() else Path.cwd()

@@ -1,7 +1,6 @@
 """The plan of a job: how many workers, what they run, with which environment. Pure: `--dry-run` prints it."""
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import wording
 from trainer.errors import ConfigError, UnfitError
+from trainer.secrets import is_secret, redact, redact_words
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 CPU_WORKERS = 2
 """Workers on a machine without a GPU: enough for everything distributed to be real."""
 
-_SECRET = re.compile(r"(_KEY|_TOKEN)$|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _RELEVANT = re.compile(
     r"^(CUDA_|NCCL_|GLOO_|TORCH|PYTORCH_|OMP_|MKL_|KMP_|WANDB_|HF_|HYDRA_|PACELINE_|PYTHONPATH$|LD_PRELOAD$)"
 )
@@ -67,10 +66,10 @@ class JobPlan:
         nodes: machines.
         workers_per_node: workers on each of them.
         program: what they run.
-        overrides: the configuration overrides as the user wrote them.
+        overrides: the configuration overrides as the user wrote them, without secrets: they are only shown.
         environment: what is set for the workers, and what of the user's environment matters to them.
         run_dir: the run directory; empty until it is chosen.
-        config: the frozen configuration of this attempt.
+        config: the configuration of this attempt as YAML, with its secrets: in no file, no argv.
         attempt: which attempt of the job this is, from 0; an agent's restarts count on from it.
         endpoint: host:port of the rendezvous; port 0 is a free one.
         max_restarts: restarts by the agent after a failure.
@@ -157,7 +156,7 @@ def plan_job(
         nodes=1,
         workers_per_node=workers,
         program=program,
-        overrides=tuple(overrides),
+        overrides=tuple(redact_words(overrides)),
         environment=_environment(environment, cpus=cpus, workers=workers),
         endpoint=f"127.0.0.1:{config.cluster.port or 0}",
         max_restarts=config.cluster.max_restarts,
@@ -220,7 +219,7 @@ def torchrun_command(plan: JobPlan) -> str:
     ours = [f"{v.name}={shlex.quote(v.value)}" for v in plan.environment if v.value and v.source != "you"]
     program = plan.program
     target = [program.target] if program.kind == "script" else ["-m", program.target]
-    arguments = plan.overrides if program.kind == "trainer" else program.arguments
+    arguments = plan.overrides if program.kind == "trainer" else redact_words(program.arguments)
     return " ".join(
         [
             *ours,
@@ -238,27 +237,13 @@ def again_command(plan: JobPlan, name: str) -> str:
     words = [wording.command("paceline"), "run", *kept, f"run.name={name}"]
     if plan.program.kind != "trainer":
         flag = ["-m"] if plan.program.kind == "module" else []
-        words += ["--", *flag, plan.program.target, *plan.program.arguments]
+        words += ["--", *flag, plan.program.target, *redact_words(plan.program.arguments)]
     return shlex.join(words)
-
-
-def is_secret(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret."""
-    return _SECRET.search(name) is not None
-
-
-def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Replaces the values of secret environment variables by their names, wherever they occur in a text."""
-    for name, value in (os.environ if environment is None else environment).items():
-        # A shorter value is no secret, and would be found all over the text.
-        if is_secret(name) and len(value) >= 8:
-            text = text.replace(value, f"${name}")
-    return text
 
 
 def _environment(yours: Mapping[str, str], *, cpus: int, workers: int) -> tuple[Variable, ...]:
     variables = [
-        Variable(name, None if is_secret(name) else value, "you")
+        Variable(name, None if is_secret(name) else redact(value, yours), "you")
         for name, value in sorted(yours.items())
         if _RELEVANT.match(name) or is_secret(name)
     ]

@@ -41,7 +41,7 @@ def run(plan: JobPlan, output: Output) -> int:
     attempt = _enter(plan, output)
     log = RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"]))
     try:
-        code, error = _run_program(plan.program), None
+        code, error = _run_program(plan), None
     except SystemExit as end:
         code, error = _exit_status(end), end
     except BaseException as end:
@@ -113,14 +113,15 @@ def _redirect(log: Path) -> None:
     os.close(descriptor)
 
 
-def _run_program(program: Program) -> int:
+def _run_program(plan: JobPlan) -> int:
+    program = plan.program
     if program.kind == "trainer":
         from trainer.__main__ import main
 
         sys.argv = [program.target]
         # As with `python -m trainer`: models and data sets of one's own lie in the current directory.
         sys.path.insert(0, str(Path.cwd()))
-        return main()
+        return main(plan.config)
     # A user's script may have modules of these names beside it, and must get its own.
     for name in [name for name in sys.modules if name.partition(".")[0] in ("launcher", "trainer")]:
         del sys.modules[name]

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import PacelineError
@@ -15,17 +14,20 @@ if TYPE_CHECKING:
     from trainer.config import Config
 
 
-def main() -> int:
-    """Reads the configuration and trains; returns the exit code."""
+def main(frozen: str | None = None) -> int:
+    """Reads the configuration and trains; returns the exit code.
+
+    Args:
+        frozen: the configuration as YAML, from a launcher that has composed and checked it; else it is composed here.
+    """
     # Importing torch makes a million objects that live for ever; searching them for garbage takes a tenth of the time.
     gc.disable()
     # Imported here, so that a mistake in the configuration is told in half a second, before torch is there.
     from trainer.config import entry, from_yaml
 
-    frozen = os.environ.get("PACELINE_CONFIG")
     if frozen is None:
         return entry.run(sys.argv[1:], _check_and_train)
-    config = from_yaml(Path(frozen).read_text())
+    config = from_yaml(frozen)
     # The launcher counted GPUs: a worker that finds none must not fall back to the CPU unasked.
     return _train(replace(config, device=os.environ.get("PACELINE_DEVICE") or config.device), [])
 

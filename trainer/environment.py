@@ -2,7 +2,6 @@
 
 import platform
 import socket
-import subprocess
 from importlib import metadata
 from typing import Any
 
@@ -18,18 +17,6 @@ _PACKAGES = ("paceline", "torch", "torchvision", "hydra-core", "wandb", "numpy",
 def host() -> str:
     """This machine's name."""
     return socket.gethostname()
-
-
-def code() -> dict[str, Any] | None:
-    """The commit that the working directory is at, and whether it has uncommitted changes; None outside of git."""
-    try:
-        commit, changes = (
-            subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": bool(changes)}
 
 
 def describe(world: World) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class ConfigError(PacelineError):
     exit_code = 2
 
 
+class InUseError(ConfigError):
+    """Another job has the run: whatever lies in its directory is that job's."""
+
+
 class UnfitError(PacelineError):
     """The environment is unfit: no such GPU, data that cannot be read, no space (exit code 3)."""
 

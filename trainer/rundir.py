@@ -4,6 +4,7 @@ Standard library only, so that every tool can read a run without importing the t
 """
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -120,6 +121,10 @@ class RunDir:
         """What the working tree had beyond the commit that job.json names."""
         return self.path / "code.diff"
 
+    def attempt_code_diff(self, attempt: int) -> Path:
+        """The same of an attempt whose working tree was another than the first's."""
+        return self.path / "logs" / f"attempt-{attempt}" / "code.diff"
+
     def attempt_config(self, attempt: int) -> Path:
         """The configuration of an attempt that was asked for differently than the first."""
         return self.path / "logs" / f"attempt-{attempt}" / "config.yaml"
@@ -128,6 +133,20 @@ class RunDir:
         """The number of the attempt to come: one more than the highest that has a log directory."""
         names = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
         return max((int(name) for name in names if name.isdigit()), default=-1) + 1
+
+    def is_held(self) -> bool:
+        """Whether a job trains in this directory right now, judged by its lock."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json, or an empty dict when there is none yet."""

@@ -9,18 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from trainer import environment, results, runname
-from trainer.config import Config, TrackingConfig, check_agreement, from_yaml, to_yaml
+from trainer import environment, provenance, results, runname
+from trainer.config import Config, TrackingConfig
 from trainer.console import Console, open_console
 from trainer.distributed import World, join
-from trainer.errors import ConfigError, PacelineError
+from trainer.errors import InUseError, PacelineError
 from trainer.job import Job
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
-from trainer.rundir import RunDir, read_json, read_json_lines, write_atomic, write_json, write_json_once
+from trainer.rundir import RunDir, read_json, read_json_lines, write_json, write_json_once
 from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Outcome, train
@@ -48,13 +49,14 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
     try:
         config = prepare(config)
         with join(config.distributed, device=config.device) as world:
-            run = RunDir(world.on_rank_zero(lambda: open_run(config, world.world_size)))
+            run = RunDir(world.on_rank_zero(lambda: open_run(config)))
             if not config.run.accept_changes and world.from_rank_zero(is_finished(run)):
                 console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
                 return 0
             with held(run, world):
                 ours = run
                 attempt = world.from_rank_zero(choose_attempt(run))
+                world.on_rank_zero(lambda: begin(run, config, world, attempt=attempt))
                 # The launcher keeps a log of everything that is printed, this among it.
                 log = None if "PACELINE_RUN_DIR" in os.environ else run.log(attempt, world.rank)
                 console = open_console(is_rank_zero=world.is_rank_zero, log=log)
@@ -62,7 +64,7 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                     console.say(note)
                 return train_in(run, config, world, console, stop, attempt=attempt, started=started)
     except Exception as error:
-        return report(error, ours, console)
+        return report(error, ours or launched(error), console)
 
 
 def prepare(config: Config) -> Config:
@@ -87,8 +89,8 @@ def prepare(config: Config) -> Config:
     return config
 
 
-def open_run(config: Config, world_size: int) -> str:
-    """Chooses or finds the run directory, and writes what was asked for into it; returns its path.
+def open_run(config: Config) -> str:
+    """Chooses or finds the run directory; returns its path.
 
     Raises:
         ConfigError: a run of that name was begun with another configuration.
@@ -97,17 +99,31 @@ def open_run(config: Config, world_size: int) -> str:
     given = os.environ.get("PACELINE_RUN_DIR")
     if given is not None:
         return given
-    run = RunDir(runname.create(config.run, config.recipe or config.model.name))
-    if run.config.exists():
-        check_agreement(from_yaml(run.config.read_text()), config, name=run.name)
+    run = provenance.restarted(config.run) or RunDir(runname.create(config.run, config.recipe or config.model.name))
+    provenance.agree(run, config)
+    return str(run.path)
+
+
+def begin(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
+    """Writes what was asked for into the run directory, unless the launcher has.
+
+    Raises:
+        UnfitError: the directory cannot be written.
+    """
+    if "PACELINE_RUN_DIR" in os.environ:
+        return
     try:
-        write_atomic(run.config, to_yaml(config).encode())
-        write_json(run.job, {
-            "argv": sys.argv, "world_size": world_size, "time": time.time(), "job_id": None, "code": environment.code(),
-        })  # fmt: skip
+        provenance.begin(
+            run,
+            config,
+            attempt=attempt,
+            argv=sys.argv,
+            folder=Path(__file__).parent,
+            nodes=world.nodes,
+            world_size=world.world_size,
+        )
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
-    return str(run.path)
 
 
 @contextmanager
@@ -115,7 +131,7 @@ def held(run: RunDir, world: World) -> Iterator[None]:
     """Keeps other jobs out of the run directory; the kernel lets go of it when this process dies, whatever way.
 
     Raises:
-        ConfigError: another job trains in it.
+        InUseError: another job trains in it.
     """
     descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644) if world.is_rank_zero else None
 
@@ -129,7 +145,7 @@ def held(run: RunDir, world: World) -> Iterator[None]:
             except BlockingIOError as error:
                 # A job that was killed a moment ago may still be on its way out.
                 if time.monotonic() > deadline:
-                    raise ConfigError(
+                    raise InUseError(
                         f"run {run.name} is being trained by another job",
                         "another run.name, run.fresh=true beside it, or wait until it has ended",
                     ) from error
@@ -236,6 +252,12 @@ def _last_lines(outcome: Outcome, summary: dict[str, object], run: RunDir, hints
     return results.closing_lines(summary, run, outcome.parts.config, hints=hints, skipped=skipped)
 
 
+def launched(error: Exception) -> RunDir | None:
+    """The run that the launcher has made for this job, for an error that came before the worker had opened it."""
+    given = os.environ.get("PACELINE_RUN_DIR")
+    return RunDir(given) if given and not isinstance(error, InUseError) else None
+
+
 def report(error: Exception, run: RunDir | None, console: Console) -> int:
     """Tells an error in a few lines and keeps the rest in failure.json; returns the exit code."""
     rank = int(os.environ.get("RANK", "0"))
@@ -293,10 +315,11 @@ def explain(error: Exception) -> tuple[str, str]:
 
 def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning: str, advice: str) -> str:
     """Writes failure.json unless another rank was first; returns the advice, with where the traceback is."""
-    row = {
+    attempt = int(os.environ.get("PACELINE_ATTEMPT") or run.read_status().get("attempt", 0))
+    row: dict[str, Any] = {
         "rank": rank,
         "host": environment.host(),
-        "attempt": run.read_status().get("attempt", 0),
+        "attempt": attempt,
         "type": type(error).__name__,
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
@@ -308,6 +331,9 @@ def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning
     if isinstance(error, PacelineError) and error.details:
         row["details"] = error.details
     try:
+        if read_json(run.failure).get("attempt", attempt) != attempt:
+            # An earlier attempt's, which this one did not come as far as to take away.
+            run.failure.unlink(missing_ok=True)
         write_json_once(run.failure, row)
         run.update_status(state="failed")
     except OSError as refused:

@@ -10,6 +10,7 @@ import pytest
 from launcher.gpus import count_gpus, count_visible
 from tests import stand_in_nvml
 from tests.trainer_command import ROOT
+from trainer.rundir import RunDir, read_json
 
 Paceline = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -83,8 +84,12 @@ def test_a_driver_that_does_not_answer_is_exit_3_and_no_quiet_training_on_the_cp
     assert "device=cpu" in done.stderr
 
 
-def test_workers_planned_for_gpus_insist_on_them(paceline: Paceline) -> None:
+def test_workers_planned_for_gpus_insist_on_them_and_the_true_error_is_kept(paceline: Paceline, tmp_path: Path) -> None:
     # The stand-in has GPUs for NVML only: torch finds none that work.
     done = paceline({"count": 2})
     assert done.returncode == 3, done.stderr
     assert "device=cuda, but no usable GPU" in done.stderr
+    # It came before the run was open, and so before the trainer itself knew where to keep it.
+    failure = read_json(RunDir(tmp_path / "x").failure)
+    assert (failure["type"], failure["exit_code"], failure["attempt"]) == ("UnfitError", 3, 0)
+    assert "no usable GPU" in failure["message"]

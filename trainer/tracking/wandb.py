@@ -26,6 +26,7 @@ import psutil
 from trainer import wording
 from trainer.config import Config, WandbConfig
 from trainer.rundir import RunDir, write_atomic
+from trainer.secrets import redact_values
 
 _QUEUE_ROWS = 2000
 _FINISH_S = 10.0
@@ -77,7 +78,7 @@ class WandbTracker:
     ) -> None:
         self._options = options
         self._run = run
-        self._settings = {**dataclasses.asdict(config), "attempt": attempt}
+        self._settings = {**redact_values(dataclasses.asdict(config)), "attempt": attempt}
         self._warn = warn
         self._finish_s = finish_s
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(queue_rows)

@@ -1,0 +1,82 @@
+"""A run belongs to one job at a time, and a restarted job goes on in the run that it had begun."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.launcher.conftest import wait_until
+from tests.trainer_command import DIGITS, ROOT, environment
+from trainer.rundir import RunDir, read_json
+
+PACELINE = [sys.executable, "-m", "launcher", "run"]
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    command = [*PACELINE, *DIGITS, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def test_a_second_job_is_refused_and_the_first_ones_directory_stays_as_it_is(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    arguments = ["epochs=4000", "evaluate.every=end", f"run.dir={tmp_path}", "run.name=x", "cluster.gpus_per_node=1"]
+    first = start(*arguments)
+    wait_until(run.metrics.exists, "the first job trains")
+    second = start(*arguments)
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "run x is being trained by another job" in said
+    assert "nothing was started" in said
+    assert run.next_attempt() == 1
+    assert len(read_json(run.job)["attempts"]) == 1
+    assert run.read_status()["state"] == "running"
+    first.send_signal(signal.SIGUSR2)
+    assert first.wait(60) == 75
+    assert run.read_status()["state"] == "preempted"
+
+
+def test_a_job_that_loses_the_race_for_a_run_leaves_it_alone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    late = start("max_steps=2", f"run.dir={tmp_path}", "run.name=x", "cluster.gpus_per_node=1")
+    wait_until(run.job.exists, "the run directory is there, but the worker is not")
+    with run.lock.open("w") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        run.update_status(state="running", attempt=0)
+        _, said = late.communicate(timeout=60)
+        assert late.returncode == 2, said
+        assert said.count("run x is being trained by another job") == 1
+        assert run.read_status()["state"] == "running"
+        assert not run.failure.exists()
+
+
+def test_an_unnamed_run_under_torchrun_goes_on_after_a_restart_in_the_same_directory(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, signal, torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__(64, num_classes)\n"
+        "        self.calls = 0\n"
+        "    def forward(self, images):\n"
+        "        self.calls += self.training\n"
+        "        if self.calls == 4 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(images.flatten(1))\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--max-restarts=1"]
+    arguments = ["data=digits", "model._target_=mine.Net", *DIGITS[1:], "max_steps=6", "checkpoint.every_steps=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "--nproc-per-node=1", "-m", "trainer", *arguments, f"run.dir={tmp_path / 'runs'}"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "runs").iterdir()
+    run = RunDir(path)
+    assert run.read_status()["state"] == "finished"
+    assert [row["attempt"] for row in read_json(run.job)["attempts"]] == [0, 1]

@@ -1,0 +1,101 @@
+"""What a run directory says about where a run came from: configuration, command line and code of every attempt."""
+
+import subprocess
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import local
+from launcher.plan import Program, plan_job
+from trainer import provenance
+from trainer.config import Config, DataConfig, OptimConfig, RunConfig, from_yaml
+from trainer.errors import ConfigError
+from trainer.rundir import RunDir, read_json
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with one commit of `code/train.py`; `ignored` is ignored."""
+    folder = tmp_path / "repository"
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "train.py").write_text("print('one')\n")
+    (folder / ".gitignore").write_text("ignored\n")
+    identity = ["-c", "user.name=n", "-c", "user.email=e@e"]
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+def begin(run: RunDir, config: Config, *, attempt: int = 0, argv: str = "first", folder: Path) -> dict[str, Any]:
+    provenance.begin(run, config, attempt=attempt, argv=[argv], folder=folder, nodes=1, world_size=2)
+    return read_json(run.job)
+
+
+def test_the_code_is_the_scripts_and_a_file_that_git_does_not_know_is_a_change(checkout: Path, tmp_path: Path) -> None:
+    # The test runs in another checkout, or in none.
+    run = RunDir(checkout / "runs" / "x")
+    code = begin(run, Config(), folder=checkout / "code")["code"]
+    assert code["root"] == str(checkout)
+    assert len(code["commit"]) == 40
+    assert (code["dirty"], code["untracked"], code["diff"]) == (False, [], None)
+    (checkout / "code" / "new.py").touch()
+    (checkout / "ignored").touch()
+    code = begin(run, Config(), folder=checkout / "code")["attempts"][0]["code"]
+    assert (code["dirty"], code["untracked"], code["untracked_files"]) == (True, ["code/new.py"], 1)
+    assert begin(RunDir(tmp_path / "y"), Config(), folder=tmp_path)["code"] is None
+
+
+def test_every_attempt_is_kept_and_the_first_stays_what_it_was(checkout: Path, tmp_path: Path) -> None:
+    run, script = RunDir(tmp_path / "runs" / "x"), checkout / "code" / "train.py"
+    script.write_text("print('two')\n")
+    begin(run, Config(), folder=checkout)
+    assert "print('two')" in run.code_diff.read_text()
+    script.write_text("print('three')\n")
+    job = begin(run, Config(), attempt=1, argv="second", folder=checkout)
+    assert job["argv"] == ["first"]
+    assert [(row["attempt"], row["argv"]) for row in job["attempts"]] == [(0, ["first"]), (1, ["second"])]
+    assert [row["code"]["diff"] for row in job["attempts"]] == ["code.diff", "logs/attempt-1/code.diff"]
+    assert "print('two')" in run.code_diff.read_text()
+    assert "print('three')" in run.attempt_code_diff(1).read_text()
+    assert {"torch", "numpy"} <= job["packages"].keys()
+    assert "packages" not in job["attempts"][1]
+
+
+def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    config = Config(run=RunConfig(fresh=True), optim=OptimConfig(lr=0.5))
+    begin(run, config, folder=tmp_path)
+    kept = from_yaml(run.config.read_text())
+    assert (kept.run.name, kept.run.fresh, kept.optim.lr) == ("x", False, 0.5)
+    begin(run, replace(config, data=DataConfig(workers=3)), attempt=1, folder=tmp_path)
+    assert from_yaml(run.config.read_text()) == kept
+    assert from_yaml(run.attempt_config(1).read_text()).data.workers == 3
+    changed = replace(config, optim=OptimConfig(lr=0.25))
+    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.5"):
+        provenance.agree(run, changed)
+    accepted = replace(changed, run=RunConfig(accept_changes=True))
+    provenance.agree(run, accepted)
+    begin(run, accepted, attempt=2, folder=tmp_path)
+    assert from_yaml(run.config.read_text()).optim.lr == 0.25
+    provenance.agree(run, changed)
+
+
+def test_a_secret_reaches_the_workers_but_no_file_and_is_no_difference(tmp_path: Path) -> None:
+    # Made here, since the uncommitted changes are kept, too, perhaps this file's among them.
+    secret = uuid.uuid4().hex
+    config = Config(run=RunConfig(name="x", dir=str(tmp_path)), data=DataConfig(args={"token": secret}))
+    plan = plan_job(
+        config, program=Program("trainer", "trainer"), overrides=[f"data.args={{token: {secret}}}"], gpus=0, cpus=1,
+        environment={},
+    )  # fmt: skip
+    plan = local.prepare(plan, config, recipe="r", argv=["paceline", "run", f"data.args={{token: {secret}}}"])
+    assert from_yaml(plan.config).data.args == {"token": secret}
+    assert secret not in plan.again
+    run = RunDir(tmp_path / "x")
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if secret in path.read_text()] == []
+    provenance.agree(run, config)
