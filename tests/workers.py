@@ -1,10 +1,12 @@
 """Runs a function on several real gloo worker processes and hands back what each returned."""
 
+import gc
 import os
 import pickle
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,13 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from trainer.config import DistributedConfig
+from trainer.config import DistributedConfig, compose
+from trainer.console import LineConsole
 from trainer.distributed import World, join
+from trainer.rundir import RunDir
+from trainer.stop import StopRequest
+from trainer.tracking import NullTrackers
+from trainer.train import Job, train
 
 
 def run_workers(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -53,3 +60,17 @@ def _work(rank: int, world_size: int, port: int, folder: str, function: Callable
 def alone() -> World:
     """The world of a single process."""
     return World(0, 0, 1, 1, 0, torch.device("cpu"), distributed=False)
+
+
+def train_here(world: World, overrides: list[str], stop_after: int | None = None) -> None:
+    """Trains as `python -m trainer OVERRIDES` would, in this worker; run.dir and run.name must be among them.
+
+    What it says goes to `said-RANK.txt` in the run directory.
+    """
+    config = compose(overrides)
+    run = RunDir(Path(config.run.dir) / str(config.run.name))
+    run.path.mkdir(exist_ok=True)
+    console = LineConsole((run.path / f"said-{world.rank}.txt").open("a"), None, clock=time.monotonic)
+    train(config, Job(world, run, console, NullTrackers(), StopRequest(), lambda: None), stop_after=stop_after)
+    # Loading processes end with their DataLoader, which circles of references keep until now.
+    gc.collect()

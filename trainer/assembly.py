@@ -10,6 +10,7 @@ from torch import nn
 from trainer import checkpoint, distributed
 from trainer.config import Config
 from trainer.data import datasets, loader, transforms
+from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepPlan, StepSampler, mix_seed, seed_generators
 from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
@@ -72,9 +73,15 @@ class Parts:
             ),
             skip_bad=data.on_bad_image == "skip",
             report=self.run.skipped_images,
+            mixes=self.stepper.mixing is not None,
         )
         sampler = StepSampler(
-            samples, self.plan, seed=self.config.seed, first_step=first_step, last_step=self.total_steps
+            samples,
+            self.plan,
+            seed=self.config.seed,
+            first_step=first_step,
+            last_step=self.total_steps,
+            with_next=self.stepper.mixing is not None,
         )
         batches = loader.load_batches(
             samples, sampler, workers=self.workers, prefetch=data.prefetch, device=self.world.device
@@ -178,6 +185,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
         counts_targets=config.data.on_bad_image == "skip",
+        mixing=_mixing(config),
     )
     return Parts(
         config=config,
@@ -270,6 +278,11 @@ def _build_model(
     if config.model.compile:
         model.compile()
     return model
+
+
+def _mixing(config: Config) -> Mixing | None:
+    data = config.data
+    return Mixing(data.mixup, data.cutmix, config.seed) if data.mixup or data.cutmix else None
 
 
 def _criterion(label_smoothing: float) -> Criterion:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import Batch
 from trainer.distributed import World
@@ -52,6 +53,7 @@ class Stepper:
         clip_norm: largest global norm of the gradients.
         seed: decides what is random inside the model, for each step and rank.
         counts_targets: micro-batches may lack samples (skipped images), so a step's samples are counted over all ranks.
+        mixing: MixUp and CutMix; then the batches bring everyone's partner.
         applied_steps: steps whose update was not skipped for non-finite gradients.
         records: what is known about each step, on the device.
     """
@@ -67,6 +69,7 @@ class Stepper:
     clip_norm: float | None
     seed: int
     counts_targets: bool
+    mixing: Mixing | None = None
     applied_steps: int = 0
     clock: StepClock = field(default_factory=StepClock)
     records: StepRecords = field(init=False)
@@ -109,7 +112,7 @@ class Stepper:
         last = len(share.micro_batches) - 1
         for index in range(last + 1):
             started = time.perf_counter()
-            images, targets = next(batches)
+            batch = next(batches)
             fetched = time.perf_counter()
             clock.data += fetched - started
             # Dropout and the like depend on step, rank and micro-batch, not on what was drawn before (loading draws,
@@ -117,12 +120,22 @@ class Stepper:
             seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank, index))
             with nullcontext() if index == last else self._without_exchange():
                 with self.precision.autocast(self.world.device):
-                    loss = self.criterion(self.model(self.normaliser(images)), targets)
+                    loss = self._loss(batch, share.step)
                 forwarded = time.perf_counter()
                 clock.forward += forwarded - fetched
                 self.scaler.scale(loss).backward(self._weight_of(share.samples, loss.dtype))
             self.records.losses[place].add_(loss.detach())
             clock.backward += time.perf_counter() - forwarded
+
+    def _loss(self, batch: Batch, step: int) -> torch.Tensor:
+        if self.mixing is None:
+            images, targets = batch
+            return self.criterion(self.model(self.normaliser(images)), targets)
+        images, targets, partners, partners_targets = batch
+        mix = self.mixing.of_step(step, *images.shape[-2:])
+        output = self.model(mix(self.normaliser(images), partners))
+        # Cross entropy is linear in the target, its smoothing too: the loss of the mixed target.
+        return mix.share * self.criterion(output, targets) + (1 - mix.share) * self.criterion(output, partners_targets)
 
     def _without_exchange(self) -> AbstractContextManager[None]:
         if isinstance(self.model, nn.parallel.DistributedDataParallel):
@@ -142,7 +155,7 @@ class Stepper:
         taken = [next(batches) for _ in share.micro_batches]
         self.clock.data += time.perf_counter() - started
         count = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for _, targets in taken:
+        for _, targets, *_ in taken:
             count += (targets >= 0).sum()
         self.records.counted[place].add_(count)
         total = self.world.sum(count).clamp_(min=1)

@@ -1,6 +1,5 @@
 """The same samples with the same augmentation in every step, whatever the workers: by the trainer's public commands."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +7,8 @@ import pytest
 
 from tests.data.recording import steps_seen
 from tests.trainer_command import TRAINER, succeed
-from tests.workers import run_workers
-from trainer.config import compose
-from trainer.console import LineConsole
+from tests.workers import run_workers, train_here
 from trainer.data.sampler import KeyedPermutation
-from trainer.distributed import World
-from trainer.rundir import RunDir
-from trainer.stop import StopRequest
-from trainer.tracking import NullTrackers
-from trainer.train import Job, train
 
 # Four samples for the last step of an epoch: one for each of four workers.
 SAMPLES, GLOBAL_BATCH, EPOCHS = 22, 6, 2
@@ -82,20 +74,12 @@ def test_every_step_sees_the_same_in_the_same_order(
     assert steps_seen(tmp_path) == alone
 
 
-def train_here(world: World, folder: Path, further: list[str], stop_after: int | None = None) -> None:
-    config = compose([*overrides(folder), *further])
-    run = RunDir(folder / "r")
-    run.path.mkdir(exist_ok=True)
-    console = LineConsole((folder / f"said-{world.rank}.txt").open("a"), None, clock=time.monotonic)
-    train(config, Job(world, run, console, NullTrackers(), StopRequest(), lambda: None), stop_after=stop_after)
-
-
 @pytest.mark.parametrize(("world_size", "workers", "micro_batch"), [(2, 2, 2), (3, 1, 1), (3, 0, 2)])
 def test_every_step_sees_the_same_at_other_world_sizes(
     world_size: int, workers: int, micro_batch: int, alone: list[list[list[float]]], tmp_path: Path
 ) -> None:
     further = [f"data.workers={workers}", f"micro_batch_size={micro_batch}"]
-    run_workers(world_size, train_here, tmp_path, further)
+    run_workers(world_size, train_here, [*overrides(tmp_path), *further])
     assert steps_seen(tmp_path) == alone
 
 
@@ -105,7 +89,8 @@ def test_a_run_that_goes_on_with_more_workers_goes_on_in_the_same_order(
     places = [tmp_path / "first", tmp_path / "second"]
     for place, world_size, stop_after in zip(places, (2, 3), (3, None), strict=True):
         place.mkdir()
-        run_workers(world_size, train_here, tmp_path, [f"model.args={{folder: {place}}}", "data.workers=1"], stop_after)
+        further = [f"model.args={{folder: {place}}}", "data.workers=1"]
+        run_workers(world_size, train_here, [*overrides(tmp_path), *further], stop_after)
     assert steps_seen(places[0]) + steps_seen(places[1]) == alone
-    said = (tmp_path / "said-0.txt").read_text()
+    said = (tmp_path / "r" / "said-0.txt").read_text()
     assert "begun with 2 x 3 images at once, goes on with 3 x 2: the samples and their order are the same" in said

@@ -99,6 +99,10 @@ class DataConfig:
         "Training augmentation; auto takes resized_crop for images of 64 pixels and more, else crop.",
         choices=("auto", "none", "flip", "crop", "resized_crop"),
     )
+    mixup: float = key(
+        0.0, "MixUp: alpha of the Beta distribution of the shares; 0: no MixUp. Of both, a step takes either.", low=0.0
+    )
+    cutmix: float = key(0.0, "CutMix: alpha of the Beta distribution of the boxes' areas; 0: no CutMix.", low=0.0)
     drop_last: bool = key(False, "Leave out an epoch's last global batch when it is smaller than the others.")
     _target_: str | None = key(None, "Your own data: an importable callable that returns a `trainer.data.Splits`.")
     args: dict[str, Any] = key({}, "Keyword arguments for the data set or for `_target_`.")

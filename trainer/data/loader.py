@@ -78,12 +78,12 @@ def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
 def _copy(batch: Batch, device: torch.device, stream: "torch.cuda.Stream") -> Batch:
     current = torch.cuda.current_stream(device)
     with torch.cuda.stream(stream):
-        images, targets = (tensor.to(device, non_blocking=True) for tensor in batch)
+        copied = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
     current.wait_stream(stream)
-    for tensor in (images, targets):
+    for tensor in copied:
         # The allocator must not hand this memory to the copy stream while the computation still reads it.
         tensor.record_stream(current)
-    return images, targets
+    return copied
 
 
 class _AsSampler(Sampler[Indices]):

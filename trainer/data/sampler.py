@@ -195,9 +195,20 @@ class StepSampler(DistributedSampler[Indices]):
         seed: decides the order.
         first_step: the step to begin with; costs the same wherever it is.
         last_step: the step to end before.
+        with_next: end each micro-batch with one more sample, that which follows in the global step (after the last
+            the first): the partner of its last one in mixing.
     """
 
-    def __init__(self, dataset: Sized, plan: StepPlan, *, seed: int, first_step: int, last_step: int) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        plan: StepPlan,
+        *,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        with_next: bool = False,
+    ) -> None:
         super().__init__(
             dataset,  # type: ignore[arg-type]  # only the length is used
             num_replicas=plan.world_size,
@@ -208,6 +219,7 @@ class StepSampler(DistributedSampler[Indices]):
         self.plan = plan
         self.first_step = first_step
         self.last_step = last_step
+        self.with_next = with_next
 
     def __len__(self) -> int:
         """Micro-batches that are still to come; counted, so only for tests and short runs."""
@@ -223,8 +235,9 @@ class StepSampler(DistributedSampler[Indices]):
             for index in steps:
                 share = self.plan.share(index)
                 for size in share.micro_batches:
-                    yield Indices(share.epoch, samples[taken : taken + max(size, 1)], size > 0)
-                    taken += max(size, 1)
+                    length = max(size, 1) + self.with_next
+                    yield Indices(share.epoch, samples[taken : taken + length], size > 0)
+                    taken += length
             step = steps.stop
 
     def _steps_of_block(self, step: int) -> range:
@@ -235,13 +248,18 @@ class StepSampler(DistributedSampler[Indices]):
         return range(step, min(step + max(1, _POSITIONS_PER_BLOCK // share), end_of_epoch, self.last_step))
 
     def _samples(self, steps: range) -> NDArray[np.int64]:
-        parts = []
-        for step in steps:
-            _, start, end = self.plan.bounds(step)
-            first, last = contiguous_slice(end - start, self.plan.rank, self.plan.world_size)
-            parts.append(np.arange(start + first, start + last) if last > first else np.array([start]))
+        parts = [self._positions(step) for step in steps]
         order = KeyedPermutation(self.plan.samples, seed=self.seed, epoch=steps.start // self.plan.steps_per_epoch)
         return order(np.concatenate(parts))
+
+    def _positions(self, step: int) -> NDArray[np.int64]:
+        _, start, end = self.plan.bounds(step)
+        first, last = contiguous_slice(end - start, self.plan.rank, self.plan.world_size)
+        positions = np.arange(start + first, start + last) if last > first else np.array([start])
+        if not self.with_next:
+            return positions
+        ends = np.cumsum(np.maximum(self.plan.share(step).micro_batches, 1))
+        return np.insert(positions, ends, start + (positions[ends - 1] + 1 - start) % (end - start))
 
 
 def mix_seed(seed: int, *values: int) -> int:

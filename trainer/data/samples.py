@@ -1,7 +1,7 @@
 """Adapts a split to the sampler's indices: every sample's randomness depends on (seed, epoch, sample) alone."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ IGNORED_TARGET = -100
 Transform = Callable[[Any], torch.Tensor]
 
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images, uint8 [B, C, H, W] (or what a user's own data set gives), and targets, int64 [B]."""
+Batch = tuple[torch.Tensor, ...]
+"""Images, uint8 [B, C, H, W] (or what a user's own data set gives), and targets, int64 [B].
+
+For mixing there may be one image more than targets, and two tensors more: int64 [B] each, which of the images is an
+image's partner (the image itself where that is missing), and the partner's target."""
 
 
 class BadBatch(Exception):
@@ -43,6 +46,7 @@ class Samples(Dataset[Any]):
         batch_augment: augmentation of whole batches, for splits that lie in memory.
         skip_bad: leave unreadable images out of the batch instead of ending the run.
         report: where skipped images are listed.
+        mixes: the last of a batch's samples is there as a partner only, as `StepSampler(with_next=True)` gives it.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Samples(Dataset[Any]):
         batch_augment: BatchAugment | None = None,
         skip_bad: bool = False,
         report: Path | None = None,
+        mixes: bool = False,
     ) -> None:
         self._split = split
         self._transform = transform
@@ -61,6 +66,7 @@ class Samples(Dataset[Any]):
         self._batch_augment = batch_augment
         self._skip_bad = skip_bad
         self._report = report
+        self._mixes = mixes
         self._reported: set[str] = set()
         self._black: torch.Tensor | None = None
 
@@ -90,7 +96,8 @@ class Samples(Dataset[Any]):
             # As a value it survives the way out of a loading process.
             return BadBatch(str(error.path), error.reason)
         if not indices.counts and not isinstance(batch, BadBatch):
-            batch[1].fill_(IGNORED_TARGET)
+            for targets in batch[1::2]:
+                targets.fill_(IGNORED_TARGET)
         return batch
 
     def _slice(self, indices: Indices) -> Batch:
@@ -99,11 +106,14 @@ class Samples(Dataset[Any]):
         images = self._batch_augment(
             self._split.images[chosen], seed=self._seed, epoch=indices.epoch, samples=indices.samples
         )
-        return images, self._split.targets[chosen]
+        targets = self._split.targets[chosen]
+        if self._mixes:
+            return _paired(images, targets, range(len(chosen)), last=len(chosen) - 1)
+        return images, targets
 
     def _collect(self, indices: Indices) -> Batch:
-        images, targets = [], []
-        for sample in indices.samples.tolist():
+        images, targets, places = [], [], []
+        for place, sample in enumerate(indices.samples.tolist()):
             try:
                 image, target = self[indices.epoch, sample]
             except BadImage as error:
@@ -113,12 +123,14 @@ class Samples(Dataset[Any]):
                 continue
             images.append(image)
             targets.append(target)
-        if not images:
+            places.append(place)
+        if not places or (self._mixes and places[0] == len(indices.samples) - 1):
             # Every rank must take part in the step: a black image that counts for nothing.
             if self._black is None:
                 self._black = torch.zeros_like(self._any_image()).unsqueeze(0)
-            return self._black, torch.tensor([IGNORED_TARGET])
-        return torch.stack(images), torch.tensor(targets)
+            images, targets, places = [self._black[0]], [IGNORED_TARGET], [0]
+        batch = torch.stack(images), torch.tensor(targets)
+        return _paired(*batch, places, last=len(indices.samples) - 1) if self._mixes else batch
 
     def _any_image(self) -> torch.Tensor:
         for sample in range(len(self._split)):
@@ -133,3 +145,12 @@ class Samples(Dataset[Any]):
         if self._report is not None and path not in self._reported:
             self._reported.add(path)
             append_json_line(self._report, {"path": path, "reason": error.reason})
+
+
+def _paired(images: torch.Tensor, targets: torch.Tensor, places: Sequence[int], *, last: int) -> Batch:
+    """The batch with everyone's partner: the next sample, where it is there; the one at `last` is a partner only."""
+    where = np.asarray(places)
+    own = int((where < last).sum())
+    followed = np.append(where[1:] == where[:-1] + 1, False)[:own]
+    partners = torch.from_numpy(np.arange(own) + followed)
+    return images, targets[:own], partners, targets[partners]
