@@ -89,7 +89,7 @@ def mixed_weights(
     for step in range(STEPS):
         take(plan.share(step), batches)  # type: ignore[arg-type]  # no batch is a BadBatch here
     assert next(batches, None) is None
-    return [p.detach() for p in model.parameters()], float(world.sum(take.loss_sum.clone()))
+    return [p.detach() for p in model.parameters()], float(world.sum(take.records.drain())[0].sum())
 
 
 def reference_weights(mixing: Mixing | None, bad: frozenset[int]) -> tuple[list[torch.Tensor], float]:
