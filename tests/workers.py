@@ -1,6 +1,5 @@
 """Runs a function on several real gloo worker processes and hands back what each returned."""
 
-import gc
 import os
 import pickle
 import socket
@@ -72,5 +71,3 @@ def train_here(world: World, overrides: list[str], stop_after: int | None = None
     run.path.mkdir(exist_ok=True)
     console = LineConsole((run.path / f"said-{world.rank}.txt").open("a"), None, clock=time.monotonic)
     train(config, Job(world, run, console, NullTrackers(), StopRequest(), lambda: None), stop_after=stop_after)
-    # Loading processes end with their DataLoader, which circles of references keep until now.
-    gc.collect()
