@@ -29,6 +29,7 @@ ARGUMENTS = [
     "data=digits", "model=resnet18", "model._target_=net.Net", "data.workers=0", "tracking=none", "device=cpu",
     "precision=fp32", "optim=adamw", "optim.lr=0.003", "global_batch_size=64", "micro_batch_size=23", "epochs=6",
     "log_every_steps=7", "evaluate.every=17", "checkpoint.every_steps=5", "deterministic=true", "run.dir=.",
+    "ema.decay=0.99", "evaluate.best=val/ema_loss", "evaluate.patience=50", "evaluate.min_delta=9",
 ]  # fmt: skip
 KILLS = 12
 
@@ -86,6 +87,8 @@ def content(run: RunDir) -> dict[str, Any]:
         "rows": rows,
         "last": run.weights("last").read_bytes(),
         "best": run.weights("best").read_bytes(),
+        "last_ema": run.weights("last_ema").read_bytes(),
+        "evaluations": [{**found, "time": None} for found in read_json(run.evaluation).values()],
     }
 
 

@@ -16,8 +16,10 @@ from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import ShardBatches, Wishes, evaluate
+from trainer.judge import AVERAGED, RAW, Judge
 from trainer.metrics import TOP, Scores
 from trainer.model.build import build_model
+from trainer.model.ema import Ema
 from trainer.model.heads import loss_and_logits
 from trainer.model.registry import input_channels
 from trainer.model.weights import weights_preprocessing
@@ -88,6 +90,22 @@ class Parts:
         )
         return loader.on_device(batches, self.world.device)
 
+    @property
+    def ema(self) -> Ema | None:
+        """The weights' moving average; None: there is none."""
+        return self.stepper.ema
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """What is evaluated, by what its metrics' names begin with."""
+        return {RAW: self.model, **({AVERAGED: self.ema.model} if self.ema is not None else {})}
+
+    @property
+    def judge(self) -> Judge:
+        """Decides which weights are the best."""
+        options = self.config.evaluate
+        return Judge(options.best, options.patience, options.min_delta)
+
     def evaluate(self, wishes: Wishes) -> dict[str, Scores]:
         """Scores over the whole validation split by the names' prefix; the same on all ranks.
 
@@ -98,13 +116,15 @@ class Parts:
             EvaluationStopped: some rank must stop; raised on all ranks.
         """
         distributed.average_buffers(self.model, self.world)
+        if self.ema is not None:
+            self.ema.follow_buffers()
         largest = -(-self.config.global_batch_size // self.world.world_size)
         batch_size = self.config.evaluate.batch_size or self.config.micro_batch_size or largest
         shard = ShardBatches(len(self.splits.val), batch_size=batch_size, world=self.world)
         if self._validation is None:
             self._validation = self._validation_batches(shard)
         return evaluate(
-            {"val/": self.model},
+            self.models,
             self._validation,
             self.normaliser,
             self.precision,
@@ -173,6 +193,8 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
     )
     normaliser = transforms.Normaliser(preprocessing).to(world.device)
     _check_single_samples(plan, total_steps, model, normaliser, preprocessing)
+    # A copy of the bare model: DDP's hooks are of no use to it.
+    ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
     stepper = Stepper(
         model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
         optimizer=build_optimizer(config.optim, model, world.device),
@@ -184,6 +206,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         world=world,
         clip_norm=config.optim.clip_norm,
         seed=config.seed,
+        ema=ema,
         counts_targets=config.data.on_bad_image == "skip",
         mixing=_mixing(config),
     )

@@ -7,16 +7,27 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-HIGHER_IS_BETTER = {
-    "val/accuracy": True,
-    "val/accuracy_top5": True,
-    "val/ece": False,
-    "val/f1": True,
-    "val/loss": False,
-    "val/precision": True,
-    "val/recall": True,
+RAW, AVERAGED = "val/", "val/ema_"
+"""What the metrics' names begin with: of the weights that train, and of their moving average."""
+
+_HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "accuracy_top5": True,
+    "ece": False,
+    "f1": True,
+    "loss": False,
+    "precision": True,
+    "recall": True,
 }
-"""The metrics that can be judged by, and their direction."""
+
+
+def metric_names(*, averages: bool) -> list[str]:
+    """The metrics that can be judged by.
+
+    Args:
+        averages: whether the weights' moving average is evaluated, too.
+    """
+    return [kind + name for kind in ([RAW, AVERAGED] if averages else [RAW]) for name in _HIGHER_IS_BETTER]
 
 
 @dataclass(slots=True)
@@ -45,7 +56,7 @@ class Judge:
     """Compares evaluations by one metric.
 
     Attributes:
-        metric: a key of HIGHER_IS_BETTER.
+        metric: one of `metric_names`.
         patience: evaluations without an improvement after which the run ends; None: never.
         min_delta: the least difference that counts as an improvement. Smaller ones add up.
     """
@@ -53,6 +64,16 @@ class Judge:
     metric: str
     patience: int | None
     min_delta: float
+
+    @property
+    def kind(self) -> str:
+        """Which weights are judged: RAW or AVERAGED."""
+        return AVERAGED if self.metric.startswith(AVERAGED) else RAW
+
+    @property
+    def weights(self) -> str:
+        """The same in words."""
+        return "moving average" if self.kind == AVERAGED else "latest"
 
     def judge(self, standing: Standing, metrics: Mapping[str, float], *, step: int, epoch: int) -> bool:
         """Takes an evaluation into account; whether it is the best so far. NaN and infinity never are."""
@@ -65,7 +86,7 @@ class Judge:
             standing.waited += 1
         if not usable or self._gain(value, standing.value) <= 0:
             return False
-        standing.value, standing.accuracy = value, metrics["val/accuracy"]
+        standing.value, standing.accuracy = value, metrics[f"{self.kind}accuracy"]
         standing.step, standing.epoch = step, epoch
         return True
 
@@ -85,4 +106,5 @@ class Judge:
     def _gain(self, value: float, reference: float | None) -> float:
         if reference is None:
             return math.inf
-        return value - reference if HIGHER_IS_BETTER[self.metric] else reference - value
+        higher = _HIGHER_IS_BETTER[self.metric.removeprefix(self.kind)]
+        return value - reference if higher else reference - value

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import nn
 
 from trainer import checkpoint, commit
 from trainer.assembly import Parts
@@ -87,9 +88,9 @@ class Keeper:
             self._write(taken, self._recorder, started)
             self._taken_step, self._saved = self._progress.step, time.monotonic()
 
-    def keep_best(self) -> None:
-        """Keeps the model as the best so far; rank 0's alone."""
-        state = self._parts.model.state_dict()
+    def keep_best(self, model: nn.Module) -> None:
+        """Keeps a model's weights as the best so far; rank 0's alone."""
+        state = model.state_dict()
         if self._best_writer.is_busy:
             self._waiting_best = {name: tensor.detach().clone() for name, tensor in state.items()}
         else:
@@ -143,7 +144,10 @@ class Keeper:
     def _write(self, taken: Checkpoint, recorder: Recorder, started: float) -> None:
         run, step, best_step = self._job.run, self._progress.step, self._progress.best.step
         # Text, here and now: nothing that changes later can leak in.
-        state, weights = json.dumps(taken.state).encode(), weights_in(taken.tensors)
+        state = json.dumps(taken.state).encode()
+        weights = {run.weights("last"): weights_in(taken.tensors)}
+        if self._parts.ema is not None:
+            weights[run.weights("last_ema")] = weights_in(taken.tensors, ema=True)
 
         def write(image: Image) -> None:
             stall = time.perf_counter() - started
@@ -152,7 +156,8 @@ class Keeper:
             with suppress(FileNotFoundError):
                 commit.sync_file(run.metrics)
             # The weights first: a run that ends in between is trained again up to here, and they with it.
-            commit.replace_file(run.weights("last"), image.part(weights))
+            for path, names in weights.items():
+                commit.replace_file(path, image.part(names))
             checkpoint.write(run.checkpoint(step), image, state)
             commit.sync_ancestors(run.path)
             best = run.checkpoint(best_step)

@@ -12,7 +12,6 @@ from trainer.assembly import Parts
 from trainer.evaluate import EvaluationStopped, metrics_of
 from trainer.figures import Figures
 from trainer.job import Job
-from trainer.judge import Judge
 from trainer.keeper import Keeper
 from trainer.metrics import Scores
 from trainer.nonfinite import Trouble
@@ -33,8 +32,7 @@ class Loop:
     def __init__(self, parts: Parts, job: Job, progress: Progress) -> None:
         self._parts, self._job, self._progress = parts, job, progress
         self._config, self._stepper = parts.config, parts.stepper
-        evaluate = parts.config.evaluate
-        self._judge = Judge(evaluate.best, evaluate.patience, evaluate.min_delta)
+        self._judge = parts.judge
         self._recorder = _recorder(parts, job) if job.world.is_rank_zero else None
         self._agreement = Agreement(job.world, step=progress.step, most_steps=parts.config.log_every_steps)
         opened = progress.open_interval
@@ -214,8 +212,8 @@ class Loop:
         progress.metrics = metrics_of(scores)
         best = self._judge.judge(progress.best, progress.metrics, step=progress.step, epoch=epoch)
         if best and self._recorder is not None:
-            self._keeper.keep_best()
-        self._record_evaluation(epoch, scores["val/"], best=best)
+            self._keeper.keep_best(self._parts.models[self._judge.kind])
+        self._record_evaluation(epoch, scores[self._judge.kind], best=best)
         self._book("evaluation", started)
         return asked
 
@@ -224,10 +222,12 @@ class Loop:
             return
         progress, splits, run = self._progress, self._parts.splits, self._job.run
         step, metrics, best_step = progress.step, progress.metrics, progress.best.step
-        skipped = len(splits.val) - scores.samples
+        skipped, weights = len(splits.val) - scores.samples, self._judge.weights
 
         def write_details() -> None:
-            found = scorecard.entry(scores, splits.classes, metrics=metrics, skipped=skipped, step=step, epoch=epoch)
+            found = scorecard.entry(
+                scores, splits.classes, metrics=metrics, skipped=skipped, step=step, epoch=epoch, weights=weights
+            )
             scorecard.write(run, found, best=best, best_step=best_step)
 
         samples = self._parts.plan.samples_before(step)

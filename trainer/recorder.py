@@ -14,7 +14,7 @@ from trainer.tracking import Trackers
 
 _STATUS_PERIOD_S = 1.0
 _CLOSE_LIMIT_S = 30.0
-_SHOWN = ("val/accuracy", "val/loss")
+_SHOWN = ("val/accuracy", "val/ema_accuracy", "val/loss")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ def summarise(outcome: Outcome, *, seconds: float) -> dict[str, Any]:
         **progress.metrics,
         "best/accuracy": progress.best.accuracy if progress.best.step else None,
         "best/metric": parts.config.evaluate.best,
+        "best/weights": parts.judge.weights,
         "best/value": progress.best.value,
         "best/epoch": progress.best.epoch,
         "best/step": progress.best.step,
@@ -73,11 +74,14 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
     result = (
         f"val accuracy {percent(summary['best/accuracy'])} (best, epoch {summary['best/epoch']}), " if found else ""
     )
+    weights = short_path(run.weights("best" if found else "last"))
+    if found and summary["best/weights"] == "moving average":
+        weights += " (moving average)"
     lines = [
         f"Done in {duration(summary['seconds'])}. {result}{number(summary['perf/images_per_second'])} images/s",
         f"time      {spent}",
         f"run       {short_path(run.path)}",
-        f"weights   {short_path(run.weights('best' if found else 'last'))}",
+        f"weights   {weights}",
         f"metrics   {short_path(run.metrics)}",
     ]
     if summary["reason"] != "all steps are done":

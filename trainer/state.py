@@ -55,6 +55,8 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         tensors["ranks.buffers"] = parts.world.gather(torch.nn.utils.parameters_to_vector(buffers))
         averaged = averaged_statistics(parts.model, parts.world)
         tensors.update({f"averaged.{name}": value for name, value in averaged.items()})
+    if stepper.ema is not None:
+        tensors.update({f"ema.{name}": value for name, value in stepper.ema.state().items()})
     optimizer, plain = checkpoint.optimizer_tensors(stepper.optimizer)
     tensors.update({f"optimizer.{name}": value for name, value in optimizer.items()})
     state: dict[str, Any] = {
@@ -69,11 +71,16 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
     return Checkpoint(tensors, state)
 
 
-def weights_in(tensors: Iterable[str]) -> dict[str, str]:
-    """Name in the model's state dict -> name of the tensor of a snapshot that an evaluation would use."""
-    model = {name.removeprefix("model."): name for name in tensors if name.startswith("model.")}
-    averaged = {name.removeprefix("averaged."): name for name in tensors if name.startswith("averaged.")}
-    return {**model, **averaged}
+def weights_in(tensors: Iterable[str], *, ema: bool = False) -> dict[str, str]:
+    """Name in the model's state dict -> name of the tensor of a snapshot that an evaluation would use.
+
+    Args:
+        tensors: the snapshot's.
+        ema: the moving average instead of the latest weights.
+    """
+    # BatchNorm's statistics, averaged over the ranks, come before one rank's own.
+    prefixes = ("model.", "averaged.", "ema.") if ema else ("model.", "averaged.")
+    return {name.removeprefix(prefix): name for prefix in prefixes for name in tensors if name.startswith(prefix)}
 
 
 def data_identity(parts: Parts) -> dict[str, Any]:
@@ -117,6 +124,8 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
         mine = rows[parts.world.rank] if len(rows) == parts.world.world_size else rows.double().mean(0).to(rows.dtype)
         buffers = [b for b in parts.model.buffers() if b.is_floating_point()]
         torch.nn.utils.vector_to_parameters(mine.to(parts.world.device), buffers)
+    if stepper.ema is not None:
+        stepper.ema.load(_below(tensors, "ema."))
     checkpoint.restore_optimizer(stepper.optimizer, _below(tensors, "optimizer."), state["optimizer"])
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]

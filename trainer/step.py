@@ -21,6 +21,7 @@ from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import Batch
 from trainer.distributed import World
 from trainer.figures import MOST_STEPS, StepRecords
+from trainer.model.ema import Ema
 from trainer.precision import Precision, Scaler
 
 Criterion = Callable[[object, torch.Tensor], torch.Tensor]
@@ -52,6 +53,7 @@ class Stepper:
         normaliser: uint8 images -> the model's floating-point input.
         clip_norm: largest global norm of the gradients.
         seed: decides what is random inside the model, for each step and rank.
+        ema: follows the weights; None: nothing does.
         counts_targets: micro-batches may lack samples (skipped images), so a step's samples are counted over all ranks.
         mixing: MixUp and CutMix; then the batches bring everyone's partner.
         applied_steps: steps whose update was not skipped for non-finite gradients.
@@ -70,6 +72,7 @@ class Stepper:
     seed: int
     counts_targets: bool
     mixing: Mixing | None = None
+    ema: Ema | None = None
     applied_steps: int = 0
     clock: StepClock = field(default_factory=StepClock)
     records: StepRecords = field(init=False)
@@ -98,6 +101,8 @@ class Stepper:
         started = time.perf_counter()
         if self.scaler.step(self.optimizer, self.clip_norm, self._parameters):
             self.applied_steps += 1
+            if self.ema is not None:
+                self.ema.update(self.applied_steps)
             if self.clip_norm is not None and self.scaler.gradient_norm is not None and self.world.is_rank_zero:
                 self.records.norms[place].add_(self.scaler.gradient_norm)
         elif self.world.is_rank_zero:

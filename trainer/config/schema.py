@@ -149,6 +149,15 @@ class OptimConfig:
 
 
 @dataclass
+class EmaConfig:
+    """An exponential moving average of the weights, evaluated beside them."""
+
+    decay: float | None = key(
+        None, "0.999, 0.9999, ...: the longer the run, the nearer to 1; rises towards it. null: no average."
+    )
+
+
+@dataclass
 class DistributedConfig:
     """How the workers talk."""
 
@@ -246,6 +255,7 @@ class Config:
     data: DataConfig = key(DataConfig, "The images.")
     model: ModelConfig = key(ModelConfig, "The network.")
     optim: OptimConfig = key(OptimConfig, "Optimizer, schedule and loss.")
+    ema: EmaConfig = key(EmaConfig, "Moving average of the weights.")
     distributed: DistributedConfig = key(DistributedConfig, "How the workers talk.")
     checkpoint: CheckpointConfig = key(CheckpointConfig, "Checkpoints.")
     cluster: ClusterConfig = key(ClusterConfig, "Where the processes run.")

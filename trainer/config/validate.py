@@ -15,7 +15,7 @@ from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.suggest import did_you_mean
 from trainer.errors import ConfigError
-from trainer.judge import HIGHER_IS_BETTER
+from trainer.judge import AVERAGED, metric_names
 
 _DURATION = re.compile(r"\d{1,4}:[0-5]\d:[0-5]\d")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -50,6 +50,7 @@ def validate(config: Config, *, world_size: int, train_samples: int | None = Non
         *_data(config),
         *_model(config),
         *_optimizer(config),
+        *_average(config),
         *_combinations(config),
     ]
     notes: list[str] = []
@@ -116,8 +117,11 @@ def _evaluation(config: Config) -> Iterator[_Problem]:
     elif isinstance(every, int) and every < 1:
         yield _Problem(f"evaluate.every={every} is out of range", "take at least 1 step, epoch or end")
     best = config.evaluate.best
-    if best not in HIGHER_IS_BETTER:
-        offer = did_you_mean(best, HIGHER_IS_BETTER, prefix="evaluate.best=")
+    averages = config.ema.decay is not None
+    if not averages and best in metric_names(averages=True) and best.startswith(AVERAGED):
+        yield _Problem(f"evaluate.best={best} needs a moving average of the weights", "ema.decay=0.999")
+    elif best not in metric_names(averages=averages):
+        offer = did_you_mean(best, metric_names(averages=averages), prefix="evaluate.best=")
         yield _Problem(f"evaluate.best={best} is not a metric of the evaluation", offer)
     if config.evaluate.patience is not None and every == "end":
         yield _Problem("evaluate.patience cannot end a run whose only evaluation is at its end", "evaluate.every=epoch")
@@ -230,6 +234,12 @@ def _optimizer(config: Config) -> Iterator[_Problem]:
         elif name not in accepted:
             offer = did_you_mean(name, accepted, prefix="optim.args.")
             yield _Problem(f"optim.args.{name} is not an argument of torch.optim.{known}", offer)
+
+
+def _average(config: Config) -> Iterator[_Problem]:
+    decay = config.ema.decay
+    if decay is not None and not 0 < decay < 1:
+        yield _Problem(f"ema.decay={decay} is out of range", "take a number between 0 and 1 such as 0.999, or null")
 
 
 def _combinations(config: Config) -> Iterator[_Problem]:
