@@ -171,14 +171,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
             f"evaluate.best={config.evaluate.best} says nothing: there are only {len(splits.classes)} classes",
             "evaluate.best=val/accuracy",
         )
-    plan = StepPlan(
-        samples=len(splits.train),
-        global_batch_size=config.global_batch_size,
-        world_size=world.world_size,
-        rank=world.rank,
-        micro_batch_size=config.micro_batch_size,
-        drop_last=config.data.drop_last,
-    )
+    plan = replace(step_plan(config, len(splits.train), world.world_size), rank=world.rank)
     total_steps = count_steps(config, plan)
     preprocessing = input_format(config, splits.preprocessing)
     precision = agreed(config.precision, world)
@@ -258,6 +251,17 @@ def _check_single_samples(
     finally:
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
+
+
+def step_plan(config: Config, samples: int, world_size: int) -> StepPlan:
+    """How the samples of an epoch are dealt to `world_size` workers, as rank 0 sees it."""
+    return StepPlan(
+        samples=samples,
+        global_batch_size=config.global_batch_size,
+        world_size=world_size,
+        micro_batch_size=config.micro_batch_size,
+        drop_last=config.data.drop_last,
+    )
 
 
 def count_steps(config: Config, plan: StepPlan) -> int:
