@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 
 from tests.trainer_command import DIGITS, ROOT, TRAINER, environment, run
+from trainer.rundir import read_json
 
 
 def refused(*arguments: str, code: int, says: list[str], cwd: Path | None = None) -> None:
@@ -166,4 +167,7 @@ def test_a_non_finite_loss_ends_the_run_with_what_to_try(tmp_path: Path) -> None
         code=1,
         says=["not finite", "optim.lr"],
     )
-    assert '"type": "TrainingError"' in (tmp_path / "n" / "failure.json").read_text()
+    failure = read_json(tmp_path / "n" / "failure.json")
+    assert failure["type"] == "TrainingError"
+    assert f"step {failure['details']['step']} " in failure["message"]
+    assert len(failure["details"]["samples"]) == 64

@@ -23,6 +23,7 @@ class Asked:
         save: rank 0 finds that a checkpoint is due.
         figures: of the steps up to this exchange, since the one before.
         mine: this rank's own part of them, float64 [4, steps] on the device.
+        rolled_back: the run was taken back to an earlier step.
     """
 
     stop: bool = False
@@ -30,6 +31,7 @@ class Asked:
     save: bool = False
     figures: Figures | None = None
     mine: torch.Tensor | None = None
+    rolled_back: bool = False
 
     def joined_by(self, later: "Asked") -> "Asked":
         """What was asked here or at the exchange after it, whose figures are kept."""

@@ -16,6 +16,7 @@ from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import ShardBatches, Wishes, evaluate
+from trainer.gate import Gate
 from trainer.judge import AVERAGED, RAW, Judge
 from trainer.metrics import TOP, Scores
 from trainer.model.build import build_model
@@ -188,9 +189,11 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
     _check_single_samples(plan, total_steps, model, normaliser, preprocessing)
     # A copy of the bare model: DDP's hooks are of no use to it.
     ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
+    optimizer = build_optimizer(config.optim, model, world.device)
+    policy = config.on_nonfinite
     stepper = Stepper(
         model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
-        optimizer=build_optimizer(config.optim, model, world.device),
+        optimizer=optimizer,
         lr_factor=lambda step: lr_factor(config.optim, step, total_steps, plan.steps_per_epoch),
         criterion=_criterion(config.optim.label_smoothing),
         normaliser=normaliser,
@@ -202,6 +205,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         ema=ema,
         counts_targets=config.data.on_bad_image == "skip",
         mixing=_mixing(config),
+        gate=None if policy == "stop" else Gate(model, optimizer, world.device, only_looks=policy == "rollback"),
     )
     return Parts(
         config=config,

@@ -90,9 +90,12 @@ class Figures:
         # Rounded once, so that it does not matter in what portions the figures came.
         return math.fsum(self.losses[i] for i in kept) / samples if samples else math.nan
 
-    def first_not_finite(self) -> int | None:
-        """The first step with a loss or a norm that is not finite."""
-        for index, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                return self.first + index
-        return None
+    def not_finite(self) -> list[int]:
+        """The steps with a loss or a norm that is not finite."""
+        pairs = enumerate(zip(self.losses, self.norms, strict=True))
+        return [self.first + i for i, (loss, norm) in pairs if not (math.isfinite(loss) and math.isfinite(norm))]
+
+    def mean_norm(self) -> float | None:
+        """Mean of the finite norms of the gradients; None where none was looked at."""
+        norms = [norm for norm in self.norms if norm > 0 and math.isfinite(norm)]
+        return math.fsum(norms) / len(norms) if norms else None

@@ -102,14 +102,14 @@ class Keeper:
         Raises:
             TrainingError: it could not be written.
         """
-        self._settle()
+        self.settle()
         # Rank 0 alone knows whether its writing went well, but all must join in another try.
         missing = self._taken_step != self._progress.step or self._writer.error is not None
         if self._job.world.from_rank_zero(missing):
             self.save(open_interval)
         if self._best_writer.error is not None and not self._best_writer.is_busy:
             self._best_writer.again()
-        self._settle()
+        self.settle()
         if problem := self._job.world.from_rank_zero(self._problem()):
             raise TrainingError(*problem)
 
@@ -117,7 +117,7 @@ class Keeper:
         """Lets what is under way come to its end, if that is soon."""
         self._writer.wait(_TURN_S)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Waits, all ranks together, until nothing is being written; what is overdue is not waited for."""
         writers = (self._writer, self._best_writer)
         # In turns: a collective of the other ranks would time out before a slow disk is done.

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from functools import reduce
 from typing import Any
 
-from trainer import nonfinite, scorecard
+from trainer import scorecard
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
 from trainer.evaluate import EvaluationStopped, metrics_of
@@ -16,6 +16,7 @@ from trainer.keeper import Keeper
 from trainer.metrics import Scores
 from trainer.nonfinite import Trouble
 from trainer.recorder import Interval, Recorder
+from trainer.remedy import Remedy
 from trainer.state import Progress
 from trainer.step import StepClock
 
@@ -34,12 +35,8 @@ class Loop:
         self._config, self._stepper = parts.config, parts.stepper
         self._judge = parts.judge
         self._recorder = _recorder(parts, job) if job.world.is_rank_zero else None
-        self._agreement = Agreement(job.world, step=progress.step, most_steps=parts.config.log_every_steps)
-        opened = progress.open_interval
-        self._earlier = Figures(**opened) if opened is not None else None
-        self._interval_step = self._earlier.first - 1 if self._earlier is not None else progress.step
-        self._pending: list[Pending] = []
-        self._interval_started = time.perf_counter()
+        self._remedy = Remedy(parts, job, progress, self._recorder)
+        self._begin()
         self._keeper = Keeper(parts, job, progress, self._recorder)
         self._said_stop = False
 
@@ -47,6 +44,18 @@ class Loop:
     def verdict(self) -> str | None:
         """Why the evaluations so far end the run here; None: it goes on."""
         return self._judge.verdict(self._progress.best)
+
+    def _begin(self) -> None:
+        """Starts, or starts again, where the progress stands."""
+        progress, config = self._progress, self._config
+        self._agreement = Agreement(self._job.world, step=progress.step, most_steps=config.log_every_steps)
+        opened = progress.open_interval
+        self._earlier = Figures(**opened) if opened is not None else None
+        self._interval_step = self._earlier.first - 1 if self._earlier is not None else progress.step
+        self._pending: list[Pending] = []
+        self._stepper.records.drain()
+        self._stepper.clock = StepClock()
+        self._interval_started = time.perf_counter()
 
     def after_step(self, epoch: int, *, ends_epoch: bool, stop: bool) -> Asked:
         """Does what is due after a step.
@@ -60,7 +69,7 @@ class Loop:
             What the ranks have agreed upon.
 
         Raises:
-            TrainingError: the loss, the gradients or the weights are not finite.
+            TrainingError: numbers are not finite, and that ends the run.
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
         evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
@@ -69,13 +78,13 @@ class Loop:
         if not (row or scheduled or stop or self._agreement.is_due(step)):
             return Asked()
         asked = self._exchange(epoch, closes_interval=row)
-        self._check(nonfinite.find(asked, self._job.world))
-        if evaluates or scheduled or asked.save or asked.stop or stop:
+        trouble = self._remedy.judge(asked, weights=False)
+        if trouble is None and (evaluates or scheduled or asked.save or asked.stop or stop):
             # What is kept or judged must be known to be finite, and there all ranks wait for each other anyway.
             asked = asked.joined_by(self._agreement.read())
-            self._check(nonfinite.find(asked, self._job.world))
-            if not nonfinite.are_finite(self._parts.model, self._job.world):
-                self._check(Trouble("weights", step))
+            trouble = self._remedy.judge(asked, weights=True)
+        if trouble is not None:
+            return self._roll_back(trouble)
         if evaluates:
             asked = self._evaluate(epoch, asked)
         # What was stopped is saved once, at the end.
@@ -164,12 +173,11 @@ class Loop:
 
         return figures
 
-    def _check(self, trouble: Trouble | None) -> None:
-        if trouble is None:
-            return
-        if self._recorder is not None:
-            self._recorder.event(event="nonfinite", **trouble.details(self._parts))
-        raise nonfinite.error(trouble, self._parts)
+    def _roll_back(self, trouble: Trouble) -> Asked:
+        self._keeper.settle()
+        self._remedy.roll_back(trouble)
+        self._begin()
+        return Asked(rolled_back=True)
 
     def _is_late(self) -> bool:
         # An evaluation is broken off, so it needs no time of its own.

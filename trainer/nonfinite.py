@@ -10,7 +10,6 @@ from trainer.agreement import Asked
 from trainer.assembly import Parts
 from trainer.data.naming import path_of, samples_of_step
 from trainer.distributed import World
-from trainer.errors import TrainingError
 
 _SHOWN = 3
 _MOST_PATHS = 1000
@@ -24,11 +23,13 @@ class Trouble:
         what: `loss`, `gradients` or `weights`.
         step: the first such step, counted from 1.
         ranks: those whose own loss is not finite; empty where it is not the loss.
+        left_out: whether the step's update was not applied.
     """
 
     what: str
     step: int
     ranks: tuple[int, ...] = ()
+    left_out: bool = False
 
     def details(self, parts: Parts) -> dict[str, Any]:
         """The step's samples, or those of the ranks that are to blame, with their files where the data has files."""
@@ -47,15 +48,19 @@ class Trouble:
         }
 
 
-def find(asked: Asked, world: World) -> Trouble | None:
-    """The first step whose loss or gradients are not finite; all ranks must call it with what they have agreed on."""
+def find(asked: Asked, world: World) -> list[Trouble]:
+    """The steps whose loss or gradients are not finite; all ranks must call it with what they have agreed on."""
     figures, mine = asked.figures, asked.mine
-    step = figures.first_not_finite() if figures is not None else None
-    if figures is None or mine is None or step is None:
-        return None
-    bad = world.gather((~mine[0, step - figures.first].isfinite()).long()).tolist()
-    ranks = tuple(rank for rank, is_bad in enumerate(bad) if is_bad)
-    return Trouble("loss" if ranks else "gradients", step, ranks)
+    steps = figures.not_finite() if figures is not None else []
+    if figures is None or mine is None or not steps:
+        return []
+    bad = world.gather((~mine[0].isfinite()).long()).tolist()
+    found = []
+    for step in steps:
+        ranks = tuple(rank for rank, row in enumerate(bad) if row[step - figures.first])
+        left_out = figures.skipped[step - figures.first] > 0
+        found.append(Trouble("loss" if ranks else "gradients", step, ranks, left_out))
+    return found
 
 
 def are_finite(model: nn.Module, world: World) -> bool:
@@ -64,24 +69,16 @@ def are_finite(model: nn.Module, world: World) -> bool:
     return not world.sum((~sums.isfinite()).any().double())
 
 
-def error(trouble: Trouble, parts: Parts) -> TrainingError:
-    """What ends a run that keeps to finite numbers."""
-    details = trouble.details(parts)
-    world_size, step = parts.world.world_size, trouble.step
-    have = "is" if trouble.what == "loss" else "are"
+def described(details: dict[str, Any], world_size: int) -> str:
+    """A sentence: `the loss is not finite in step 7 (epoch 1, rank 3): samples 812 (/imgs/a.png), ...`."""
+    step, ranks, what = details["step"], details["ranks"], details["what"]
     where = f"step {step:,} (epoch {details['epoch']:,}"
-    if world_size > 1 and trouble.ranks:
-        everyone = len(trouble.ranks) == world_size
-        where += f", all {world_size} ranks" if everyone else f", rank {', '.join(map(str, trouble.ranks))}"
+    if world_size > 1 and ranks:
+        everyone = len(ranks) == world_size
+        where += f", all {world_size} ranks" if everyone else f", rank {', '.join(map(str, ranks))}"
         if everyone and step > 1:
             where += f" at once, so that the update of step {step - 1:,} is to blame"
-    rate = parts.config.optim.lr / 10
-    return TrainingError(
-        f"the {trouble.what} {have} not finite in {where}): {shown(details)}",
-        f"a lower rate, optim.lr={rate:g}, clipping, optim.clip_norm=1, or precision=fp32; "
-        "to see where it begins: debug=true",
-        details=details,
-    )
+    return f"the {what} {'is' if what == 'loss' else 'are'} not finite in {where}): {shown(details)}"
 
 
 def shown(details: dict[str, Any]) -> str:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.distributed import World
-from trainer.errors import ConfigError, UnfitError
+from trainer.errors import ConfigError, TrainingError, UnfitError
 
 _AMPERE = (8, 0)
 _VOLTA = (7, 0)
+_MOST_SKIPPED_IN_A_ROW = 50
 _STRENGTH = ("fp32", "fp16", "bf16")
 
 
@@ -157,6 +158,7 @@ class Scaler:
         self._scaler = torch.amp.GradScaler(device.type, init_scale=initial_scale) if enabled else None
         self._scale = initial_scale
         self.skipped = 0
+        self._skipped_in_a_row = 0
         self.gradient_norm: Tensor | None = None
 
     def scale(self, loss: Tensor) -> Tensor:
@@ -175,16 +177,35 @@ class Scaler:
             False when the step was skipped because of an infinite or NaN gradient: weights and optimizer are
             untouched, and whatever goes with a step (schedule, averages) must be left out too. All ranks
             agree, since they hold the same reduced gradients. Always True without loss scaling.
+
+        Raises:
+            TrainingError: no scale, however small, makes the gradients finite.
         """
         if self._scaler is not None:
             self._scaler.unscale_(optimizer)
         if clip_norm is not None:
             self.gradient_norm = nn.utils.clip_grad_norm_(parameters, clip_norm, error_if_nonfinite=False)
         if self._scaler is not None and not self._updated():
-            self.skipped += 1
+            self._count_skipped()
             return False
+        self._skipped_in_a_row = 0
         optimizer.step()
         return True
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the loss is scaled."""
+        return self._scaler is not None
+
+    def _count_skipped(self) -> None:
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == _MOST_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{self._skipped_in_a_row} steps in a row had gradients that fp16 cannot hold, although the loss scale "
+                f"has fallen to {self._scale:.1e}",
+                "precision=bf16, or fp32 where the hardware has no bf16; if that does not help, a lower optim.lr",
+            )
 
     def _updated(self) -> bool:
         """Adapts the loss scale; whether all gradients were finite.

@@ -151,7 +151,9 @@ class Recorder:
                     self._console.warn(f"a row of metrics or the status was not recorded: {kind}")
 
     def _record(self, interval: Interval) -> None:
-        loss = interval.figures().mean_loss(interval.samples_of)
+        figures = interval.figures()
+        loss, norm = figures.mean_loss(interval.samples_of), figures.mean_norm()
+        left_out = sum(map(bool, figures.skipped))
         rate = interval.new_samples / max(interval.seconds, 1e-9)
         waiting = interval.clock.data / max(interval.seconds, 1e-9)
         self._trackers.metrics(
@@ -164,6 +166,8 @@ class Recorder:
                 "train/lr": interval.lr,
                 "perf/images_per_second": rate,
                 "perf/data_wait_fraction": waiting,
+                **({"train/gradient_norm": norm} if norm is not None else {}),
+                **({"train/skipped_steps": left_out} if left_out else {}),
             }
         )
         remaining = (self._total_steps - interval.step) * interval.seconds * interval.samples

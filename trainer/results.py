@@ -39,7 +39,8 @@ def summarise(outcome: Outcome, *, seconds: float) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in parts.model.parameters()),
         "precision": parts.precision.name,
         "world_size": parts.world.world_size,
-        "skipped_steps": parts.stepper.scaler.skipped,
+        "skipped_steps": parts.stepper.scaler.skipped + progress.skipped_steps,
+        "left_out": progress.left_out,
         "time": time.time(),
     }
 
@@ -89,7 +90,9 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
     if skipped:
         lines.append(f"skipped   {number(skipped)} unreadable images, listed in {run.skipped_images}")
     if summary["skipped_steps"]:
-        lines.append(f"note      {number(summary['skipped_steps'])} steps were skipped for non-finite gradients (fp16)")
+        lines.append(
+            f"note      {number(summary['skipped_steps'])} steps were skipped for gradients that were not finite"
+        )
     lines += hints
     if config.recipe in _TRIAL_RECIPES:
         own = f"{command('paceline')} run recipe=finetune data.root=/path/with/a/folder/per/class"

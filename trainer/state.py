@@ -30,6 +30,10 @@ class Progress:
         open_interval: the `Figures` of the steps that have no row of metrics yet.
         metrics: the last evaluation's.
         pending_evaluation: the epoch, from 1, of an evaluation that is due at this step and was broken off; else 0.
+        left_out: first and last of steps, counted from 1, that are passed over since they ended in numbers that are
+            not finite.
+        rollbacks: how often the run was taken back to a checkpoint for that.
+        skipped_steps: updates that were left out one by one.
         seconds: wall time of the whole run by what it was spent on, over all attempts.
     """
 
@@ -38,7 +42,14 @@ class Progress:
     open_interval: dict[str, Any] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     pending_evaluation: int = 0
+    left_out: list[list[int]] = field(default_factory=list)
+    rollbacks: int = 0
+    skipped_steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def leaves_out(self, step: int) -> bool:
+        """Whether a step, counted from 1, is passed over."""
+        return any(first <= step <= last for first, last in self.left_out)
 
     def spend(self, what: str, seconds: float) -> None:
         """Books wall time."""
@@ -97,6 +108,22 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
         TrainingError: all checkpoints are damaged.
         UnfitError: this node does not see the checkpoint.
     """
+    saved = find_newest(parts, warn=warn)
+    if saved is None:
+        return Progress()
+    _check_data(saved.state["data"], data_identity(parts), accept_changes=accept_changes)
+    if change := _numerical_change(saved.state, parts):
+        warn(change)
+    return put_back(parts, saved)
+
+
+def find_newest(parts: Parts, *, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest good checkpoint, the same on all ranks; None where there is none yet. Damaged ones are put aside.
+
+    Raises:
+        TrainingError: all checkpoints are damaged.
+        UnfitError: this node does not see the checkpoint.
+    """
     saved: Checkpoint | None = None
 
     def newest() -> int:
@@ -110,12 +137,12 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     # One rank decides: ranks that continue from different steps would never notice.
     step = parts.world.on_rank_zero(newest)
     if not step:
-        return Progress()
-    if saved is None:
-        saved = _load_late(parts.run.checkpoint(step))
-    _check_data(saved.state["data"], data_identity(parts), accept_changes=accept_changes)
-    if change := _numerical_change(saved.state, parts):
-        warn(change)
+        return None
+    return saved if saved is not None else _load_late(parts.run.checkpoint(step))
+
+
+def put_back(parts: Parts, saved: Checkpoint) -> Progress:
+    """Gives the parts the state of a snapshot; returns where the run stood."""
     tensors, stepper, state = saved.tensors, parts.stepper, saved.state
     parts.model.load_state_dict(_below(tensors, "model."))
     rows = tensors.get("ranks.buffers")
@@ -123,7 +150,7 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
         # A rank that was not there before begins with what the others have seen on average.
         mine = rows[parts.world.rank] if len(rows) == parts.world.world_size else rows.double().mean(0).to(rows.dtype)
         buffers = [b for b in parts.model.buffers() if b.is_floating_point()]
-        torch.nn.utils.vector_to_parameters(mine.to(parts.world.device), buffers)
+        torch.nn.utils.vector_to_parameters(mine.to(parts.world.device, copy=True), buffers)
     if stepper.ema is not None:
         stepper.ema.load(_below(tensors, "ema."))
     checkpoint.restore_optimizer(stepper.optimizer, _below(tensors, "optimizer."), state["optimizer"])

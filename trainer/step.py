@@ -21,6 +21,7 @@ from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import Batch
 from trainer.distributed import World
 from trainer.figures import MOST_STEPS, StepRecords
+from trainer.gate import Gate
 from trainer.model.ema import Ema
 from trainer.precision import Precision, Scaler
 
@@ -56,7 +57,8 @@ class Stepper:
         ema: follows the weights; None: nothing does.
         counts_targets: micro-batches may lack samples (skipped images), so a step's samples are counted over all ranks.
         mixing: MixUp and CutMix; then the batches bring everyone's partner.
-        applied_steps: steps whose update was not skipped for non-finite gradients.
+        gate: looks at every step's gradients; None: nobody asked for it.
+        applied_steps: what the schedule has advanced by: steps, without those that fp16's loss scaling has skipped.
         records: what is known about each step, on the device.
     """
 
@@ -73,6 +75,7 @@ class Stepper:
     counts_targets: bool
     mixing: Mixing | None = None
     ema: Ema | None = None
+    gate: Gate | None = None
     applied_steps: int = 0
     clock: StepClock = field(default_factory=StepClock)
     records: StepRecords = field(init=False)
@@ -94,23 +97,55 @@ class Stepper:
         factor = self.lr_factor(self.applied_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
+        if self.gate is not None:
+            self.gate.begin()
         if self.counts_targets:
             self._counted_micro_batches(share, batches, place)
         else:
             self._micro_batches(share, batches, place)
         started = time.perf_counter()
-        if self.scaler.step(self.optimizer, self.clip_norm, self._parameters):
-            self.applied_steps += 1
-            if self.ema is not None:
-                self.ema.update(self.applied_steps)
-            if self.clip_norm is not None and self.scaler.gradient_norm is not None and self.world.is_rank_zero:
-                self.records.norms[place].add_(self.scaler.gradient_norm)
-        elif self.world.is_rank_zero:
-            self.records.skipped[place].fill_(1)
+        self._update(place)
         # What zero_grad does, without the profiler hooks that cost more than this loop.
         for parameter in self._parameters:
             parameter.grad = None
         clock.optimizer += time.perf_counter() - started
+
+    def leave_out(self, share: StepShare, batches: Iterator[Batch]) -> None:
+        """Passes over a step: its samples are not trained on, the schedule goes on."""
+        for _ in share.micro_batches:
+            next(batches)
+        place = self.records.begin()
+        if self.world.is_rank_zero:
+            self.records.skipped[place].fill_(1)
+        self._advance()
+
+    def _update(self, place: int) -> None:
+        """Clips and updates, unless that must be left out; the records say what was done."""
+        gate, records = self.gate, self.records
+        applied = gate is None or self.scaler.enabled or gate.lets_through(self._parameters)
+        if applied:
+            applied = self.scaler.step(self.optimizer, self.clip_norm, self._parameters)
+            if gate is not None and not applied:
+                gate.close()
+        # On a GPU it is known later whether the gate was closed: the schedule must not depend on that.
+        counts = applied or gate is not None
+        if self.world.is_rank_zero:
+            norm = gate.norm if gate is not None else self.scaler.gradient_norm
+            if applied and norm is not None:
+                records.norms[place].add_(norm)
+            if gate is not None:
+                records.skipped[place].add_(gate.closed)
+            elif not applied:
+                records.skipped[place].fill_(1)
+        if gate is not None:
+            gate.end()
+        if counts:
+            self._advance()
+
+    def _advance(self) -> None:
+        self.applied_steps += 1
+        if self.ema is not None:
+            self.ema.update(self.applied_steps)
 
     def _micro_batches(self, share: StepShare, batches: Iterator[Batch], place: int) -> None:
         clock = self.clock

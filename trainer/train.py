@@ -62,9 +62,13 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
         asked = loop.catch_up()
         while progress.step < parts.total_steps and not asked.stop and not loop.verdict:
             share = parts.plan.share(progress.step)
-            parts.stepper(share, batches)
+            take = parts.stepper.leave_out if progress.leaves_out(progress.step + 1) else parts.stepper
+            take(share, batches)
             progress.step += 1
             asked = loop.after_step(share.epoch + 1, ends_epoch=share.ends_epoch, stop=progress.step == stop_after)
+            if asked.rolled_back:
+                batches = parts.batches(progress.step)
+                asked = loop.catch_up()
         loop.finish()
     except BaseException:
         loop.abandon()

@@ -1,5 +1,6 @@
 """A loss or a gradient that is not finite: the step and its samples are named, and what was asked for happens."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,18 @@ from torch import nn
 
 from tests.numerics.runs import BATCH, configuration, train_in
 from tests.workers import alone, run_workers
-from trainer import checkpoint
-from trainer.config import ModelConfig, OptimConfig
+from trainer import checkpoint, remedy
+from trainer.config import CheckpointConfig, Config, ModelConfig, OptimConfig
 from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan
 from trainer.distributed import World
 from trainer.errors import TrainingError
+from trainer.gate import Gate
+from trainer.precision import Scaler
 from trainer.rundir import RunDir, read_json_lines
 
 TRAINING_IMAGES = 1617
-BLANK = 500
+BLANK = int(samples_of_step(StepPlan(TRAINING_IMAGES, BATCH), seed=0, step=9)[40])
 
 
 def plan_of(world_size: int) -> StepPlan:
@@ -63,10 +66,7 @@ def test_the_step_and_its_samples_are_named_and_no_later_checkpoint_is_kept(worl
     [event] = events(tmp_path, "nonfinite")
     assert event["step"] == bad
     assert event["samples"] == results[0][1]["samples"]
-    kept = checkpoint.steps(RunDir(tmp_path))
-    assert kept
-    assert max(kept) < bad
-    assert max(kept) > bad - 6
+    assert all(step < bad for step in checkpoint.steps(RunDir(tmp_path)))
 
 
 class Overflowing(nn.Module):
@@ -96,3 +96,124 @@ def test_gradients_that_are_not_finite_never_reach_a_checkpoint(clip_norm: float
     assert f"the {'weights' if clip_norm is None else 'gradients'} are not finite in step {bad} " in error.problem
     assert checkpoint.steps(RunDir(tmp_path)) == []
     assert not RunDir(tmp_path).weights("last").exists()
+
+
+def finished(world: World, folder: Path, config: Config) -> str:
+    error, said = train_in(world, folder, config)
+    assert error is None, error
+    return said
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    run = RunDir(folder)
+    return checkpoint.load(run.checkpoint(checkpoint.steps(run)[-1])).tensors
+
+
+@pytest.fixture
+def single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollback leaves out the one step that is to blame."""
+    monkeypatch.setattr(remedy, "_WINDOW", 1)
+
+
+OPTIMIZERS = [OptimConfig(lr=0.05, args={"momentum": 0.9}), OptimConfig("adamw", 0.01), OptimConfig("nadam", 0.01)]
+
+
+@pytest.mark.usefixtures("single_steps")
+@pytest.mark.parametrize(("world_size", "optim"), [*((1, optim) for optim in OPTIMIZERS), (2, OPTIMIZERS[0])])
+def test_a_skipped_step_leaves_no_trace_in_weights_optimizer_and_statistics(
+    world_size: int, optim: OptimConfig, tmp_path: Path
+) -> None:
+    """As if it had never been taken, which is how a rollback passes over it."""
+    for policy in ("skip", "rollback"):
+        config = configuration([BLANK], on_nonfinite=policy, optim=optim, micro_batch_size=24)
+        folder = tmp_path / policy
+        if world_size == 1:
+            finished(alone(), folder, config)
+        else:
+            run_workers(world_size, finished, folder, config)
+    skip, back = weights_of(tmp_path / "skip"), weights_of(tmp_path / "rollback")
+    assert skip.keys() == back.keys()
+    for name, tensor in skip.items():
+        assert tensor.isfinite().all(), name
+        assert torch.equal(tensor, back[name]), name
+    bad = [step_of(BLANK), step_of(BLANK, epoch=1)]
+    for folder in (tmp_path / "skip", tmp_path / "rollback"):
+        assert [row["step"] for row in events(folder, "nonfinite")] == bad
+        rows = [row for row in read_json_lines(RunDir(folder).metrics) if "train/loss" in row]
+        assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+        assert all(row["train/loss"] is not None for row in rows)
+        assert sum(row.get("train/skipped_steps", 0) for row in rows) == 2
+        assert all(row["train/gradient_norm"] > 0 for row in rows)
+
+
+def test_a_first_step_that_is_left_out_makes_no_state_of_memory_that_nobody_has_set() -> None:
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=True)
+    gate = Gate(nn.Module(), optimizer, torch.device("cpu"), only_looks=False)
+    weight.grad = torch.full((4,), math.nan)
+    assert not gate.lets_through([weight])
+    gate.end()
+    weight.grad = torch.ones(4)
+    assert gate.lets_through([weight])
+    optimizer.step()
+    weight.grad = torch.full((4,), math.nan)
+    assert gate.lets_through([weight])
+    optimizer.step()
+    assert torch.allclose(weight.detach(), torch.full((4,), 0.9))
+
+
+def test_a_rollback_leaves_out_the_steps_that_led_to_the_trouble_and_says_which(tmp_path: Path) -> None:
+    config = configuration([BLANK], on_nonfinite="rollback", epochs=1)
+    said = finished(alone(), tmp_path, config)
+    bad = step_of(BLANK)
+    [event] = events(tmp_path, "rollback")
+    back = event["to_step"]
+    assert back in (0, 4, 8)
+    assert event["left_out"] == [back + 1, bad]
+    assert f"back to step {back}, and steps {back + 1} to {bad} are left out (rollback 1 of 3)" in said
+
+
+def test_trouble_before_the_first_checkpoint_goes_back_to_the_start(tmp_path: Path) -> None:
+    config = configuration([BLANK], on_nonfinite="rollback", epochs=1, checkpoint=CheckpointConfig())
+    finished(alone(), tmp_path, config)
+    assert [row["to_step"] for row in events(tmp_path, "rollback")] == [0]
+
+
+@pytest.mark.parametrize(("policy", "words"), [("skip", "50 steps in a row"), ("rollback", "after 3 rollbacks")])
+def test_a_run_that_has_diverged_is_given_up(policy: str, words: str, tmp_path: Path) -> None:
+    config = configuration([], on_nonfinite=policy, optim=OptimConfig(lr=1e30, weight_decay=1.0), epochs=6)
+    error, _ = train_in(alone(), tmp_path, config)
+    assert isinstance(error, TrainingError)
+    assert words in error.problem
+    assert "optim.lr=" in error.fix
+
+
+def test_a_killed_run_goes_on_past_what_was_left_out(tmp_path: Path) -> None:
+    """What is passed over is a part of the checkpoint: the trouble does not come again."""
+    config = configuration([BLANK], on_nonfinite="rollback", epochs=1)
+    finished(alone(), tmp_path / "whole", config)
+    later = step_of(BLANK) + 4
+    half = replace(config, max_steps=later)
+    error, _ = train_in(alone(), tmp_path / "cut", half)
+    assert error is None
+    finished(alone(), tmp_path / "cut", config)
+    assert len(events(tmp_path / "cut", "rollback")) == 1
+
+
+def test_fp16_gives_up_when_no_scale_helps() -> None:
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler = Scaler(enabled=True, device=torch.device("cpu"))
+    for _ in range(49):
+        scaler.scale((weight * float("inf")).sum()).backward()
+        assert not scaler.step(optimizer, None, [weight])
+    scaler.scale((weight * float("inf")).sum()).backward()
+    with pytest.raises(TrainingError, match="50 steps in a row had gradients that fp16 cannot hold"):
+        scaler.step(optimizer, None, [weight])
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_fp16_scaling_probes_without_an_alarm(policy: str, tmp_path: Path) -> None:
+    said = finished(alone(), tmp_path, configuration([], on_nonfinite=policy, precision="fp16", epochs=1))
+    assert "not finite" not in said
+    assert events(tmp_path, "nonfinite") == []

@@ -12,6 +12,7 @@ HARMLESS = (
     "max_time",
     "micro_batch_size",
     "log_every_steps",
+    "on_nonfinite",
     "device",
     "evaluate.batch_size",
     "evaluate.patience",

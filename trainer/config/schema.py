@@ -250,6 +250,12 @@ class Config:
     device: str = key("auto", "auto takes a GPU where there is one.", choices=("auto", "cpu", "cuda"))
     debug: bool = key(False, "A few batches through every stage in seconds, with anomaly detection.")
     deterministic: bool = key(False, "Only deterministic kernels: the same weights bit for bit, somewhat slower.")
+    on_nonfinite: str = key(
+        "stop",
+        "What a loss or gradients that are not finite do: stop the run, have their update left out (skip), or take "
+        "the run back to its last checkpoint and leave out the steps that led there (rollback).",
+        choices=("stop", "skip", "rollback"),
+    )
     log_every_steps: int = key(50, "Optimizer steps between rows of metrics.jsonl.", unit="steps", low=1)
     evaluate: EvaluateConfig = key(EvaluateConfig, "Validation.")
     data: DataConfig = key(DataConfig, "The images.")

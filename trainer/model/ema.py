@@ -46,7 +46,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, update: int) -> None:
-        """Takes in the weights after an optimizer step that was not skipped.
+        """Takes in the weights after a step; where its update was left out they are what they were.
 
         Args:
             update: the number of such steps so far, from 1.

@@ -1,0 +1,73 @@
+"""Looks at every step's gradients, and keeps those that are not finite from the weights; the host waits for nothing."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+class Gate:
+    """Closes for a step whose gradients are not finite: weights, optimizer and running statistics stay as they were.
+
+    Fused optimizers leave the update out on the device where their `found_inf` is 1, as GradScaler has them do. For
+    the others the host reads the flag once a step.
+
+    Args:
+        model: its running statistics take part in the forward pass, so they are put back.
+        optimizer: of its parameters.
+        device: where they are.
+        only_looks: never close.
+
+    Attributes:
+        closed: float32 scalar on the device, 1 where the step is left out. All ranks find the same, since they hold
+            the same reduced gradients.
+        norm: global norm of the step's gradients before clipping, on the device; None before the first.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device, *, only_looks: bool) -> None:
+        self._optimizer = optimizer
+        self._only_looks = only_looks
+        self._is_fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        self._buffers: dict[torch.dtype, list[torch.Tensor]] = {}
+        for buffer in [] if only_looks else model.buffers():
+            self._buffers.setdefault(buffer.dtype, []).append(buffer)
+        self._kept: dict[torch.dtype, torch.Tensor] = {}
+        self.closed = torch.zeros((), device=device)
+        self.norm: torch.Tensor | None = None
+
+    def begin(self) -> None:
+        """Remembers the running statistics, before the forward pass."""
+        self._kept = {kind: _flat(buffers) for kind, buffers in self._buffers.items()}
+
+    def lets_through(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Looks at the gradients, which are reduced over the ranks already.
+
+        Returns:
+            Whether to call the optimizer, which may still leave the update out on the device.
+        """
+        self.norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._only_looks:
+            return True
+        self.closed = (~self.norm.isfinite()).float()
+        # A fused optimizer's first step makes its state even where it leaves the update out: of memory nobody has set.
+        if not self._is_fused or not self._optimizer.state:
+            return not self.closed
+        self._optimizer.grad_scale, self._optimizer.found_inf = None, self.closed  # type: ignore[attr-defined]
+        return True
+
+    def close(self) -> None:
+        """The step was left out by others: by fp16's loss scaling."""
+        self.closed = torch.ones_like(self.closed)
+
+    def end(self) -> None:
+        """Puts the running statistics back where the gate was closed, and opens it."""
+        for kind, buffers in self._buffers.items():
+            chosen = torch.where(self.closed > 0, self._kept[kind], _flat(buffers))
+            parts = chosen.split([buffer.numel() for buffer in buffers])
+            torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(parts, buffers, strict=True)])
+        self.closed = torch.zeros_like(self.closed)
+
+
+def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
