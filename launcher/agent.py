@@ -6,6 +6,7 @@ together by hand.
 """
 
 import errno
+import fcntl
 import gc
 import importlib
 import logging
@@ -22,7 +23,7 @@ from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
-from trainer.errors import PacelineError, UnfitError
+from trainer.errors import InUseError, PacelineError, UnfitError
 from trainer.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
@@ -71,11 +72,14 @@ def _run(plan: JobPlan, stop: Stop) -> int:
     from launcher.elastic import Agent
 
     run = RunDir(plan.run_dir)
+    if plan.program.kind != "trainer":
+        _hold(run)
     with _telling_of("status.json"):
-        if not run.is_held():
-            run.failure.unlink(missing_ok=True)
         if plan.program.kind != "trainer":
+            run.failure.unlink(missing_ok=True)
             run.update_status(state="running", attempt=plan.attempt)
+        elif not run.is_held():
+            run.failure.unlink(missing_ok=True)
     agent = Agent(plan, _rendezvous(plan), stop)
     try:
         result = agent.run()
@@ -97,6 +101,27 @@ def _run(plan: JobPlan, stop: Stop) -> int:
         _say_failed(replace(plan, attempt=attempt), run, failure, code)
     _settle(run, plan, code)
     return code
+
+
+def _hold(run: RunDir) -> None:
+    """Takes the run for a program that knows nothing of it, until the last of its processes has ended.
+
+    Raises:
+        InUseError: another job has it.
+    """
+    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise in_use(run) from error
+
+
+def in_use(run: RunDir) -> InUseError:
+    """The error for a run that another job trains."""
+    return InUseError(
+        f"run {run.name} is being trained by another job",
+        "another run.name, run.fresh=true beside it, or wait until it has ended",
+    )
 
 
 def _rendezvous(plan: JobPlan) -> "RendezvousHandler":

@@ -30,6 +30,9 @@ class Verb:
 
 VERBS = {
     "run": Verb("train on this machine", ("start", "train", "launch", "go", "fit", "exec"), starts=True),
+    "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "info", "jobs")),
+    "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat")),
+    "stop": Verb("ask a run to save a checkpoint and end", ("kill", "cancel", "end", "scancel", "abort")),
     "config": Verb("look at the configuration", ("conf", "cfg", "settings", "show")),
 }
 """The commands."""

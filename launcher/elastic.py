@@ -29,6 +29,7 @@ FAILURE_GRACE_S = 2
 LEFTOVER_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
 
+_FILE_PERIOD_S = 1.0
 _FINAL_CODES = (2, 3)
 _PARENT_DIED = signal.SIGRTMIN + 7
 
@@ -55,6 +56,7 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
         self._stop = stop
         self._asked = False
+        self._next_look = 0.0
         self._plan = plan
         self._output: Output | None = None
 
@@ -113,6 +115,7 @@ class Agent(LocalElasticAgent):
             print(f"warning: cannot be ended: process {', '.join(map(str, left))}", file=sys.stderr)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._look_for_stop_file()
         self._pass_on_stop()
         self._count_silent_ends()
         result = super()._monitor_workers(worker_group)
@@ -121,6 +124,18 @@ class Agent(LocalElasticAgent):
             self._worker_group.spec.max_restarts = self.restarts
             self._remaining_restarts = 0
         return result
+
+    def _look_for_stop_file(self) -> None:
+        """Our trainer looks for `stop` in the run directory itself; for other programs the agent does."""
+        if self._plan.program.kind == "trainer" or self._stop.signal is not None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _FILE_PERIOD_S
+        file = RunDir(self._plan.run_dir).stop
+        if file.exists():
+            # If it cannot be removed, it will stop the next attempt as well: whoever made it must remove it.
+            with suppress(OSError):
+                file.unlink()
+            self._stop.ask()
 
     def _pass_on_stop(self) -> None:
         if self._stop.signal is None or self._stop.deadline is None:

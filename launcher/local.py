@@ -8,18 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from launcher.agent import busy_port
+from launcher.agent import busy_port, in_use
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from launcher.stop import STOP_SIGNALS, heard
 from trainer import runname
-from trainer.errors import InUseError
 from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -52,11 +51,11 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         check_port(plan.port)
     check_agreement(plan, config, runname.choose(config.run, recipe))
     run = RunDir(runname.create(config.run, recipe).absolute())
-    if plan.program.kind == "trainer" and run.is_held():
-        raise InUseError(
-            f"run {run.name} is being trained by another job",
-            "another run.name, run.fresh=true beside it, or wait until it has ended",
-        )
+    if run.is_held():
+        raise in_use(run)
+    # One that an earlier attempt has not seen any more is not meant for this one.
+    with suppress(OSError):
+        run.stop.unlink()
     attempt = run.next_attempt()
     logs = run.log(attempt, 0).parent
     try:

@@ -50,6 +50,10 @@ class Stop:
         if self.signal is not None:
             raise StoppedEarly
 
+    def ask(self) -> None:
+        """A request that came by another way than a signal: it counts as SIGTERM."""
+        self._note(signal.SIGTERM, None)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)

@@ -194,5 +194,6 @@ class Recorder:
                 total_steps=self._total_steps,
                 epoch=interval.epoch,
                 images_per_second=rate,
+                gpu_percent=self._gpu_percent(),
                 eta_s=eta,
             )

@@ -144,6 +144,9 @@ class RunDir:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:
+            # A file system without locks cannot tell.
+            return False
         finally:
             os.close(descriptor)
         return False

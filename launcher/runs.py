@@ -1,0 +1,175 @@
+"""Runs as their directories show them, from any terminal: what state they are in, where, and how far."""
+
+import difflib
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.rundir import RunDir, read_json
+
+STARTING_S = 600.0
+"""A job that has not said anything for this long after its start is lost."""
+
+SILENT_S = 180.0
+"""So is one on another machine, whose lock may not be seen from here, when its status is older than this."""
+
+_TAIL = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run as it stands now.
+
+    Attributes:
+        run: its directory.
+        state: pending, running, finished, failed, stopped, preempted, or lost: it says it runs, but nobody is there.
+        step: optimizer steps done; None while unknown.
+        total_steps: of the whole run; None while unknown.
+        accuracy: validation accuracy (0-1), the best so far or else the latest; None without one.
+        images_per_second: of all workers; None unless running.
+        gpu_percent: mean utilisation; None unless running on GPUs.
+        eta_s: seconds to the end from now; None unless running.
+        attempt: the latest, from 0.
+        host: where that was started.
+        job_id: the scheduler's; None without one.
+        updated: UNIX seconds of the last sign of life.
+        failure: the content of failure.json where the state is failed, else empty.
+    """
+
+    run: RunDir
+    state: str
+    step: int | None
+    total_steps: int | None
+    accuracy: float | None
+    images_per_second: float | None
+    gpu_percent: float | None
+    eta_s: float | None
+    attempt: int
+    host: str
+    job_id: str | None
+    updated: float
+    failure: dict[str, Any]
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is, or will be, a job."""
+        return self.state in ("pending", "running")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        names = [name for name in self.__slots__ if name not in ("run", "failure")]
+        shown = {name: getattr(self, name) for name in names}
+        failure = {name: self.failure[name] for name in ("rank", "type", "message") if name in self.failure}
+        return {"name": self.run.name, "directory": str(self.run.path), **shown, "failure": failure or None}
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's."""
+    run = RunDir(path)
+    return run.job.exists() or run.status.exists() or run.config.exists()
+
+
+def find_all(directory: Path) -> list[RunDir]:
+    """The runs in a directory, the one with the latest sign of life first.
+
+    Raises:
+        ConfigError: there is no such directory.
+    """
+    try:
+        paths = [path for path in directory.iterdir() if path.is_dir() and is_run(path)]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"no directory {directory}", "--dir DIRECTORY says where the runs are") from error
+    return sorted(map(RunDir, paths), key=_last_sign, reverse=True)
+
+
+def find(name: str, directory: Path) -> RunDir:
+    """The run of that name, or in that directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for path in (directory / name, Path(name)):
+        if path.is_dir() and is_run(path):
+            return RunDir(path)
+    known = [run.name for run in find_all(directory)] if directory.is_dir() else []
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f". Did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"no run {name!r} in {directory}{hint}", f"paceline status --dir {directory} lists them")
+
+
+def look(run: RunDir, *, now: float | None = None) -> RunView:
+    """A run as it stands now, from its files and its lock alone."""
+    now = time.time() if now is None else now
+    status = run.read_status()
+    job = read_json(run.job)
+    attempts: Sequence[dict[str, Any]] = job.get("attempts") or [job]
+    launched: dict[str, Any] = attempts[-1]
+    updated = max(float(status.get("time") or 0), float(launched.get("time") or 0))
+    state = _state(run, str(status.get("state", "pending")), launched, updated, now)
+    running = state == "running"
+    eta = status.get("eta_s") if running else None
+    return RunView(
+        run=run,
+        state=state,
+        step=status.get("step"),
+        total_steps=status.get("total_steps"),
+        accuracy=status.get("best_accuracy") or _latest(run.metrics, "val/accuracy"),
+        images_per_second=status.get("images_per_second") if running else None,
+        gpu_percent=status.get("gpu_percent") if running else None,
+        eta_s=None if eta is None else max(0.0, float(eta) - (now - float(status.get("time", now)))),
+        attempt=max(int(status.get("attempt") or 0), int(launched.get("attempt") or 0)),
+        host=str(launched.get("host", "")),
+        job_id=launched.get("job_id"),
+        updated=updated,
+        failure=read_json(run.failure) if state == "failed" else {},
+    )
+
+
+def _state(run: RunDir, state: str, launched: dict[str, Any], updated: float, now: float) -> str:
+    if run.is_held():
+        # Between the start of an attempt and its first word the status is the last attempt's.
+        return "running"
+    silent = now - updated
+    if state == "running":
+        elsewhere = launched.get("host") not in (None, "", socket.gethostname())
+        return "running" if elsewhere and silent < SILENT_S else "lost"
+    began_after = float(launched.get("time") or 0) >= updated
+    if state == "pending" or (began_after and state in ("stopped", "preempted", "failed")):
+        # Launched, and nothing said yet; a job in a queue is its scheduler's to judge.
+        return "pending" if launched.get("job_id") or silent < STARTING_S else "lost"
+    return state
+
+
+def _latest(path: Path, key: str) -> float | None:
+    """The last value under a key in a .jsonl file, looked for in its last rows only."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL))
+            lines = stream.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        if key.encode() in line:
+            try:
+                value = json.loads(line).get(key)
+            except (json.JSONDecodeError, AttributeError):
+                continue
+            if isinstance(value, (int, float)):
+                return float(value)
+    return None
+
+
+def _last_sign(run: RunDir) -> float:
+    times = []
+    for path in (run.status, run.job, run.config):
+        try:
+            times.append(path.stat().st_mtime)
+        except OSError:
+            continue
+    return max(times, default=0.0)

@@ -1,0 +1,135 @@
+"""`paceline status`: all runs at a glance, or one in detail."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import runs
+from launcher.arguments import Parser
+from launcher.runs import RunView
+from trainer import wording
+from trainer.errors import ConfigError
+
+HELP = """\
+paceline status [RUN] [--dir DIR] [--json] [-q]
+
+  paceline status               every run in runs/, the latest first
+  paceline status RUN           one run; RUN is its name or its directory
+
+A run is lost when it says that it runs and nobody is there. Only files are read, from any terminal.
+
+  --dir DIR   where the runs are (runs)
+  --json      for programs
+  -q          names only"""
+
+_COLOURS = {"running": "green", "finished": "blue", "failed": "red", "lost": "red", "pending": "yellow"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Shows runs; returns the exit code."""
+    options = Parser("status", HELP, flags=["--json", "-q"], values=["--dir"]).read(arguments)
+    if options.help:
+        print(HELP)
+        return 0
+    if len(options.words) > 1:
+        raise ConfigError("status takes one run", "paceline status RUN")
+    directory = Path(options.dir or "runs")
+    chosen = [runs.find(options.words[0], directory)] if options.words else runs.find_all(directory)
+    if options.q:
+        print("".join(f"{run.name}\n" for run in chosen), end="")
+        return 0
+    views = [runs.look(run) for run in chosen]
+    if options.json:
+        print(json.dumps({"version": 1, "runs": [view.to_json() for view in views]}, indent=2, ensure_ascii=False))
+    elif options.words:
+        print("\n".join(details(views[0])))
+    elif views:
+        _print_table(views)
+    else:
+        print(f"no runs in {directory}")
+    return 0
+
+
+def cells(view: RunView) -> list[str]:
+    """The row of a run in the table: name, state, step, accuracy, rate, GPU, time to go, where."""
+    rate, gpu, eta = view.images_per_second, view.gpu_percent, view.eta_s
+    return [
+        view.run.name,
+        view.state,
+        _step(view),
+        "-" if view.accuracy is None else wording.percent(view.accuracy),
+        "-" if rate is None else wording.number(rate),
+        "-" if gpu is None else f"{gpu:.0f} %",
+        "-" if eta is None else wording.duration(eta),
+        _why(view) or _where(view),
+    ]
+
+
+def details(view: RunView, *, now: float | None = None) -> list[str]:
+    """One run in a few lines, with what to do next."""
+    now = time.time() if now is None else now
+    ago = wording.duration(max(0.0, now - view.updated))
+    name, state, step, accuracy, rate, gpu, eta, _ = cells(view)
+    shown = {
+        "state": f"{state}, last sign of life {ago} ago",
+        "step": step,
+        "val acc": accuracy,
+        "images/s": rate,
+        "GPU": gpu,
+        "ETA": eta,
+        "where": _where(view),
+        "why": _why(view),
+        "directory": wording.short_path(view.run.path),
+        "next": _next(view, name),
+    }
+    return [name, *(f"  {label:<10} {text}" for label, text in shown.items() if text not in ("", "-"))]
+
+
+def _print_table(views: Sequence[RunView]) -> None:
+    import rich.console
+    import rich.table
+    import rich.text
+
+    console = rich.console.Console(highlight=False, markup=False, emoji=False)
+    table = rich.table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("RUN", "STATE", "STEP", "VAL ACC", "IMAGES/S", "GPU", "ETA", "WHERE"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis" if heading == "WHERE" else "ignore")
+    for view in views:
+        row = [rich.text.Text(cell) for cell in cells(view)]
+        row[1].stylize(_COLOURS.get(view.state, ""))
+        table.add_row(*row)
+    if not console.is_terminal:
+        # A line is a line where nobody looks at it.
+        console.width = 500
+    console.print(table)
+
+
+def _step(view: RunView) -> str:
+    if view.step is None:
+        return "-"
+    ended = view.total_steps is None or view.state == "failed"
+    return f"{view.step:,}" if ended else f"{view.step:,}/{view.total_steps:,}"
+
+
+def _where(view: RunView) -> str:
+    job = f"slurm {view.job_id}" if view.job_id else ""
+    attempt = f"attempt {view.attempt}" if view.attempt else ""
+    return ", ".join(part for part in (job, view.host, attempt) if part)
+
+
+def _why(view: RunView) -> str:
+    if not view.failure:
+        return ""
+    message = str(view.failure.get("message", "")).strip().splitlines()
+    return f"{view.failure.get('type', '')} on rank {view.failure.get('rank', 0)}: {message[0] if message else ''}"
+
+
+def _next(view: RunView, name: str) -> str:
+    paceline = wording.command("paceline")
+    where = "" if view.run.path.parent == Path("runs") else f" --dir {wording.short_path(view.run.path.parent)}"
+    if view.is_live:
+        return f"{paceline} logs {name}{where} -f, or {paceline} stop {name}{where}"
+    if view.state in ("failed", "lost"):
+        return f"{paceline} logs {name}{where}"
+    return ""

@@ -1,0 +1,203 @@
+"""`paceline status`, `logs` and `stop`: from another terminal, from files alone, and truthful."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher import runs
+from launcher.cli import main
+from tests.launcher.conftest import ROOT, Job, wait_until
+from trainer.rundir import RunDir, append_json_line, write_json
+
+MakeJob = Callable[[str], Job]
+NOW = time.time()
+HERE = socket.gethostname()
+
+
+def make_run(
+    folder: Path, name: str, *, state: str = "", host: str = HERE, age_s: float = 0.0, **status: object
+) -> RunDir:
+    run = RunDir(folder / name)
+    row = {"attempt": 2, "argv": ["paceline", "run"], "time": NOW - age_s - 5, "host": host, "job_id": None}
+    write_json(run.job, {"argv": row["argv"], "attempts": [row]})
+    if state:
+        write_json(run.status, {"state": state, "attempt": 2, "time": NOW - age_s, **status})
+    return run
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ("status", "held", "state"),
+    [
+        ({"state": "running"}, True, "running"),
+        ({"state": "running"}, False, "lost"),
+        ({"state": "running", "host": "elsewhere"}, False, "running"),
+        ({"state": "running", "host": "elsewhere", "age_s": 3600}, False, "lost"),
+        ({"state": "preempted"}, True, "running"),
+        ({"state": "preempted"}, False, "preempted"),
+        ({"state": "finished", "age_s": 1e7}, False, "finished"),
+        ({}, False, "pending"),
+        ({"age_s": 3600}, False, "lost"),
+    ],
+)
+def test_the_state_is_what_the_lock_and_the_clock_say(
+    status: dict[str, object], held: bool, state: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, "x", **status)  # type: ignore[arg-type]
+    with run.lock.open("w") as lock:
+        if held:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        assert runs.look(run, now=NOW).state == state
+
+
+def test_a_new_attempt_that_has_said_nothing_yet_is_pending_and_not_what_the_last_one_was(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "x", state="failed", age_s=100)
+    write_json(run.job, {"attempts": [{"attempt": 3, "time": NOW - 10, "host": HERE}]})
+    assert runs.look(run, now=NOW).state == "pending"
+    assert runs.look(run, now=NOW + 3600).state == "lost"
+
+
+def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no run").mkdir()
+    make_run(tmp_path, "done", state="finished", step=936, total_steps=936, best_accuracy=0.918)
+    failed = make_run(tmp_path, "failed", state="failed", step=1210, total_steps=9000)
+    write_json(failed.failure, {"rank": 1, "type": "ValueError", "message": "broken on purpose\nmore"})
+    figures = {"images_per_second": 21_400.0, "gpu_percent": 97.0, "eta_s": 7500.0}
+    live = make_run(tmp_path, "live", state="running", step=61_200, total_steps=112_590, **figures)
+    append_json_line(live.metrics, {"step": 100, "val/accuracy": 0.5})
+    append_json_line(live.metrics, {"step": 200, "val/accuracy": 0.713})
+    append_json_line(live.metrics, {"step": 300, "train/loss": 1.0})
+    os.utime(live.status, (NOW + 10, NOW + 10))
+    with live.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, out, err = said(capsys, "status", "--dir", str(tmp_path))
+        as_json = json.loads(said(capsys, "status", "live", "--dir", str(tmp_path), "--json")[1])
+        detail = said(capsys, "status", "live", "--dir", str(tmp_path))[1]
+    assert (code, err) == (0, "")
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert lines[0].split() == ["RUN", "STATE", "STEP", "VAL", "ACC", "IMAGES/S", "GPU", "ETA", "WHERE"]
+    assert len(lines) == 4
+    assert lines[1].startswith("live ")
+    for word in ("running", "61,200/112,590", "71.3 %", "21,400", "97 %", "2 h 0", f"{HERE}, attempt 2"):
+        assert word in lines[1]
+    rows = {line.split()[0]: line for line in lines}
+    assert rows["failed"].endswith("ValueError on rank 1: broken on purpose")
+    assert "91.8 %" in rows["done"]
+    assert "\x1b" not in out
+    (row,) = as_json["runs"]
+    assert as_json["version"] == 1
+    assert (row["name"], row["state"], row["step"], row["accuracy"]) == ("live", "running", 61_200, 0.713)
+    assert "paceline stop live" in detail.replace(str(Path(sys.executable).parent) + "/", "")
+    assert said(capsys, "status", "-q", "--dir", str(tmp_path))[1].splitlines()[0] == "live"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["status", "lvie"], "no run 'lvie'"),
+        (["status", "liv"], "Did you mean live?"),
+        (["logs"], "logs takes one run"),
+        (["logs", "live"], "has no logs of attempt 0"),
+        (["logs", "live", "--rank", "x"], "--rank x is not a number"),
+        (["stop", "x", "y"], "stop takes one run"),
+        (["ps"], "Did you mean status?"),
+    ],
+)
+def test_a_mistake_is_exit_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs", "live", state="finished")
+    code, out, err = said(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_nothing_is_asked_of_a_run_that_has_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, "x", state="finished")
+    code, _, err = said(capsys, "stop", str(run.path))
+    assert (code, err) == (0, "run x is finished: there is nothing to stop\n")
+    assert not run.stop.exists()
+
+
+def test_looking_imports_no_torch_and_no_hydra(tmp_path: Path) -> None:
+    make_run(tmp_path, "x", state="finished")
+    script = (
+        f"import sys; from launcher.cli import main; main(['status', '--dir', {str(tmp_path)!r}]); "
+        "assert not {'torch', 'hydra', 'omegaconf', 'numpy', 'wandb'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_job_is_followed_and_stopped_from_another_terminal_and_lost_when_it_was_killed(make_job: MakeJob) -> None:
+    job = make_job(
+        """
+import os, signal, sys, time
+from pathlib import Path
+rank = os.environ["RANK"]
+def end(*_):
+    print("saved", rank, flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+print("up", rank, os.environ["PACELINE_ATTEMPT"], flush=True)
+Path(f"pid-{rank}").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+    )
+
+    def paceline(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "launcher", *words]
+        surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, cwd=job.folder, env=surroundings, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    process = job.start()
+    job.wait_for_workers()
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "logs", "job", "-f", "--rank", "1"],
+        cwd=job.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert follower.stdout is not None
+    assert follower.stdout.readline() == "up 1 0\n"
+    assert "running" in paceline("status").stdout
+    second = job.start()
+    code, _, err = job.finish(second)
+    assert (code, "is being trained by another job" in err) == (2, True)
+    stopped = paceline("stop", "job", "--wait")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "run job is stopped" in stopped.stderr
+    assert job.finish(process)[0] == 75
+    assert follower.communicate(timeout=20)[0] == "saved 1\n"
+    assert paceline("logs", "job").stdout == "up 0 0\nsaved 0\n"
+    for rank in (0, 1):
+        (job.folder / f"pid-{rank}").unlink()
+    process = job.start()
+    job.wait_for_workers()
+    process.send_signal(signal.SIGKILL)
+    job.finish(process)
+    wait_until(lambda: not job.alive(), "all of it is gone", deadline_s=10)
+    (line,) = [line for line in paceline("status").stdout.splitlines() if line.startswith("job")]
+    assert "lost" in line
+    assert "attempt 1" in line
+    assert paceline("logs", "job", "--attempt", "1").stdout == "up 0 1\n"
