@@ -5,6 +5,7 @@ meanwhile is saved at the first occasion after it, and the last step of the run 
 """
 
 import json
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -42,6 +43,7 @@ class Keeper:
         self._writer = self._background("the checkpoint")
         self._best_writer = self._background("the best weights")
         self._waiting_best: dict[str, torch.Tensor] | None = None
+        self._best_turn = threading.Lock()
         self._taken_step = -1
         self._saved = time.monotonic()
         self._postponed = self._wished = False
@@ -91,10 +93,11 @@ class Keeper:
     def keep_best(self, model: nn.Module) -> None:
         """Keeps a model's weights as the best so far; rank 0's alone."""
         state = model.state_dict()
-        if self._best_writer.is_busy:
-            self._waiting_best = {name: tensor.detach().clone() for name, tensor in state.items()}
-        else:
-            self._write_best(state)
+        with self._best_turn:
+            if self._best_writer.is_busy:
+                self._waiting_best = {name: tensor.detach().clone() for name, tensor in state.items()}
+            else:
+                self._write_best(state)
 
     def finish(self, open_interval: dict[str, Any] | None) -> None:
         """Leaves a checkpoint of this step, and waits until all is written; all ranks must call it.
@@ -155,6 +158,7 @@ class Keeper:
             recorder.flush()
             with suppress(FileNotFoundError):
                 commit.sync_file(run.metrics)
+            self._await_best()
             # The weights first: a run that ends in between is trained again up to here, and they with it.
             for path, names in weights.items():
                 commit.replace_file(path, image.part(names))
@@ -180,13 +184,21 @@ class Keeper:
             self._job.console.warn(f"an old checkpoint could not be deleted: {error.strerror} ({error.filename})")
 
     def _look_after_best(self) -> None:
-        if self._best_writer.is_busy:
-            return
-        if self._waiting_best is not None:
-            waiting, self._waiting_best = self._waiting_best, None
-            self._write_best(waiting)
-        elif self._best_writer.wants_retry:
-            self._best_writer.again()
+        with self._best_turn:
+            if self._best_writer.is_busy:
+                return
+            if self._waiting_best is not None:
+                waiting, self._waiting_best = self._waiting_best, None
+                self._write_best(waiting)
+            elif self._best_writer.wants_retry:
+                self._best_writer.again()
+
+    def _await_best(self) -> None:
+        """Waits in the writer's thread for the best weights: a run that goes on does not write those before it."""
+        for _ in range(2):
+            while self._best_writer.is_busy and not self._best_writer.is_overdue:
+                self._best_writer.wait(_TURN_S)
+            self._look_after_best()
 
     def _write_best(self, state: dict[str, torch.Tensor]) -> None:
         path = self._job.run.weights("best")

@@ -1,5 +1,6 @@
 """What the training loop sees of saving: nothing. The trainer as a process of its own, with faults put into it."""
 
+import json
 import sys
 import textwrap
 from pathlib import Path
@@ -86,3 +87,30 @@ def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_st
     saves = [row for row in read_json_lines(slow_run.events) if row["event"] == "checkpoint"]
     assert all(row["seconds"] > 0.3 for row in saves)
     assert all(row["stall_seconds"] < 0.3 for row in saves)
+
+
+def test_no_checkpoint_is_ahead_of_the_best_weights_that_it_speaks_of(tmp_path: Path) -> None:
+    watched = """
+        import json, pathlib, threading
+        from trainer import commit
+        from trainer.rundir import RunDir
+        replace_file, write_folder = commit.replace_file, commit.write_folder
+        written = []
+        def slow_for_the_best(path, pieces, **more):
+            if path.name.startswith("best"):
+                threading.Event().wait(0.3)
+            replace_file(path, pieces, **more)
+            written.append(path.name)
+        def watched(folder, files, **more):
+            write_folder(folder, files, **more)
+            with pathlib.Path("order.jsonl").open("a") as stream:
+                best = json.loads((folder / "state.json").read_text())["progress"]["best"]["step"]
+                stream.write(json.dumps([folder.name, best, written.count("best.safetensors")]) + "\\n")
+        commit.replace_file, commit.write_folder = slow_for_the_best, watched
+    """
+    arguments = [*DIGITS, "epochs=3", "evaluate.every=5", "checkpoint.every_steps=5", "run.dir=.", "run.name=b"]
+    done = run(train_with(watched, tmp_path), *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "order.jsonl").read_text().splitlines()]
+    assert rows[0][:2] == ["step-00000005", 5]
+    assert all(written > 0 for _, _, written in rows)
