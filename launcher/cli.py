@@ -30,9 +30,10 @@ class Verb:
 
 VERBS = {
     "run": Verb("train on this machine", ("start", "train", "launch", "go", "fit", "exec"), starts=True),
-    "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "info", "jobs")),
+    "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "jobs")),
     "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat")),
     "stop": Verb("ask a run to save a checkpoint and end", ("kill", "cancel", "end", "scancel", "abort")),
+    "doctor": Verb("what is wrong with this machine, or with a disk", ("check", "env", "diagnose", "health", "info")),
     "config": Verb("look at the configuration", ("conf", "cfg", "settings", "show")),
 }
 """The commands."""

@@ -3,7 +3,7 @@
  * PACELINE_STAND_IN_NVML names the file, which is read anew at every call: replace it by renaming another over it.
  * Each line is "<name> <integer>". Names are `count`, `gpu<i>.<figure>`, `gpu<i>.<figure>.error` (returned in the place
  * of the figure: 3 not supported, 4 no permission, 13 function not found, 15 GPU is lost), `gpu<i>.<figure>.delay_ms`
- * (a slow driver), and the same for `init`. A figure that is not there is 0.
+ * (a slow driver), the same for `init`, and `cuda_version` (1000 x major + 10 x minor). A figure that is not there is 0.
  * Signatures and structures are those of NVIDIA's nvml.h.
  */
 #include <stdint.h>
@@ -71,6 +71,13 @@ static int read_unsigned(Device device, const char *figure, unsigned *out) {
 int nvmlInitWithFlags(unsigned flags) { (void)flags; return outcome("init"); }
 int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int code) { (void)code; return "an error of the stand-in"; }
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = (int)look("cuda_version"); return 0; }
+
+int nvmlSystemGetDriverVersion(char *version, unsigned length) {
+    snprintf(version, length, "999.1");
+    return 0;
+}
+
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = (unsigned)look("count"); return 0; }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device *device) {

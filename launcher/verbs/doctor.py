@@ -1,0 +1,95 @@
+"""`paceline doctor`: what is wrong with this environment, or with a disk, before it costs hours."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.arguments import Parser, check_overrides
+from launcher.doctor.finding import FAIL, WARN, Finding, examine, lines
+from trainer.errors import UnfitError
+
+HELP = """\
+paceline doctor [KEY=VALUE ...] [--storage DIR] [--json]
+
+  paceline doctor                     Python, packages, GPUs, memory, limits, ports, disk
+  paceline doctor data.workers=16     the same for a job with these settings
+  paceline doctor --storage /scratch  tries whether a disk keeps what checkpoints rely on
+
+  --storage DIR  replace, rename, sync, lock, append, links, room, speed, clock; leaves nothing there
+  --json         for programs
+
+Each line is pass, warn or fail. Exit code 3 when one is fail."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Examines the environment or a disk; returns 0, or 3 where something is unfit."""
+    parser = Parser("doctor", HELP, flags=["--json"], values=["--storage", "--config-dir"])
+    options = parser.read(arguments)
+    if options.help:
+        return parser.print_text()
+    check_overrides(options.words)
+    if options.storage is not None:
+        subject = Path(options.storage).expanduser()
+        findings = examine_storage(subject)
+        verdict = _storage_verdict(subject, findings)
+    else:
+        findings = examine_environment(options.words, options.config_dir)
+        verdict = _environment_verdict(findings)
+    if options.json:
+        rows = [finding.to_json() for finding in findings]
+        print(json.dumps({"version": 1, "findings": rows, "verdict": verdict}, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join([*lines(findings), "", verdict]))
+    return UnfitError.exit_code if _named(findings, FAIL) else 0
+
+
+def examine_storage(path: Path) -> list[Finding]:
+    """Tries the storage below a directory; nothing is left there.
+
+    Raises:
+        ConfigError: it is no directory.
+        UnfitError: nothing can be written there.
+    """
+    from launcher.doctor import storage
+
+    # As after Ctrl-C, so that nothing is left there.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with storage.trial_folder(path) as folder:
+        enough = shutil.disk_usage(folder).free >= storage.TRIAL_BYTES
+        return examine(storage.CHECKS if enough else [storage.room], folder)
+
+
+def examine_environment(overrides: Sequence[str], config_dir: str | None) -> list[Finding]:
+    """Looks at this machine for a job with these settings.
+
+    Raises:
+        ConfigError: the settings cannot be composed.
+    """
+    from launcher.doctor import environment
+    from trainer.config.compose import compose
+
+    config = compose(list(overrides), config_dir=Path(config_dir) if config_dir else None)
+    return examine(environment.CHECKS, environment.Surroundings(config, os.environ))
+
+
+def _storage_verdict(path: Path, findings: Sequence[Finding]) -> str:
+    broken, doubtful = _named(findings, FAIL), _named(findings, WARN)
+    if broken:
+        return f"{path} does not keep its promises ({broken}): a checkpoint may be lost there"
+    if doubtful:
+        return f"{path} works, with reservations ({doubtful})"
+    return f"{path} keeps its promises"
+
+
+def _environment_verdict(findings: Sequence[Finding]) -> str:
+    broken, doubtful = _named(findings, FAIL), _named(findings, WARN)
+    if broken:
+        return f"unfit: {broken}"
+    return f"fit, with reservations: {doubtful}" if doubtful else "fit"
+
+
+def _named(findings: Sequence[Finding], state: str) -> str:
+    return ", ".join(finding.name for finding in findings if finding.state == state)
