@@ -90,6 +90,14 @@ class Figures:
         # Rounded once, so that it does not matter in what portions the figures came.
         return math.fsum(self.losses[i] for i in kept) / samples if samples else math.nan
 
+    def samples(self, samples_of: Callable[[int], int]) -> list[int]:
+        """Each step's samples: those that were counted, else those that were dealt."""
+        return [int(counted) or samples_of(self.first + i) for i, counted in enumerate(self.counted)]
+
+    def step_losses(self, samples_of: Callable[[int], int]) -> list[float]:
+        """Each step's mean loss over its samples."""
+        return [loss / max(count, 1) for loss, count in zip(self.losses, self.samples(samples_of), strict=True)]
+
     def not_finite(self) -> list[int]:
         """The steps with a loss or a norm that is not finite."""
         pairs = enumerate(zip(self.losses, self.norms, strict=True))

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from trainer.console import Console, Progress
 from trainer.figures import Figures
 from trainer.rundir import RunDir
+from trainer.spikes import Spikes
 from trainer.step import StepClock
 from trainer.tracking import Trackers
+from trainer.wording import command, short_path, significant
 
 _STATUS_PERIOD_S = 1.0
 _CLOSE_LIMIT_S = 30.0
@@ -75,6 +77,7 @@ class Recorder:
         self._epochs = epochs
         self._gpu_percent = gpu_percent
         self._status_written = 0.0
+        self._spikes = Spikes()
         self._told: set[str] = set()
         self._quiet = False
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -170,6 +173,7 @@ class Recorder:
                 **({"train/skipped_steps": left_out} if left_out else {}),
             }
         )
+        self._look_for_spike(interval, figures)
         remaining = (self._total_steps - interval.step) * interval.seconds * interval.samples
         eta = remaining / max(interval.step * interval.new_samples, 1)
         self._console.progress(
@@ -197,3 +201,27 @@ class Recorder:
                 gpu_percent=self._gpu_percent(),
                 eta_s=eta,
             )
+
+    def _look_for_spike(self, interval: Interval, figures: Figures) -> None:
+        samples_of = interval.samples_of
+        spike = self._spikes.look(figures.first, figures.step_losses(samples_of), figures.samples(samples_of))
+        if spike is None:
+            return
+        see = f"{command('python')} -m trainer.data.order {short_path(self._run.path)} --step {spike.worst}"
+        self._trackers.event(
+            {
+                "time": interval.when,
+                "event": "loss_spike",
+                "first_step": spike.first,
+                "step": spike.last,
+                "loss": spike.loss,
+                "usual_loss": spike.usual,
+                "worst_step": spike.worst,
+                "worst_loss": spike.worst_loss,
+                "samples": see,
+            }
+        )
+        self._console.warn(
+            f"the loss has risen from {significant(spike.usual)} to {significant(spike.loss)} in steps {spike.first:,} "
+            f"to {spike.last:,}, most in step {spike.worst:,} ({significant(spike.worst_loss)}); its samples: {see}"
+        )
