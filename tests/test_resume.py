@@ -27,8 +27,8 @@ class Net(torch.nn.Module):
 """
 ARGUMENTS = [
     "data=digits", "model=resnet18", "model._target_=net.Net", "data.workers=0", "tracking=none", "device=cpu",
-    "precision=fp32", "optim=adamw", "optim.lr=0.003", "global_batch_size=64", "micro_batch_size=23", "epochs=6",
-    "log_every_steps=7", "evaluate.every=17", "checkpoint.every_steps=5", "deterministic=true", "run.dir=.",
+    "data.mixup=0.2", "data.cutmix=1", "optim=adamw", "optim.lr=0.003", "global_batch_size=64", "micro_batch_size=23",
+    "epochs=6", "log_every_steps=7", "evaluate.every=17", "checkpoint.every_steps=5", "deterministic=true", "run.dir=.",
     "ema.decay=0.99", "evaluate.best=val/ema_loss", "evaluate.patience=50", "evaluate.min_delta=9",
 ]  # fmt: skip
 KILLS = 12
@@ -92,12 +92,15 @@ def content(run: RunDir) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_killed_a_dozen_times_it_ends_like_a_run_that_nothing_disturbed(tmp_path: Path, world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "precision"), [(1, "fp16"), (2, "fp32")])
+def test_killed_a_dozen_times_it_ends_like_a_run_that_nothing_disturbed(
+    tmp_path: Path, world_size: int, precision: str
+) -> None:
     (tmp_path / "net.py").write_text(NET)
 
     def start(name: str) -> list[BaseProcess]:
-        return warm.start(*ARGUMENTS, f"run.name={name}", world_size=world_size, folder=tmp_path)
+        arguments = [*ARGUMENTS, f"precision={precision}", f"run.name={name}"]
+        return warm.start(*arguments, world_size=world_size, folder=tmp_path)
 
     started = time.monotonic()
     wait(start("whole"), tmp_path)
