@@ -129,10 +129,10 @@ def test_the_only_good_checkpoint_outlives_a_damaged_newer_one(tmp_path: Path) -
     saved(run_dir, 10)
     saved(run_dir, 20)
     damage(run_dir, 20)
-    step, found, problems = checkpoint.load_newest(run_dir)
+    step, found, damaged = checkpoint.find_newest(run_dir)
     assert step == 10
     assert found is not None
-    assert "step 20" in problems[0]
+    assert "step 20" in checkpoint.put_aside(run_dir, 20, damaged[20])
     saved(run_dir, 15)
     checkpoint.delete_old(run_dir, 1, best=0)
     assert checkpoint.steps(run_dir) == [15]
@@ -150,7 +150,7 @@ def test_a_missing_empty_or_truncated_file_of_a_checkpoint_is_found(tmp_path: Pa
         file.unlink()
         if change != "missing":
             file.write_bytes(b"" if change == "empty" else content[: len(content) // 2])
-        assert checkpoint.load_newest(run_dir)[0] == 1
+        assert checkpoint.find_newest(run_dir)[0] == 1
 
 
 def test_what_a_killed_save_left_is_removed_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:

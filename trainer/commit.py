@@ -138,13 +138,17 @@ def delete_folder(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def clear_up(parent: Path, pattern: str) -> None:
-    """Removes what writers that were killed have left beside folders named `pattern`; only their owner may call it."""
+def give_names_back(parent: Path, pattern: str) -> None:
+    """Mends what a writer that was killed between two renames has left of folders named `pattern`; for their owner."""
     for path in parent.glob(f".{pattern}.replaced"):
-        # Killed between two renames: the old content has its name back.
         folder = path.with_name(path.name[1:].split(".", 1)[0])
         if not folder.exists():
             path.rename(folder)
+
+
+def clear_up(parent: Path, pattern: str) -> None:
+    """Removes what writers that were killed have left beside folders named `pattern`; only their owner may call it."""
+    give_names_back(parent, pattern)
     for ending in ("tmp", "replaced", "deleted"):
         for path in parent.glob(f".{pattern}.{ending}"):
             shutil.rmtree(path, ignore_errors=True)
@@ -200,7 +204,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, int | str]]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise Damaged(f"{MANIFEST} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} is not JSON") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise Damaged(f"{MANIFEST} lists no files")

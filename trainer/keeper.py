@@ -123,11 +123,14 @@ class Keeper:
     def settle(self) -> None:
         """Waits, all ranks together, until nothing is being written; what is overdue is not waited for."""
         writers = (self._writer, self._best_writer)
-        # In turns: a collective of the other ranks would time out before a slow disk is done.
-        while self._job.world.from_rank_zero(any(writer.is_busy and not writer.is_overdue for writer in writers)):
+        while True:
+            self._look_after_best()
+            writing = any(writer.is_busy and not writer.is_overdue for writer in writers)
+            # In turns: a collective of the other ranks would time out before a slow disk is done.
+            if not self._job.world.from_rank_zero(writing):
+                return
             for writer in writers:
                 writer.wait(_TURN_S)
-            self._look_after_best()
 
     def _problem(self) -> tuple[str, str] | None:
         step = self._progress.step

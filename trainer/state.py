@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
 from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
+from trainer.fitting import check_fits
 from trainer.judge import Standing
 
 _LATE_S = 20.0
@@ -68,12 +69,13 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         tensors.update({f"averaged.{name}": value for name, value in averaged.items()})
     if stepper.ema is not None:
         tensors.update({f"ema.{name}": value for name, value in stepper.ema.state().items()})
-    optimizer, plain = checkpoint.optimizer_tensors(stepper.optimizer)
+    optimizer, plain = checkpoint.optimizer_tensors(stepper.optimizer, parts.model)
     tensors.update({f"optimizer.{name}": value for name, value in optimizer.items()})
     state: dict[str, Any] = {
         "progress": asdict(progress),
         "applied_steps": stepper.applied_steps,
         "scaler": stepper.scaler.state_dict(),
+        "optimizer_name": type(stepper.optimizer).__name__,
         "optimizer": plain,
         "world_size": parts.world.world_size,
         "micro_batch": parts.plan.largest_micro_batch,
@@ -104,7 +106,7 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     """Loads the newest good checkpoint, if there is one; damaged ones are put aside.
 
     Raises:
-        ConfigError: the data has changed since, and that was not accepted.
+        ConfigError: it is another model's, or the data has changed since, and that was not accepted.
         TrainingError: all checkpoints are damaged.
         UnfitError: this node does not see the checkpoint.
     """
@@ -128,10 +130,14 @@ def find_newest(parts: Parts, *, warn: Callable[[str], None]) -> Checkpoint | No
 
     def newest() -> int:
         nonlocal saved
+        step, saved, damaged = checkpoint.find_newest(parts.run)
+        if saved is not None:
+            # First, since a misfit is no damage: whoever gave the wrong model finds everything as it was.
+            _check_names(saved.state, step)
+            check_fits(saved, step, parts.model)
+        for newer, damage in damaged.items():
+            warn(checkpoint.put_aside(parts.run, newer, damage))
         checkpoint.remove_unfinished(parts.run)
-        step, saved, problems = checkpoint.load_newest(parts.run)
-        for problem in problems:
-            warn(problem)
         return step
 
     # One rank decides: ranks that continue from different steps would never notice.
@@ -153,7 +159,11 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
         torch.nn.utils.vector_to_parameters(mine.to(parts.world.device, copy=True), buffers)
     if stepper.ema is not None:
         stepper.ema.load(_below(tensors, "ema."))
-    checkpoint.restore_optimizer(stepper.optimizer, _below(tensors, "optimizer."), state["optimizer"])
+    if state["optimizer_name"] == type(stepper.optimizer).__name__:
+        checkpoint.restore_optimizer(stepper.optimizer, parts.model, _below(tensors, "optimizer."), state["optimizer"])
+    else:
+        now = type(stepper.optimizer).__name__
+        warn(f"the optimizer was {state['optimizer_name']} and is now {now}: it begins without a memory")
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]
     progress = Progress(**state["progress"])
@@ -190,6 +200,18 @@ def _numerical_change(before: dict[str, Any], parts: Parts) -> str | None:
     if any(isinstance(module, kinds) for module in parts.model.modules()):
         said += "; BatchNorm and dropout see the samples in other groups, which is more than rounding"
     return f"begun with {then[0]} x {then[1]} images at once, goes on with {now[0]} x {now[1]}: {said}"
+
+
+def _check_names(state: dict[str, Any], step: int) -> None:
+    needed = {
+        "progress", "applied_steps", "scaler", "optimizer_name", "optimizer", "world_size", "micro_batch", "data",
+    }  # fmt: skip
+    progress = state.get("progress", {})
+    if needed - state.keys() or progress.keys() - {item.name for item in fields(Progress)}:
+        raise ConfigError(
+            f"the checkpoint of step {step:,} is whole, but another version of Paceline wrote it",
+            "go on with that version (env.json names it), or run.fresh=true starts over beside this run",
+        )
 
 
 def _check_data(before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool) -> None:

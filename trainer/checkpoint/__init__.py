@@ -1,7 +1,7 @@
 """Checkpoints: what they are made of, how they are written, found, read and deleted."""
 
 from trainer.checkpoint.background import BackgroundWriter
-from trainer.checkpoint.files import Checkpoint, load, load_newest, remove_unfinished, save, steps, write
+from trainer.checkpoint.files import Checkpoint, find_newest, load, put_aside, remove_unfinished, save, steps, write
 from trainer.checkpoint.image import Image
 from trainer.checkpoint.optimizer import optimizer_tensors, restore_optimizer
 from trainer.checkpoint.retention import delete_old
@@ -13,9 +13,10 @@ __all__ = [
     "Damaged",
     "Image",
     "delete_old",
+    "find_newest",
     "load",
-    "load_newest",
     "optimizer_tensors",
+    "put_aside",
     "remove_unfinished",
     "restore_optimizer",
     "save",

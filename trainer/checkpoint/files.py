@@ -76,9 +76,12 @@ def load(folder: Path) -> Checkpoint:
     """
     content = commit.read_folder(folder, (_TENSORS, _STATE))
     try:
-        return Checkpoint(parse(content[_TENSORS]), json.loads(content[_STATE]))
-    except (ValueError, SafetensorError) as error:
+        tensors, state = parse(content[_TENSORS]), json.loads(content[_STATE])
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise Damaged(f"{type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise Damaged(f"{_STATE} holds no names")
+    return Checkpoint(tensors, state)
 
 
 def steps(run: RunDir) -> list[int]:
@@ -91,15 +94,16 @@ def steps(run: RunDir) -> list[int]:
     return sorted(found)
 
 
-def load_newest(run: RunDir) -> tuple[int, Checkpoint | None, list[str]]:
-    """The newest good checkpoint; damaged ones that are newer are put aside, so that nothing takes them for good.
+def find_newest(run: RunDir) -> tuple[int, Checkpoint | None, dict[int, Damaged]]:
+    """The newest good checkpoint; nothing is changed, but a name given back that a killed writer had taken away.
 
     Returns:
-        Its step (0 when there is none), its content, and a line about each damaged one.
+        Its step (0 when there is none), its content, and what is wrong with each newer one, by step.
 
     Raises:
         TrainingError: there are checkpoints, and every one is damaged.
     """
+    commit.give_names_back(run.checkpoints, "step-*")
     damaged: dict[int, Damaged] = {}
     for step in reversed(steps(run)):
         try:
@@ -107,21 +111,26 @@ def load_newest(run: RunDir) -> tuple[int, Checkpoint | None, list[str]]:
         except Damaged as damage:
             damaged[step] = damage
             continue
-        return step, found, [_put_aside(run, bad, damage) for bad, damage in damaged.items()]
+        return step, found, damaged
     if damaged:
         shown = [f"step {step:,}: {damage}" for step, damage in damaged.items()]
         raise TrainingError(
             f"all checkpoints in {run.checkpoints} are damaged; nothing was deleted",
             "\n  ".join([*shown, "run.fresh=true starts over beside this run"]),
         )
-    return 0, None, []
+    return 0, None, {}
 
 
-def _put_aside(run: RunDir, step: int, damage: Damaged) -> str:
+def put_aside(run: RunDir, step: int, damage: Damaged) -> str:
+    """Gives a damaged checkpoint a name that nothing takes for good; returns a line about it."""
     folder = run.checkpoint(step)
     aside = folder.with_name(f"damaged-{folder.name}-{time.time_ns():x}")
-    folder.rename(aside)
-    return f"the checkpoint of step {step:,} is damaged and was passed over ({damage}); it is kept as {aside.name}"
+    told = f"the checkpoint of step {step:,} is damaged and was passed over ({damage})"
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        return f"{told}; it could not be put aside: {error.strerror}"
+    return f"{told}; it is kept as {aside.name}"
 
 
 def remove_unfinished(run: RunDir) -> None:
