@@ -134,7 +134,7 @@ def test_the_only_good_checkpoint_outlives_a_damaged_newer_one(tmp_path: Path) -
     assert found is not None
     assert "step 20" in checkpoint.put_aside(run_dir, 20, damaged[20])
     saved(run_dir, 15)
-    checkpoint.delete_old(run_dir, 1, best=0)
+    checkpoint.delete_old(run_dir, verified=15, keep=1, keep_every=None, best=0)
     assert checkpoint.steps(run_dir) == [15]
     assert len(list(run_dir.checkpoints.glob("damaged-*"))) == 1
 

@@ -10,19 +10,19 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
 from trainer import checkpoint, commit
 from trainer.assembly import Parts
-from trainer.checkpoint import BackgroundWriter, Checkpoint, Image
+from trainer.checkpoint import BackgroundWriter, Checkpoint, Image, Schedule
 from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.recorder import Recorder
 from trainer.state import Progress, snapshot, weights_in
 from trainer.wording import duration
 
-_SECONDS_BETWEEN_CHECKPOINTS = 600
 _TURN_S = 5.0
 _SLOW_DISK_BYTES_PER_S = 50e6
 
@@ -40,12 +40,18 @@ class Keeper:
     def __init__(self, parts: Parts, job: Job, progress: Progress, recorder: Recorder | None) -> None:
         self._parts, self._job, self._progress, self._recorder = parts, job, progress, recorder
         self._options = parts.config.checkpoint
+        self._schedule = Schedule(
+            self._options,
+            world_size=job.world.world_size,
+            restart_s=time.time() - psutil.Process().create_time(),
+            say=job.console.say,
+        )
+        self._evaluation_due = False
         self._writer = self._background("the checkpoint")
         self._best_writer = self._background("the best weights")
         self._waiting_best: dict[str, torch.Tensor] | None = None
         self._best_turn = threading.Lock()
         self._taken_step = -1
-        self._saved = time.monotonic()
         self._postponed = self._wished = False
 
     @property
@@ -53,45 +59,51 @@ class Keeper:
         """Seconds that a last save may take, after the one under way; before the first, what a slow disk needs."""
         return (2 if self._writer.is_busy else 1) * (self._writer.seconds or _expected_save_s(self._parts))
 
-    def is_due(self, *, evaluates: bool) -> bool:
-        """Whether a checkpoint is due after this step; every rank finds the same.
-
-        Args:
-            evaluates: there is an evaluation after this step.
-        """
-        every = self._options.every_steps
-        return evaluates if every is None else self._progress.step % every == 0
+    def is_due(self) -> bool:
+        """Whether a checkpoint is due after this step and what was evaluated at it; every rank finds the same."""
+        return self._evaluation_due or self._schedule.is_due_at(self._progress.step)
 
     def wants_save(self) -> bool:
         """Whether a checkpoint should be taken soon; to be asked every now and then, and agreed upon by all ranks."""
         if self._recorder is None:
             return False
         self._look_after_best()
-        if self._wished or self._writer.is_busy:
+        if self._wished or not self._writer.is_ready:
             return False
-        late = self._options.every_steps is None and time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS
-        self._wished = self._postponed or self._writer.wants_retry or late
+        self._wished = self._postponed or self._writer.wants_retry or self._schedule.is_late()
         return self._wished
 
-    def save(self, open_interval: dict[str, Any] | None) -> None:
+    def save(self, open_interval: dict[str, Any] | None, *, last: bool = False) -> None:
         """Takes a checkpoint and the latest weights; all ranks must call it.
 
         Args:
+            last: the run ends here; however recent a failure is, it is tried again.
             open_interval: the `Figures` of the steps that have no row of metrics yet.
         """
         started = time.perf_counter()
         self._progress.open_interval = open_interval
         taken = snapshot(self._parts, self._progress)
-        self._wished = False
+        self._wished = self._evaluation_due = False
         if self._recorder is None:
             return
-        self._postponed = self._writer.is_busy
-        if not self._postponed:
+        self._look_after_best()
+        ready = not self._writer.is_busy if last else self._writer.is_ready and self._waiting_best is None
+        self._postponed = not ready
+        if ready:
             self._write(taken, self._recorder, started)
-            self._taken_step, self._saved = self._progress.step, time.monotonic()
+            self._taken_step = self._progress.step
+            self._schedule.saved(time.perf_counter() - started)
 
-    def keep_best(self, model: nn.Module) -> None:
-        """Keeps a model's weights as the best so far; rank 0's alone."""
+    def evaluated(self, model: nn.Module, *, best: bool) -> None:
+        """Takes note of an evaluation, and keeps the model where it is the best so far; all ranks must call it.
+
+        Args:
+            model: whose weights would be kept.
+            best: it was the best so far.
+        """
+        self._evaluation_due = self._schedule.is_due_after_evaluation(best=best)
+        if not best or self._recorder is None:
+            return
         state = model.state_dict()
         with self._best_turn:
             if self._best_writer.is_busy:
@@ -109,7 +121,7 @@ class Keeper:
         # Rank 0 alone knows whether its writing went well, but all must join in another try.
         missing = self._taken_step != self._progress.step or self._writer.error is not None
         if self._job.world.from_rank_zero(missing):
-            self.save(open_interval)
+            self.save(open_interval, last=True)
         if self._best_writer.error is not None and not self._best_writer.is_busy:
             self._best_writer.again()
         self.settle()
@@ -157,15 +169,17 @@ class Keeper:
 
         def write(image: Image) -> None:
             stall = time.perf_counter() - started
-            # No checkpoint is ahead of its metrics.
+            # No checkpoint is ahead of its metrics, nor of the best weights that it knows of.
             recorder.flush()
+            self._best_writer.wait()
             with suppress(FileNotFoundError):
                 commit.sync_file(run.metrics)
             self._await_best()
             # The weights first: a run that ends in between is trained again up to here, and they with it.
             for path, names in weights.items():
-                commit.replace_file(path, image.part(names))
-            checkpoint.write(run.checkpoint(step), image, state)
+                commit.replace_file(path, image.part(names), guard=run.guard)
+            checkpoint.write(run.checkpoint(step), image, state, guard=run.guard)
+            checkpoint.prove(run, step)
             commit.sync_ancestors(run.path)
             best = run.checkpoint(best_step)
             recorder.status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
@@ -176,13 +190,14 @@ class Keeper:
                 stall_seconds=stall,
                 bytes=image.nbytes,
             )
-            self._delete_old(best_step)
+            self._delete_old(step, best_step)
 
         self._writer.start(taken.tensors, write)
 
-    def _delete_old(self, best_step: int) -> None:
+    def _delete_old(self, step: int, best_step: int) -> None:
+        keep, keep_every = self._options.keep, self._options.keep_every
         try:
-            checkpoint.delete_old(self._job.run, self._options.keep, best=best_step)
+            checkpoint.delete_old(self._job.run, verified=step, keep=keep, keep_every=keep_every, best=best_step)
         except OSError as error:
             self._job.console.warn(f"an old checkpoint could not be deleted: {error.strerror} ({error.filename})")
 
@@ -204,8 +219,10 @@ class Keeper:
             self._look_after_best()
 
     def _write_best(self, state: dict[str, torch.Tensor]) -> None:
-        path = self._job.run.weights("best")
-        self._best_writer.start(state, lambda image: commit.replace_file(path, image.pieces()))
+        run = self._job.run
+        self._best_writer.start(
+            state, lambda image: commit.replace_file(run.weights("best"), image.pieces(), guard=run.guard)
+        )
 
     def _background(self, what: str) -> BackgroundWriter:
         def failed(reason: str, again_s: float) -> None:

@@ -73,7 +73,7 @@ class Loop:
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
         evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
-        scheduled = self._keeper.is_due(evaluates=evaluates)
+        scheduled = self._keeper.is_due()
         row = last or evaluates or step % self._config.log_every_steps == 0
         if not (row or scheduled or stop or self._agreement.is_due(step)):
             return Asked()
@@ -88,7 +88,7 @@ class Loop:
         if evaluates:
             asked = self._evaluate(epoch, asked)
         # What was stopped is saved once, at the end.
-        if (scheduled or asked.save) and not asked.stop:
+        if (self._keeper.is_due() or asked.save) and not asked.stop:
             self._save()
         return replace(self._said(asked), stop=asked.stop or stop)
 
@@ -219,8 +219,7 @@ class Loop:
         progress.pending_evaluation = 0
         progress.metrics = metrics_of(scores)
         best = self._judge.judge(progress.best, progress.metrics, step=progress.step, epoch=epoch)
-        if best and self._recorder is not None:
-            self._keeper.keep_best(self._parts.models[self._judge.kind])
+        self._keeper.evaluated(self._parts.models[self._judge.kind], best=best)
         self._record_evaluation(epoch, scores[self._judge.kind], best=best)
         self._book("evaluation", started)
         return asked

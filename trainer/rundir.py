@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ class RunDir:
 
     Args:
         path: the directory `<run.dir>/<run.name>`; it need not exist yet.
+
+    Attributes:
+        guard: called before a status or a checkpoint is published; raises an OSError in a job that may not do so.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.guard: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -90,6 +94,11 @@ class RunDir:
         return self.path / ".lock"
 
     @property
+    def holder(self) -> Path:
+        """Which job trains in this directory; its time is renewed while it lives."""
+        return self.path / ".holder.json"
+
+    @property
     def stop(self) -> Path:
         """A file whose existence asks the job to stop; whoever has it removes it."""
         return self.path / "stop"
@@ -141,12 +150,10 @@ class RunDir:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            # A file system without locks cannot tell.
-            return False
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            # Where there are no locks, the job itself will find out, by the holder's record.
+            return error.errno in (errno.EACCES, errno.EAGAIN)
         finally:
             os.close(descriptor)
         return False
@@ -157,6 +164,7 @@ class RunDir:
 
     def update_status(self, **fields: Any) -> None:
         """Replaces the given fields of status.json atomically and keeps the others."""
+        self.guard()
         write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
 
     def supersede_metrics(self, step: int, *, evaluates_again: bool = False) -> int:
@@ -225,14 +233,19 @@ def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
 
 def write_json_once(path: Path, value: Mapping[str, Any]) -> bool:
     """Writes JSON unless the file exists, also when several processes try at once; whether this one wrote it."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.once")
-    write_json(temporary, value)
+    # Not by a hard link, which would show it whole at once: some file systems have none.
     try:
-        os.link(temporary, path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
-    finally:
-        temporary.unlink()
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+            stream.flush()
+            os.fsync(descriptor)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

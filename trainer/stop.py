@@ -44,6 +44,10 @@ class StopRequest:
         signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
         threading.Thread(target=_end_at_second_interrupt, args=(arrived,), name="interrupts", daemon=True).start()
 
+    def ask(self, why: str) -> None:
+        """Asks to stop; from any thread."""
+        self.reason = self.reason or why
+
     def end_by(self, deadline: float) -> None:
         """Stops in time before `deadline`, UNIX seconds."""
         self._deadline = time.monotonic() + deadline - time.time()

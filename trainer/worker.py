@@ -1,6 +1,5 @@
 """One worker from its configuration to its exit code: run directory, terminal, trackers, monitor, errors."""
 
-import fcntl
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from trainer.console import Console, open_console
 from trainer.distributed import World, join
 from trainer.errors import InUseError, PacelineError
 from trainer.job import Job
+from trainer.lease import Lease
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
 from trainer.rundir import RunDir, read_json, read_json_lines, write_json, write_json_once
@@ -29,7 +29,6 @@ from trainer.train import Outcome, train
 STOPPED = 75
 _DEBUG_STEPS = 4
 _DEBUG_MICRO_BATCH = 8
-_LOCK_PATIENCE_S = 5.0
 _OTHER_RANKS_S = 2.0
 
 
@@ -53,7 +52,7 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
             if not config.run.accept_changes and world.from_rank_zero(is_finished(run)):
                 console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
                 return 0
-            with held(run, world):
+            with held(run, world, stop, console):
                 ours = run
                 attempt = world.from_rank_zero(choose_attempt(run))
                 world.on_rank_zero(lambda: begin(run, config, world, attempt=attempt))
@@ -127,36 +126,29 @@ def begin(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
 
 
 @contextmanager
-def held(run: RunDir, world: World) -> Iterator[None]:
-    """Keeps other jobs out of the run directory; the kernel lets go of it when this process dies, whatever way.
+def held(run: RunDir, world: World, stop: StopRequest, console: Console) -> Iterator[None]:
+    """Keeps other jobs out of the run directory, see `Lease`; losing it stops the run.
 
     Raises:
         InUseError: another job trains in it.
+        UnfitError: it cannot be written.
     """
-    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644) if world.is_rank_zero else None
+    lease = Lease(run, say=console.say, on_loss=stop.ask)
 
     def take() -> None:
-        assert descriptor is not None
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                # A job that was killed a moment ago may still be on its way out.
-                if time.monotonic() > deadline:
-                    raise InUseError(
-                        f"run {run.name} is being trained by another job",
-                        "another run.name, run.fresh=true beside it, or wait until it has ended",
-                    ) from error
-                time.sleep(0.1)
+        try:
+            lease.take()
+        except OSError as error:
+            raise runname.unwritable(run.path, error) from error
 
+    world.on_rank_zero(take)
     try:
-        world.on_rank_zero(take)
+        if world.is_rank_zero:
+            run.guard = lease.check
         yield
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        if world.is_rank_zero:
+            lease.release()
 
 
 def choose_attempt(run: RunDir) -> int:
@@ -331,6 +323,7 @@ def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning
     if isinstance(error, PacelineError) and error.details:
         row["details"] = error.details
     try:
+        run.guard()
         if read_json(run.failure).get("attempt", attempt) != attempt:
             # An earlier attempt's, which this one did not come as far as to take away.
             run.failure.unlink(missing_ok=True)

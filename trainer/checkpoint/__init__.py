@@ -1,10 +1,21 @@
 """Checkpoints: what they are made of, how they are written, found, read and deleted."""
 
 from trainer.checkpoint.background import BackgroundWriter
-from trainer.checkpoint.files import Checkpoint, find_newest, load, put_aside, remove_unfinished, save, steps, write
+from trainer.checkpoint.files import (
+    Checkpoint,
+    find_newest,
+    load,
+    prove,
+    put_aside,
+    remove_unfinished,
+    save,
+    steps,
+    write,
+)
 from trainer.checkpoint.image import Image
 from trainer.checkpoint.optimizer import optimizer_tensors, restore_optimizer
 from trainer.checkpoint.retention import delete_old
+from trainer.checkpoint.schedule import Schedule
 from trainer.commit import Damaged
 
 __all__ = [
@@ -12,10 +23,12 @@ __all__ = [
     "Checkpoint",
     "Damaged",
     "Image",
+    "Schedule",
     "delete_old",
     "find_newest",
     "load",
     "optimizer_tensors",
+    "prove",
     "put_aside",
     "remove_unfinished",
     "restore_optimizer",

@@ -57,9 +57,14 @@ class BackgroundWriter:
         return self.is_busy and self._overdue.is_set()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether nothing is under way, and no failure is so recent that another try would be of no use."""
+        return not self.is_busy and (self.error is None or time.monotonic() >= self._retry_at)
+
+    @property
     def wants_retry(self) -> bool:
         """Whether the last write failed, and long enough ago to try another."""
-        return self.error is not None and not self.is_busy and time.monotonic() >= self._retry_at
+        return self.error is not None and self.is_ready
 
     def start(self, tensors: Mapping[str, torch.Tensor], write: Callable[[Image], None]) -> None:
         """Takes the tensors' values now and writes them in the background; not while it is busy.
@@ -82,8 +87,8 @@ class BackgroundWriter:
         assert self._image is not None
         self._begin(self._image, self._write)
 
-    def wait(self, seconds: float) -> None:
-        """Waits until nothing is under way, but not longer than `seconds`."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Waits until nothing is under way, but not longer than `seconds`, if given."""
         if self._thread is not None:
             self._thread.join(seconds)
 

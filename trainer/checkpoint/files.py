@@ -8,6 +8,7 @@
 A folder without a good manifest does not exist for the reader.
 """
 
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -131,6 +132,19 @@ def put_aside(run: RunDir, step: int, damage: Damaged) -> str:
     except OSError as error:
         return f"{told}; it could not be put aside: {error.strerror}"
     return f"{told}; it is kept as {aside.name}"
+
+
+def prove(run: RunDir, step: int) -> None:
+    """Reads back the checkpoint of a step, from the medium where the system allows that.
+
+    Raises:
+        OSError: it is not what was written; it is put aside.
+    """
+    try:
+        commit.verify_folder(run.checkpoint(step))
+    except Damaged as damage:
+        put_aside(run, step, damage)
+        raise OSError(errno.EIO, f"it does not read back as it was written ({damage})") from damage
 
 
 def remove_unfinished(run: RunDir) -> None:

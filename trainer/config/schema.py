@@ -171,13 +171,19 @@ class DistributedConfig:
 class CheckpointConfig:
     """When a checkpoint is written and how many are kept."""
 
-    every_steps: int | None = key(
-        None,
-        "Optimizer steps between checkpoints; null: at every evaluation and every 10 minutes.",
-        unit="steps",
-        low=1,
+    every: str = key(
+        "auto",
+        "`auto` weighs the measured cost of saving against what a failure would cost; or a time, such as 10m. "
+        "Either way an evaluation that is the best so far is saved as well. `evaluation`: after each of them, and at "
+        "no other time.",
     )
-    keep: int = key(2, "Newest checkpoints that are kept.", low=1)
+    every_steps: int | None = key(
+        None, "Optimizer steps between checkpoints; null: `every` decides.", unit="steps", low=1
+    )
+    keep: int = key(2, "Newest checkpoints that are kept, besides that of the best evaluation.", low=1)
+    keep_every: int | None = key(
+        None, "Keep for good the first checkpoint at or after every multiple of this.", unit="steps", low=1
+    )
 
 
 @dataclass

@@ -14,6 +14,7 @@ from trainer.config.batch import batch_plan
 from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.suggest import did_you_mean
+from trainer.config.timespan import parse_time_span
 from trainer.errors import ConfigError
 from trainer.judge import AVERAGED, metric_names
 
@@ -52,6 +53,7 @@ def validate(config: Config, *, world_size: int, train_samples: int | None = Non
         *_optimizer(config),
         *_average(config),
         *_combinations(config),
+        *_checkpoint(config),
     ]
     notes: list[str] = []
     if not any("batch_size" in problem.text for problem in problems):
@@ -90,6 +92,19 @@ def _ranges(config: Config) -> Iterator[_Problem]:
             if outside or not math.isfinite(value):
                 unit = f" {key.unit}" if key.unit else ""
                 yield _Problem(f"{path}={value} is out of range", f"take {key.range or 'a finite number'}{unit}")
+
+
+def _checkpoint(config: Config) -> Iterator[_Problem]:
+    options = config.checkpoint
+    if options.every not in ("auto", "evaluation") and parse_time_span(options.every) is None:
+        yield _Problem(
+            f"checkpoint.every={options.every} is not auto, evaluation or a time", "checkpoint.every=10m (or 90s, 2h)"
+        )
+    elif options.every != "auto" and options.every_steps is not None:
+        yield _Problem(
+            f"checkpoint.every={options.every} and checkpoint.every_steps={options.every_steps} contradict each other",
+            "leave one of them out",
+        )
 
 
 def _name(config: Config) -> Iterator[_Problem]:

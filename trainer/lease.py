@@ -1,0 +1,201 @@
+"""The right to train in a run directory: one job has it, and a job that has lost it publishes nothing more.
+
+A lock keeps others out where the file system knows locks; the kernel lets go of it when its holder dies. Beside it lies
+a record of the holder, whose time the holder renews. That is for file systems whose locks do not reach other hosts: a
+record that is renewed has a living holder; one that is not renewed for a while may be taken over. A holder that finds
+another's record in the place of its own has lost the lease.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.errors import InUseError
+from trainer.rundir import RunDir, read_json, write_json
+
+_PERIOD_S = 10.0
+_SILENCE_S = 35.0
+_PATIENCE_S = 5.0
+_LOCK_LINGERS_S = 120.0
+_POLL_S = 0.1
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class LeaseLost(OSError):
+    """Another job has taken the run directory over; a kind of OSError, for what cannot be written any more."""
+
+
+class Lease:
+    """The lease of one run directory; take it before anything is written there, and release it at the end.
+
+    Args:
+        run: the directory, which exists.
+        say: told when taking it needs some patience.
+        on_loss: told, from a thread, that another job has taken it over, and which.
+        period_s: seconds between renewals.
+        silence_s: seconds without a renewal after which a holder counts as dead; a few periods.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        say: Callable[[str], None],
+        on_loss: Callable[[str], None],
+        period_s: float = _PERIOD_S,
+        silence_s: float = _SILENCE_S,
+    ) -> None:
+        self._run, self._say, self._on_loss = run, say, on_loss
+        self._period_s, self._silence_s = period_s, silence_s
+        self._mine: dict[str, str | int | float] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "boot": _boot(),
+            "since": time.time(),
+            "token": os.urandom(8).hex(),
+        }
+        self._descriptor: int | None = None
+        self._released = threading.Event()
+
+    def take(self) -> None:
+        """Takes the lease, from a dead holder if need be, and renews it from now on.
+
+        Raises:
+            InUseError: another job has it.
+            OSError: the directory cannot be written.
+        """
+        self._descriptor = os.open(self._run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._wait_for_others()
+            self._write()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+
+    def check(self) -> None:
+        """Makes sure of the lease, by a look at the record; to be called just before something is published.
+
+        Raises:
+            LeaseLost: another job has it.
+            OSError: that cannot be found out.
+        """
+        holder = self._holder()
+        if holder and holder.get("token") != self._mine["token"]:
+            raise LeaseLost(errno.ESTALE, f"{_told(holder)} has taken this run over")
+
+    def release(self) -> None:
+        """Gives the lease back; the next job need not wait."""
+        self._released.set()
+        with suppress(OSError):
+            if self._holder().get("token") == self._mine["token"]:
+                self._run.holder.unlink(missing_ok=True)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def _wait_for_others(self) -> None:
+        """Returns when nobody else has it, or has shown no sign of life for long enough."""
+        started = heard = time.monotonic()
+        beat, beats, said = _beat(self._run.holder), False, False
+        while True:
+            now, locked, holder = time.monotonic(), self._lock(), self._holder()
+            here = (holder.get("host"), holder.get("boot")) == (self._mine["host"], self._mine["boot"])
+            if locked is not False and not holder:
+                return None
+            if locked and here:
+                # On one host a lock is the truth: its holder is dead.
+                return None
+            if (latest := _beat(self._run.holder)) != beat:
+                beat, beats, heard = latest, True, now
+            silent = now - heard >= self._silence_s
+            if locked is not False and silent:
+                return self._settle()
+            # The server of a file system may keep the lock of a host that died for a while.
+            lingers = locked is False and holder and not here and not beats
+            if beats or (locked is False and now - started > (_LOCK_LINGERS_S if lingers else _PATIENCE_S)):
+                raise self._refusal(holder)
+            if not said and now - started > min(_PATIENCE_S, self._silence_s) / 2:
+                said = True
+                self._say(f"run {self._run.name} was held by {_told(holder)}: waiting for a sign of life")
+            time.sleep(_POLL_S)
+
+    def _settle(self) -> None:
+        """Two may have found the holder silent: the one whose record stays has it."""
+        self._write()
+        time.sleep(min(2.0, self._silence_s / 4))
+        try:
+            self.check()
+        except LeaseLost as error:
+            raise self._refusal(self._holder()) from error
+
+    def _lock(self) -> bool | None:
+        """Whether the lock is ours; None where the file system has no locks."""
+        assert self._descriptor is not None
+        try:
+            # Of this kind, and not flock's, since data-loading processes would inherit that and outlive us with it.
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        return True
+
+    def _write(self) -> None:
+        write_json(self._run.holder, self._mine)
+
+    def _holder(self) -> dict[str, object]:
+        return read_json(self._run.holder)
+
+    def _renew(self) -> None:
+        while not self._released.wait(self._period_s):
+            try:
+                self.check()
+                if self._holder():
+                    # Its time only: that needs no space, and cannot overwrite what another may just have written.
+                    os.utime(self._run.holder)
+                else:
+                    self._write()
+            except LeaseLost as lost:
+                self._on_loss(lost.strerror or str(lost))
+                return
+            except OSError:
+                continue  # a storage that does not answer just now; others see our silence, and we theirs
+
+    def _refusal(self, holder: dict[str, object]) -> InUseError:
+        return InUseError(
+            f"run {self._run.name} is being trained by another job: {_told(holder)}",
+            "another run.name, run.fresh=true beside it, or wait until it has ended",
+        )
+
+
+def _told(holder: dict[str, object]) -> str:
+    if not holder:
+        return "a process that has just begun"
+    since = holder.get("since")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, (int, float)) else "?"
+    return f"process {holder.get('pid')} on {holder.get('host')}, since {when}"
+
+
+def _beat(path: Path) -> int:
+    """The time of the last renewal; opened, since over NFS only opening asks the server."""
+    try:
+        with path.open("rb") as stream:
+            return os.fstat(stream.fileno()).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _boot() -> str:
+    """Names this start of this machine's kernel."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
