@@ -31,23 +31,26 @@ import trainer.lease
 from trainer.errors import InUseError
 from trainer.lease import Lease, LeaseLost
 from trainer.rundir import RunDir
+def tell(text):
+    sys.stdout.write(text + chr(10))
+    sys.stdout.flush()
 trainer.lease._PATIENCE_S = 0.4
 run, host = RunDir(sys.argv[1]), sys.argv[2]
 socket.gethostname = lambda: host
-lease = Lease(run, say=lambda t: print('says', t, flush=True), on_loss=lambda t: print('lost', t, flush=True),
+lease = Lease(run, say=lambda text: tell('says ' + text), on_loss=lambda text: tell('lost ' + text),
               period_s={period}, silence_s={silence})
 try:
     lease.take()
 except InUseError as error:
-    print('refused', error.problem, flush=True)
+    tell('refused ' + error.problem)
     sys.exit(2)
-print('has it', flush=True)
+tell('has it')
 for line in sys.stdin:
     try:
         lease.check()
-        print('still has it', flush=True)
+        tell('still has it')
     except LeaseLost as error:
-        print('fenced', error.strerror, flush=True)
+        tell('fenced ' + error.strerror)
 lease.release()
 """
 
