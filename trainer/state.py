@@ -116,6 +116,9 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     _check_data(saved.state["data"], data_identity(parts), accept_changes=accept_changes)
     if change := _numerical_change(saved.state, parts):
         warn(change)
+    before, now = saved.state["optimizer_name"], type(parts.stepper.optimizer).__name__
+    if before != now:
+        warn(f"the optimizer was {before} and is now {now}: it begins without a memory")
     return put_back(parts, saved)
 
 
@@ -161,9 +164,6 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
         stepper.ema.load(_below(tensors, "ema."))
     if state["optimizer_name"] == type(stepper.optimizer).__name__:
         checkpoint.restore_optimizer(stepper.optimizer, parts.model, _below(tensors, "optimizer."), state["optimizer"])
-    else:
-        now = type(stepper.optimizer).__name__
-        warn(f"the optimizer was {state['optimizer_name']} and is now {now}: it begins without a memory")
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]
     progress = Progress(**state["progress"])
