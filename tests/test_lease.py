@@ -22,8 +22,8 @@ from trainer.lease import Lease, LeaseLost
 from trainer.rundir import RunDir, read_json, write_json, write_json_once
 
 PERIOD_S, SILENCE_S = 0.1, 0.6
-NO_LOCKS = "import errno, fcntl\ndef lockf(*_): raise OSError(errno.ENOLCK, 'no locks')\nfcntl.lockf = lockf\n"
-LOCAL_LOCKS = "import fcntl\nfcntl.lockf = lambda *_: None\n"
+NO_LOCKS = "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOLCK, 'no locks')\nfcntl.flock = flock\n"
+LOCAL_LOCKS = "import fcntl\nfcntl.flock = lambda *_: None\n"
 
 HOLDER = """
 import sys, socket

@@ -77,8 +77,8 @@ class Keeper:
         """Takes a checkpoint and the latest weights; all ranks must call it.
 
         Args:
-            last: the run ends here; however recent a failure is, it is tried again.
             open_interval: the `Figures` of the steps that have no row of metrics yet.
+            last: the run ends here; however recent a failure is, it is tried again.
         """
         started = time.perf_counter()
         self._progress.open_interval = open_interval
@@ -86,8 +86,7 @@ class Keeper:
         self._wished = self._evaluation_due = False
         if self._recorder is None:
             return
-        self._look_after_best()
-        ready = not self._writer.is_busy if last else self._writer.is_ready and self._waiting_best is None
+        ready = not self._writer.is_busy if last else self._writer.is_ready
         self._postponed = not ready
         if ready:
             self._write(taken, self._recorder, started)
@@ -169,9 +168,8 @@ class Keeper:
 
         def write(image: Image) -> None:
             stall = time.perf_counter() - started
-            # No checkpoint is ahead of its metrics, nor of the best weights that it knows of.
+            # No checkpoint is ahead of its metrics.
             recorder.flush()
-            self._best_writer.wait()
             with suppress(FileNotFoundError):
                 commit.sync_file(run.metrics)
             self._await_best()

@@ -71,11 +71,13 @@ class Lease:
             OSError: the directory cannot be written.
         """
         self._descriptor = os.open(self._run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        # Data-loading processes may outlive this one for a while; the lock must not.
+        os.register_at_fork(after_in_child=self._close)
         try:
             self._wait_for_others()
             self._write()
         except BaseException:
-            os.close(self._descriptor)
+            self._close()
             raise
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
@@ -96,8 +98,12 @@ class Lease:
         with suppress(OSError):
             if self._holder().get("token") == self._mine["token"]:
                 self._run.holder.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+            self._descriptor = None
 
     def _wait_for_others(self) -> None:
         """Returns when nobody else has it, or has shown no sign of life for long enough."""
@@ -138,11 +144,10 @@ class Lease:
         """Whether the lock is ours; None where the file system has no locks."""
         assert self._descriptor is not None
         try:
-            # Of this kind, and not flock's, since data-loading processes would inherit that and outlive us with it.
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
             if error.errno in _NO_LOCKS:
                 return None
             raise

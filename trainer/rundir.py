@@ -150,10 +150,12 @@ class RunDir:
         except FileNotFoundError:
             return False
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            # Where there are no locks, the job itself will find out, by the holder's record.
-            return error.errno in (errno.EACCES, errno.EAGAIN)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            # A file system without locks cannot tell.
+            return False
         finally:
             os.close(descriptor)
         return False

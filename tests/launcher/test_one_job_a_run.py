@@ -42,7 +42,7 @@ def test_a_job_that_loses_the_race_for_a_run_leaves_it_alone(tmp_path: Path) -> 
     late = start("max_steps=2", f"run.dir={tmp_path}", "run.name=x", "cluster.gpus_per_node=1")
     wait_until(run.job.exists, "the run directory is there, but the worker is not")
     with run.lock.open("w") as ours:
-        fcntl.lockf(ours, fcntl.LOCK_EX)
+        fcntl.flock(ours, fcntl.LOCK_EX)
         run.update_status(state="running", attempt=0)
         _, said = late.communicate(timeout=60)
         assert late.returncode == 2, said
