@@ -15,7 +15,6 @@ from trainer.data.sampler import StepPlan, StepSampler, mix_seed, seed_generator
 from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError
-from trainer.evaluate import ShardBatches, Wishes, evaluate
 from trainer.gate import Gate
 from trainer.judge import AVERAGED, RAW, Judge
 from trainer.metrics import TOP, Scores
@@ -30,6 +29,7 @@ from trainer.preprocessing import Preprocessing
 from trainer.rundir import RunDir
 from trainer.schedule import lr_factor
 from trainer.step import Criterion, Stepper
+from trainer.validation import Validation, Wishes
 
 
 @dataclass(slots=True)
@@ -46,6 +46,7 @@ class Parts:
         model: not wrapped, on its device.
         stepper: takes the optimizer steps.
         workers: data-loading processes.
+        validation: evaluates models on the validation split.
     """
 
     config: Config
@@ -61,7 +62,7 @@ class Parts:
     normaliser: nn.Module
     stepper: Stepper
     workers: int
-    _validation: "loader.DataLoader[object] | None" = None
+    validation: Validation
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """This rank's micro-batches on the device, from a step to the end of the run, without a stop."""
@@ -119,40 +120,7 @@ class Parts:
         distributed.average_buffers(self.model, self.world)
         if self.ema is not None:
             self.ema.follow_buffers()
-        largest = -(-self.config.global_batch_size // self.world.world_size)
-        batch_size = self.config.evaluate.batch_size or self.config.micro_batch_size or largest
-        shard = ShardBatches(len(self.splits.val), batch_size=batch_size, world=self.world)
-        if self._validation is None:
-            self._validation = self._validation_batches(shard)
-        return evaluate(
-            self.models,
-            self._validation,
-            self.normaliser,
-            self.precision,
-            self.world,
-            classes=len(self.splits.classes),
-            most_batches=shard.most_batches,
-            wishes=wishes,
-        )
-
-    def _validation_batches(self, shard: ShardBatches) -> "loader.DataLoader[object]":
-        data = self.config.data
-        samples = Samples(
-            self.splits.val,
-            transforms.eval_transform(self.preprocessing),
-            seed=self.config.seed,
-            batch_augment=transforms.batch_augment(self.preprocessing, "none", flip=False, split=self.splits.val),
-            skip_bad=data.on_bad_image == "skip",
-            report=self.run.skipped_images,
-        )
-        return loader.load_batches(
-            samples,
-            shard,
-            workers=self.workers,
-            prefetch=data.prefetch,
-            device=self.world.device,
-            persistent=True,
-        )
+        return self.validation.evaluate(self.models, wishes)
 
 
 def assemble(config: Config, world: World, run: RunDir) -> Parts:
@@ -178,7 +146,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
     precision = agreed(config.precision, world)
     # A run that goes on has its weights in the checkpoint; the pretrained ones need not be there any more.
     pretrained = not checkpoint.steps(run)
-    model = _build_model(
+    model = build_network(
         config,
         world.device,
         num_classes=len(splits.classes),
@@ -207,6 +175,11 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         mixing=_mixing(config),
         gate=None if policy == "stop" else Gate(model, optimizer, world.device, only_looks=policy == "rollback"),
     )
+    workers = loader.choose_workers(
+        config.data.workers,
+        in_memory=isinstance(splits.train, datasets.TensorImages),
+        local_world_size=world.local_world_size,
+    )
     return Parts(
         config=config,
         world=world,
@@ -220,10 +193,16 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         model=model,
         normaliser=normaliser,
         stepper=stepper,
-        workers=loader.choose_workers(
-            config.data.workers,
-            in_memory=isinstance(splits.train, datasets.TensorImages),
-            local_world_size=world.local_world_size,
+        workers=workers,
+        validation=Validation(
+            config,
+            splits,
+            preprocessing,
+            normaliser,
+            precision,
+            world,
+            workers=workers,
+            report=run.skipped_images,
         ),
     )
 
@@ -294,9 +273,14 @@ def input_format(config: Config, native: Preprocessing) -> Preprocessing:
     return Preprocessing(size, resize, channels, mean, std, chosen.interpolation)
 
 
-def _build_model(
+def build_network(
     config: Config, device: torch.device, *, num_classes: int, preprocessing: Preprocessing, pretrained: bool
 ) -> nn.Module:
+    """The network of the configuration on its device.
+
+    Raises:
+        PacelineError: as `build_model`.
+    """
     # The initial weights depend on the seed alone, not on what was drawn while the data was read.
     seed_generators(device, mix_seed(config.seed, 0))
     model = build_model(

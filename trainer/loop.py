@@ -9,7 +9,6 @@ from typing import Any
 from trainer import scorecard
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
-from trainer.evaluate import EvaluationStopped, metrics_of
 from trainer.figures import Figures
 from trainer.job import Job
 from trainer.keeper import Keeper
@@ -19,6 +18,7 @@ from trainer.recorder import Interval, Recorder
 from trainer.remedy import Remedy
 from trainer.state import Progress
 from trainer.step import StepClock
+from trainer.validation import EvaluationStopped, metrics_of
 
 
 class Loop:

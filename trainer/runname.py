@@ -1,5 +1,6 @@
 """Where a run lives: its name, and its directory made ready. Standard library only, for the launcher."""
 
+import difflib
 import errno
 import os
 import re
@@ -140,6 +141,27 @@ def wrong_name(name: str) -> str:
     if name != name.strip() or not name.isprintable():
         return "has blanks around it or unprintable characters"
     return f"is longer than {LONGEST_NAME} bytes" if len(os.fsencode(name)) > LONGEST_NAME else ""
+
+
+def find(text: str, parent: Path = Path("runs")) -> Path:
+    """The directory of an existing run, by its name in `parent` or by its path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for path in (parent / text, Path(text).expanduser()):
+        if (path / "config.yaml").is_file():
+            return path
+    place = Path(text).parent if "/" in text else parent
+    known = sorted(file.parent.name for file in place.glob("*/config.yaml"))
+    close = difflib.get_close_matches(Path(text).name, known, n=1)
+    if close:
+        fix = f"did you mean {place / close[0] if '/' in text else close[0]}?"
+    elif known:
+        fix = f"there are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+    else:
+        fix = "give the path of a run directory, as a training prints it at its end"
+    raise ConfigError(f"there is no run {text!r} in {place}", fix)
 
 
 def _free(parent: Path, name: str) -> Path:

@@ -19,9 +19,9 @@ from torchmetrics.functional.classification import (
 from tests.workers import alone, run_workers
 from trainer.data.samples import IGNORED_TARGET
 from trainer.distributed import World
-from trainer.evaluate import ShardBatches, evaluate, metrics_of
 from trainer.metrics import LARGEST_MATRIX, Scores
 from trainer.precision import choose
+from trainer.validation import ShardBatches, evaluate, metrics_of
 
 CLASSES = 7
 

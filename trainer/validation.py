@@ -1,18 +1,22 @@
 """Validation: every sample exactly once, at any world size; broken off by all ranks where one must stop."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from trainer.agreement import Agreement, Asked
-from trainer.data.loader import on_device
+from trainer.config import Config
+from trainer.data import datasets, loader, transforms
 from trainer.data.sampler import Indices, contiguous_slice
+from trainer.data.samples import Samples
 from trainer.distributed import World
 from trainer.metrics import Scores, Tally
 from trainer.model.heads import logits_and_aux
 from trainer.precision import Precision
+from trainer.preprocessing import Preprocessing
 
 _MOST_BATCHES_BETWEEN_EXCHANGES = 1000
 
@@ -56,6 +60,76 @@ class ShardBatches(Iterable[Indices]):
             yield Indices(0, np.arange(start, min(start + self._batch_size, self._last)))
 
 
+class Validation:
+    """The validation split of a data set, ready to be evaluated again and again.
+
+    Args:
+        config: batch sizes and how images are loaded.
+        splits: the data.
+        preprocessing: what the models take as input.
+        normaliser: uint8 images -> the models' input.
+        precision: of the forward pass.
+        world: the workers.
+        workers: data-loading processes.
+        report: where skipped images are listed; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        splits: datasets.Splits,
+        preprocessing: Preprocessing,
+        normaliser: nn.Module,
+        precision: Precision,
+        world: World,
+        *,
+        workers: int,
+        report: Path | None,
+    ) -> None:
+        self._normaliser, self._precision, self._world = normaliser, precision, world
+        self._classes = len(splits.classes)
+        largest = -(-config.global_batch_size // world.world_size)
+        batch_size = config.evaluate.batch_size or config.micro_batch_size or largest
+        self._shard = ShardBatches(len(splits.val), batch_size=batch_size, world=world)
+        samples = Samples(
+            splits.val,
+            transforms.eval_transform(preprocessing),
+            seed=config.seed,
+            batch_augment=transforms.batch_augment(preprocessing, "none", flip=False, split=splits.val),
+            skip_bad=config.data.on_bad_image == "skip",
+            report=report,
+        )
+        self._batches = loader.load_batches(
+            samples,
+            self._shard,
+            workers=workers,
+            prefetch=config.data.prefetch,
+            device=world.device,
+            persistent=True,
+        )
+
+    def evaluate(self, models: Mapping[str, nn.Module], wishes: Wishes = lambda: (False, False)) -> dict[str, Scores]:
+        """Each model's scores over the whole split; the same on all ranks.
+
+        Args:
+            models: unwrapped ones, by what their metrics' names begin with.
+            wishes: asked about once a second whether this rank must stop.
+
+        Raises:
+            EvaluationStopped: some rank must stop; raised on all ranks.
+        """
+        return evaluate(
+            models,
+            self._batches,
+            self._normaliser,
+            self._precision,
+            self._world,
+            classes=self._classes,
+            most_batches=self._shard.most_batches,
+            wishes=wishes,
+        )
+
+
 @torch.no_grad()
 def evaluate(
     models: Mapping[str, nn.Module],
@@ -90,7 +164,7 @@ def evaluate(
     tallies = {name: Tally(classes, world.device) for name in models}
     agreement = Agreement(world, step=0, most_steps=_MOST_BATCHES_BETWEEN_EXCHANGES)
     no_steps = torch.zeros(4, 0, dtype=torch.float64, device=world.device)
-    mine = on_device(batches, world.device)
+    mine = loader.on_device(batches, world.device)
     try:
         for model in models.values():
             model.eval()

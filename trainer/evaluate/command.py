@@ -1,0 +1,144 @@
+"""Evaluates a run's weights: data and network as the run has them, the figures as its own evaluations found them."""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from trainer import scorecard
+from trainer.assembly import build_network, input_format
+from trainer.console import Console, open_console
+from trainer.data import datasets, loader, transforms
+from trainer.distributed import World, join
+from trainer.errors import ConfigError, UnfitError
+from trainer.evaluate.request import Request
+from trainer.evaluate.tables import show
+from trainer.judge import RAW
+from trainer.precision import agreed
+from trainer.rundir import RunDir, read_json
+from trainer.validation import Validation, metrics_of
+from trainer.worker import prepare
+
+
+def run(request: Request) -> None:
+    """Evaluates, prints and writes what was found.
+
+    Raises:
+        PacelineError: the data cannot be read, or the weights or classes do not fit.
+    """
+    # Compiling would take longer than it saves here.
+    config = replace(request.config, model=replace(request.config.model, compile=False))
+    request = replace(request, config=prepare(config))
+    with join(config.distributed, device=config.device) as world:
+        console = open_console(is_rank_zero=world.is_rank_zero, log=None)
+        found = evaluate(request, world, console)
+        if not world.is_rank_zero:
+            return
+        keep(request.run, found, console)
+        if request.as_json:
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            show(found, sys.stdout)
+
+
+def evaluate(request: Request, world: World, console: Console) -> dict[str, Any]:
+    """One evaluation as plain values, the same on all ranks.
+
+    Raises:
+        PacelineError: the data cannot be read, or the weights or classes do not fit.
+    """
+    config = request.config
+    splits = datasets.load(config.data)
+    check_classes(request.run, splits.classes)
+    preprocessing = input_format(config, splits.preprocessing)
+    model = build_network(
+        config, world.device, num_classes=len(splits.classes), preprocessing=preprocessing, pretrained=False
+    )
+    load(model, request)
+    precision = agreed(config.precision, world)
+    console.say(
+        f"run {request.run.name}, {request.label} weights: {len(splits.val):,} validation images of {splits.title}, "
+        f"{world.world_size} x {world.device.type}, {precision.name}"
+    )
+    for note in splits.notes:
+        console.say(f"  {note}")
+    validation = Validation(
+        config,
+        splits,
+        preprocessing,
+        transforms.Normaliser(preprocessing).to(world.device),
+        precision,
+        world,
+        workers=loader.choose_workers(
+            config.data.workers,
+            in_memory=isinstance(splits.val, datasets.TensorImages),
+            local_world_size=world.local_world_size,
+        ),
+        report=None,
+    )
+    with precision.matmuls():
+        scores = validation.evaluate({RAW: model})
+    return scorecard.entry(
+        scores[RAW],
+        splits.classes,
+        metrics=metrics_of(scores),
+        skipped=len(splits.val) - scores[RAW].samples,
+        weights=request.label,
+        overrides=list(request.overrides),
+    )
+
+
+def check_classes(run: RunDir, classes: list[str]) -> None:
+    """Refuses data whose classes are not those that the run has learned.
+
+    Raises:
+        ConfigError: they differ in number, names or order.
+    """
+    if not run.classes.exists():
+        return
+    learned = json.loads(run.classes.read_text())
+    if learned == classes:
+        return
+    unknown = [name for name in classes if name not in learned]
+    missing = [name for name in learned if name not in classes]
+    differences = [f"{name!r} was not learned" for name in unknown] + [f"{name!r} is missing" for name in missing]
+    shown = ", ".join(differences[:4]) + (", ..." if len(differences) > 4 else "") or "they have another order"
+    raise ConfigError(
+        f"the classes of the data are not those of run {run.name}: {shown}",
+        f"data.root=DIR with the run's {len(learned)} classes, which {run.classes} lists",
+    )
+
+
+def load(model: nn.Module, request: Request) -> None:
+    """Loads the weights, all of which must fit.
+
+    Raises:
+        ConfigError: the file is damaged, or of another network.
+        UnfitError: it cannot be read.
+    """
+    path, name = request.weights, request.config.model._target_ or request.config.model.name
+    try:
+        state: dict[str, torch.Tensor] = load_file(path)
+        model.load_state_dict(state)
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is damaged: {error}", "weights=last, or another file") from error
+    except OSError as error:
+        raise UnfitError(f"{path} cannot be read: {error.strerror or error}", "look at its permissions") from error
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(
+            f"{path} does not fit {name}: {lines[-1][:160]}", "evaluate weights with the run that they come from"
+        ) from error
+
+
+def keep(run: RunDir, found: dict[str, Any], console: Console) -> None:
+    """Writes the evaluation beside those of the training; without a right to, it has been shown all the same."""
+    try:
+        scorecard.save(run, {**read_json(run.evaluation), "on_request": found})
+    except OSError as error:
+        console.warn(f"{run.evaluation} could not be written: {error.strerror}")

@@ -1,0 +1,124 @@
+"""The command line of an evaluation, read and checked without torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer import runname
+from trainer.config import Config, from_yaml, validate
+from trainer.config.compose import parse
+from trainer.config.keys import is_known
+from trainer.config.plain import from_dict, to_dict, unknown_key
+from trainer.config.suggest import did_you_mean
+from trainer.errors import ConfigError, UnfitError
+from trainer.rundir import RunDir
+
+WEIGHTS = ("best", "last", "last_ema")
+"""The weights that a run keeps, by name."""
+
+_MATTERS = ("data", "device", "precision", "deterministic", "distributed", "evaluate.batch_size", "model.weights")
+_OPTIONS = ("--json", "--help")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be evaluated.
+
+    Attributes:
+        run: the run directory.
+        config: the run's configuration with the overrides.
+        weights: the file.
+        label: `best`, `last` or `last_ema`, or the file's path as it was given.
+        overrides: as they were given.
+        as_json: print JSON instead of tables.
+    """
+
+    run: RunDir
+    config: Config
+    weights: Path
+    label: str
+    overrides: tuple[str, ...]
+    as_json: bool
+
+
+def read(arguments: Sequence[str]) -> Request:
+    """Reads `RUN [weights=NAME] [KEY=VALUE ...] [--json]`, in any order.
+
+    Raises:
+        ConfigError: no such run, weights, key, value or option.
+        UnfitError: the run has no weights yet.
+    """
+    options = [text for text in arguments if text.startswith("-")]
+    for option in options:
+        if option not in _OPTIONS:
+            raise ConfigError(f"unknown option {option}", did_you_mean(option, _OPTIONS))
+    words = [text for text in arguments if "=" not in text and text not in options]
+    if len(words) != 1:
+        problem = f"one run at a time, got {' and '.join(words)}" if words else "no run is named"
+        raise ConfigError(problem, "python -m trainer.evaluate RUN")
+    run = RunDir(runname.find(words[0]))
+    label, overrides = "best", []
+    for text in arguments:
+        key, _, value = text.partition("=")
+        if key == "weights":
+            label = value
+        elif "=" in text and text not in options:
+            overrides.append(text)
+    config = with_overrides(from_yaml(run.config.read_text()), overrides)
+    validate(config, world_size=1)
+    return Request(run, config, find_weights(run, label), label, tuple(overrides), "--json" in options)
+
+
+def find_weights(run: RunDir, label: str) -> Path:
+    """The file of a run's weights by name, or a file anywhere.
+
+    Raises:
+        ConfigError: no such file, or one that is not safetensors.
+        UnfitError: the run has no weights yet.
+    """
+    if label in WEIGHTS:
+        if run.weights(label).is_file():
+            return run.weights(label)
+        there = [name for name in WEIGHTS if run.weights(name).is_file()]
+        if there:
+            raise ConfigError(f"run {run.name} has no {label} weights", f"weights={there[0]}")
+        raise UnfitError(
+            f"run {run.name} has no weights yet",
+            "they come with its first evaluation and its first checkpoint: let it train until then",
+        )
+    path = Path(label).expanduser()
+    if path.suffix != ".safetensors":
+        offer = did_you_mean(label, WEIGHTS, prefix="weights=")
+        raise ConfigError(f"weights={label} is neither a name nor a .safetensors file", offer)
+    if not path.is_file():
+        raise ConfigError(f"weights={label} does not exist", "give a .safetensors file, or weights=best")
+    return path
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """A run's configuration with some keys set anew.
+
+    Args:
+        config: the run's.
+        overrides: `KEY=VALUE` in Hydra's grammar.
+
+    Raises:
+        ConfigError: an unknown key, one that does not matter to an evaluation, or a value that it does not take.
+    """
+    values = to_dict(replace(config))
+    for text in overrides:
+        override = parse(text)
+        key = override.key_or_group
+        if not is_known(key):
+            raise unknown_key(key)
+        if not any(key == entry or key.startswith(f"{entry}.") for entry in _MATTERS) or key == "data":
+            raise ConfigError(f"{key} cannot be set for an evaluation", f"these can: {', '.join(_MATTERS)}")
+        if override.is_sweep_override() or override.is_delete():
+            raise ConfigError(f"{text} is not one value for a key", f"{key}=VALUE")
+        *sections, name = key.split(".")
+        place: dict[str, Any] = values
+        for section in sections:
+            place = place[section]
+        place[name] = override.value()
+    return from_dict(values)
