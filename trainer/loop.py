@@ -16,6 +16,7 @@ from trainer.metrics import Scores
 from trainer.nonfinite import Trouble
 from trainer.recorder import Interval, Recorder
 from trainer.remedy import Remedy
+from trainer.skipped import SkipWatch, refuse_loss
 from trainer.state import Progress
 from trainer.step import StepClock
 from trainer.validation import EvaluationStopped, metrics_of
@@ -56,6 +57,7 @@ class Loop:
         self._stepper.records.drain()
         self._stepper.clock = StepClock()
         self._interval_started = time.perf_counter()
+        self._skips = _skip_watch(self._parts)
 
     def after_step(self, epoch: int, *, ends_epoch: bool, stop: bool) -> Asked:
         """Does what is due after a step.
@@ -70,6 +72,7 @@ class Loop:
 
         Raises:
             TrainingError: numbers are not finite, and that ends the run.
+            UnfitError: most images cannot be read.
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
         evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
@@ -79,10 +82,12 @@ class Loop:
             return Asked()
         asked = self._exchange(epoch, closes_interval=row)
         trouble = self._remedy.judge(asked, weights=False)
+        self._count_skipped(asked)
         if trouble is None and (evaluates or scheduled or asked.save or asked.stop or stop):
             # What is kept or judged must be known to be finite, and there all ranks wait for each other anyway.
             asked = asked.joined_by(self._agreement.read())
             trouble = self._remedy.judge(asked, weights=True)
+            self._count_skipped(asked)
         if trouble is not None:
             return self._roll_back(trouble)
         if evaluates:
@@ -179,6 +184,10 @@ class Loop:
         self._begin()
         return Asked(rolled_back=True)
 
+    def _count_skipped(self, asked: Asked) -> None:
+        if self._skips is not None and asked.figures is not None:
+            self._skips.check(asked.figures)
+
     def _is_late(self) -> bool:
         # An evaluation is broken off, so it needs no time of its own.
         return self._job.stop.is_late(2 * max(1.0, self._agreement.step_s) + self._keeper.last_save_s)
@@ -216,6 +225,7 @@ class Loop:
         except EvaluationStopped as stopped:
             self._book("evaluation", started)
             return stopped.asked
+        refuse_loss(len(self._parts.splits.val), next(iter(scores.values())).samples, what="validation images")
         progress.pending_evaluation = 0
         progress.metrics = metrics_of(scores)
         best = self._judge.judge(progress.best, progress.metrics, step=progress.step, epoch=epoch)
@@ -267,6 +277,13 @@ def _recorder(parts: Parts, job: Job) -> Recorder:
         epochs=parts.epochs,
         gpu_percent=job.gpu_percent,
     )
+
+
+def _skip_watch(parts: Parts) -> SkipWatch | None:
+    if not parts.stepper.counts_targets:
+        return None
+    plan = parts.plan
+    return SkipWatch(lambda step: plan.share(step - 1).samples, epoch=plan.samples)
 
 
 def is_evaluation_due(every: int | str, step: int, ends_epoch: bool, total_steps: int) -> bool:

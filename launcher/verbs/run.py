@@ -37,11 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     check_overrides(options.words)
 
     from launcher import local
-    from launcher.cpus import count_cpus
     from launcher.gpus import count_gpus
     from trainer import runname
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
+    from trainer.cores import count_cpus
     from trainer.rundir import RunDir
     from trainer.wording import short_path
 

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import struct
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from trainer.data.decode import BadImage, decode
+from trainer.data.sampler import Indices
+from trainer.data.samples import BadBatch, Samples
 
 GRADIENT = np.linspace(0, 255, 8 * 12, dtype=np.uint8).reshape(8, 12)
 COLOURS = np.stack([GRADIENT, GRADIENT[::-1], GRADIENT[:, ::-1]], axis=-1)
@@ -213,6 +216,39 @@ def test_too_many_open_files_is_no_fault_of_the_image(tmp_path: Path) -> None:
         for descriptor in taken:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EREMOTEIO]
+)
+def test_trouble_of_machine_or_storage_is_never_skipped(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    class Files:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return decode("/far/a.png", 3), 0
+
+    samples = Samples(Files(), lambda image: image, seed=0, skip_bad=True)
+    monkeypatch.setattr("builtins.open", fails)
+    batch = samples.__getitems__(Indices(0, np.array([0])))
+    monkeypatch.undo()
+    assert isinstance(batch, BadBatch)
+    assert batch.problem == f"cannot read the image /far/a.png: {os.strerror(number)}"
+    assert "not skipped" in batch.fix
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ELOOP])
+def test_what_the_file_is_to_blame_for_may_be_skipped(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("builtins.open", fails)
+    with pytest.raises(BadImage):
+        decode("/far/a.png", 3)
 
 
 def test_a_name_of_any_bytes_can_be_told(tmp_path: Path) -> None:

@@ -146,6 +146,30 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert len(splits.train) + len(splits.val) == 61
 
 
+def test_folders_that_are_linked_into_each_other_are_read_once(tmp_path: Path) -> None:
+    many(tmp_path / "data", "a", "b")
+    make(tmp_path, "beside/far.png", "up.png")
+    (tmp_path / "data/a/to_b").symlink_to(tmp_path / "data/b")
+    (tmp_path / "data/b/to_a").symlink_to(tmp_path / "data/a")
+    (tmp_path / "data/a/beside").symlink_to(tmp_path / "beside")
+    (tmp_path / "beside/back").symlink_to(tmp_path / "data/a")
+    (tmp_path / "beside/up").symlink_to(tmp_path)
+    splits = load(tmp_path / "data")
+    # Each class also has the other's images, once; a has the one beside it, which b reaches through a.
+    assert len(splits.train) + len(splits.val) == 60 + 60 + 2
+
+
+def test_links_that_lead_to_each_other_are_bad_files(tmp_path: Path) -> None:
+    many(tmp_path, "a", "b")
+    for one, other in (("p.png", "q.png"), ("q.png", "p.png")):
+        (tmp_path / "a" / one).symlink_to(tmp_path / "a" / other)
+    (tmp_path / "r").symlink_to(tmp_path / "s")
+    (tmp_path / "s").symlink_to(tmp_path / "r")
+    splits = load(tmp_path, on_bad_image="skip")
+    assert len(splits.train) + len(splits.val) == 60
+    assert {Path(bad.path).name for bad in splits.bad_files} == {"p.png", "q.png"}
+
+
 def test_a_folder_without_images_is_no_class(tmp_path: Path) -> None:
     many(tmp_path, "a", "b")
     (tmp_path / "empty").mkdir()

@@ -106,6 +106,18 @@ def test_batches_reach_the_device_whole_and_from_pinned_memory() -> None:
     assert sorted(seen) == list(range(512))
 
 
+def test_the_batches_before_an_unreadable_image_are_still_trained_on() -> None:
+    from trainer.data.loader import on_device
+    from trainer.data.samples import BadBatch
+    from trainer.errors import UnfitError
+
+    good = (torch.ones(2, 1).pin_memory(), torch.zeros(2).pin_memory())
+    batches = on_device(iter([good, good, BadBatch("a.png is broken", "mend it")]), torch.device("cuda"))
+    assert [float(next(batches)[0].sum()) for _ in range(2)] == [2.0, 2.0]
+    with pytest.raises(UnfitError, match=r"a\.png"):
+        next(batches)
+
+
 def test_nvml_figures_are_recorded(tmp_path: Path) -> None:
     trainer(*DIGITS, f"run.dir={tmp_path}", "run.name=m", "monitor.period_s=0.2")
     rows = list(read_json_lines(RunDir(tmp_path / "m").monitor))

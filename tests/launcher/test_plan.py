@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cpus import cgroup_quota, count_cpus
 from launcher.plan import (
     JobPlan,
     Program,
@@ -27,6 +26,7 @@ from launcher.verdict import (
 )
 from trainer import runname
 from trainer.config import ClusterConfig, Config, RunConfig
+from trainer.cores import cgroup_quota, count_cpus
 from trainer.errors import ConfigError, UnfitError
 
 SCRIPT = Program("script", "my train.py", ("--lr", "1"))

@@ -76,7 +76,7 @@ class DataConfig:
         low=4,
     )
     channels: int | None = key(
-        None, "1 for grey, 3 for colour; null takes what the data has and the model needs.", low=1, high=4
+        None, "1 for grey, 3 for colour; null takes what the data has and the model needs.", low=1, high=3
     )
     val_fraction: float = key(
         0.1, "Share of a folder without a val split that is held out, by each file's path.", low=0.0, high=0.9
@@ -91,7 +91,7 @@ class DataConfig:
     prefetch: int = key(2, "Batches that each data-loading process keeps ready.", low=1, high=64)
     on_bad_image: str = key(
         "error",
-        "What an unreadable image does: end the run, or be skipped and listed.",
+        "What an unreadable image does: end the run, or be skipped and listed (while most can be read).",
         choices=("error", "skip"),
     )
     augment: str = key(
@@ -144,7 +144,7 @@ class OptimConfig:
     final_factor: float = key(0.0, "Share of the peak rate at the end (cosine, one_cycle).", low=0.0, high=1.0)
     step_epochs: list[int] = key([30, 60, 80], "Epochs at which the rate falls (step).", unit="epochs")
     step_factor: float = key(0.1, "What the rate is multiplied by at each of them (step).", low=0.0, high=1.0)
-    clip_norm: float | None = key(None, "Clip the gradients' global norm to this.", low=0.0)
+    clip_norm: float | None = key(None, "Clip the gradients' global norm to this, above 0.")
     label_smoothing: float = key(0.0, "Label smoothing of the cross entropy.", low=0.0, high=0.99)
 
 

@@ -151,6 +151,8 @@ def _data(config: Config) -> Iterator[_Problem]:
             f"data.name={data.name} is not a data set",
             did_you_mean(data.name, names.dataset_names(), prefix="data.name="),
         )
+    if data.channels == 2:
+        yield _Problem("data.channels=2 is neither grey nor colour", "data.channels=1 or data.channels=3")
     if data._target_ is None and data.name in ("folder", "imagenet"):
         yield from _root(data.root, data.name)
 
@@ -263,6 +265,11 @@ def _combinations(config: Config) -> Iterator[_Problem]:
         yield _Problem("precision=tf32 does not exist on device=cpu", "precision=auto")
     if cpu and config.distributed.sync_batchnorm:
         yield _Problem("distributed.sync_batchnorm works on GPUs only", "distributed.sync_batchnorm=false")
+    clip = config.optim.clip_norm
+    if clip is not None and clip <= 0:
+        yield _Problem(
+            f"optim.clip_norm={clip:g} leaves nothing of the gradients", "optim.clip_norm=1, or null for none"
+        )
     if config.optim.schedule == "step":
         epochs = config.optim.step_epochs
         if not epochs or any(later <= earlier for earlier, later in zip([0, *epochs], epochs, strict=False)):

@@ -8,8 +8,18 @@ from typing import cast
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-# Trouble of the machine or the network: no fault of the image, so never a reason to skip it.
-_MACHINE_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+# What the file itself can be blamed for. All else (EIO, ESTALE, ENOTCONN, EMFILE, ENOMEM ...) is trouble of the machine
+# or the network, and never a reason to skip an image.
+_FAULTS_OF_THE_FILE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENXIO,
+}
 _UPRIGHT = 1
 
 
@@ -30,6 +40,10 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
+class StorageTrouble(OSError):
+    """A file that cannot be read just now, for reasons that lie outside it."""
+
+
 def decode(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """Reads an image: the first frame, turned upright by its EXIF orientation, transparency on white.
 
@@ -39,15 +53,15 @@ def decode(path: str | os.PathLike[str], channels: int) -> Image.Image:
 
     Raises:
         BadImage: the file is missing, empty, truncated, no image, or too large to be a sane one.
-        OSError: the machine is in trouble: too many open files, input/output errors.
+        StorageTrouble: the machine or its storage is in trouble: too many open files, input/output errors.
     """
     try:
         # One read of the whole file: quick on network file systems, and errors of the disk stay apart.
         with open(path, "rb") as stream:  # noqa: PTH123  # a Path per image would cost more than the call
             content = stream.read()
     except OSError as error:
-        if error.errno in _MACHINE_TROUBLE:
-            raise
+        if error.errno not in _FAULTS_OF_THE_FILE:
+            raise StorageTrouble(error.errno, error.strerror, os.fsencode(path).decode("utf-8", "replace")) from error
         raise BadImage(path, error.strerror or str(error)) from error
     if not content:
         raise BadImage(path, "the file is empty")

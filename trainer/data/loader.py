@@ -1,7 +1,6 @@
 """Batches on the device, without a stop: loading processes, pinned memory, copies beside the computation."""
 
 import ctypes
-import os
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from trainer.cores import count_cpus
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Batch, Samples
 from trainer.errors import UnfitError
@@ -23,7 +23,7 @@ def choose_workers(requested: int | None, *, in_memory: bool, local_world_size: 
         return requested
     if in_memory:
         return 0
-    return max(0, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // local_world_size - 1))
+    return max(0, min(_MOST_WORKERS, count_cpus() // local_world_size - 1))
 
 
 def load_batches(
@@ -60,30 +60,46 @@ def load_batches(
 
 
 def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
-    """Yields the batches on the device; copies to a GPU run in a stream of their own beside the computation.
+    """Yields the batches on the device; copies to a GPU run one batch ahead, in a stream of their own.
 
     Raises:
         UnfitError: an image of the batch cannot be read.
     """
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    return _good(batches) if device.type == "cpu" else _copied_ahead(batches, device)
+
+
+def _good(batches: Iterable[Any]) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, BadBatch):
-            raise UnfitError(
-                f"cannot read the image {batch.path}: {batch.reason}",
-                "mend or remove the file, or leave such images out with data.on_bad_image=skip",
-            )
-        yield batch if stream is None else _copy(batch, device, stream)
+            raise UnfitError(batch.problem, batch.fix)
+        yield batch
 
 
-def _copy(batch: Batch, device: torch.device, stream: "torch.cuda.Stream") -> Batch:
+def _copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
+    stream = torch.cuda.Stream(device)
+    ahead: tuple[Batch, torch.Event] | None = None
+    for batch in batches:
+        if isinstance(batch, BadBatch):
+            if ahead is not None:
+                yield _arrived(*ahead, device)
+            raise UnfitError(batch.problem, batch.fix)
+        with torch.cuda.stream(stream):
+            copied = tuple(tensor.to(device, non_blocking=True) for tensor in batch), stream.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead, device)
+        ahead = copied
+    if ahead is not None:
+        yield _arrived(*ahead, device)
+
+
+def _arrived(batch: Batch, copied: torch.Event, device: torch.device) -> Batch:
+    """Makes the computation, not the host, wait for a copy, and for this one alone."""
     current = torch.cuda.current_stream(device)
-    with torch.cuda.stream(stream):
-        copied = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-    current.wait_stream(stream)
-    for tensor in copied:
+    current.wait_event(copied)
+    for tensor in batch:
         # The allocator must not hand this memory to the copy stream while the computation still reads it.
         tensor.record_stream(current)
-    return copied
+    return batch
 
 
 class _AsSampler(Sampler[Indices]):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trainer.data.decode import BadImage
+from trainer.data.decode import BadImage, StorageTrouble
 from trainer.data.sampler import Indices, mix_seed
 from trainer.data.transforms import BatchAugment
 from trainer.rundir import append_json_line
@@ -27,13 +28,21 @@ For mixing there may be one image more than targets, and two tensors more: int64
 image's partner (the image itself where that is missing), and the partner's target."""
 
 
-class BadBatch(Exception):
-    """A batch with an unreadable image; handed over as a value, so that the cause survives worker processes."""
+@dataclass(frozen=True, slots=True)
+class BadBatch:
+    """A batch with an unreadable image; handed over as a value, so that the cause survives loading processes.
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
+    Attributes:
+        problem: what cannot be read, and why.
+        fix: what to do.
+    """
+
+    problem: str
+    fix: str
+
+
+class _NoImage(Exception):
+    """Images may be skipped, but all of them are bad."""
 
 
 class Samples(Dataset[Any]):
@@ -93,8 +102,13 @@ class Samples(Dataset[Any]):
         try:
             batch = self._collect(indices) if self._batch_augment is None else self._slice(indices)
         except BadImage as error:
-            # As a value it survives the way out of a loading process.
-            return BadBatch(str(error.path), error.reason)
+            fix = "mend or remove the file, or leave such images out with data.on_bad_image=skip"
+            return BadBatch(f"cannot read the image {error}", fix)
+        except StorageTrouble as error:
+            fix = "no fault of the image, so it is not skipped; once the storage is back, run the same command again"
+            return BadBatch(f"cannot read the image {error.filename}: {error.strerror}", fix)
+        except _NoImage as error:
+            return BadBatch(str(error), "look at the files; skipped_images.jsonl in the run directory lists them")
         if not indices.counts and not isinstance(batch, BadBatch):
             for targets in batch[1::2]:
                 targets.fill_(IGNORED_TARGET)
@@ -124,6 +138,8 @@ class Samples(Dataset[Any]):
             images.append(image)
             targets.append(target)
             places.append(place)
+        if self._black is None and images:
+            self._black = torch.zeros_like(images[0]).unsqueeze(0)
         if not places or (self._mixes and places[0] == len(indices.samples) - 1):
             # Every rank must take part in the step: a black image that counts for nothing.
             if self._black is None:
@@ -138,7 +154,7 @@ class Samples(Dataset[Any]):
                 return self[0, sample][0]
             except BadImage as error:
                 self._list(error)
-        raise BadImage("all images", "not one image of the split can be read")
+        raise _NoImage(f"not one of {len(self._split):,} images can be read")
 
     def _list(self, error: BadImage) -> None:
         path = str(error.path)

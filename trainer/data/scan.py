@@ -95,7 +95,7 @@ def scan(folder: Path) -> Scan:
     found = Scan(folder)
     names = []
     for entry in _entries(folder):
-        if entry.name.startswith(".") or not entry.is_dir():
+        if entry.name.startswith(".") or not _is_folder(entry):
             found.strays.append(entry.name)
         else:
             names.append(entry.name)
@@ -125,16 +125,18 @@ def _scan_class(folder: Path, name: str) -> tuple[list[str], list[BadImage], lis
     images: list[str] = []
     bad: list[BadImage] = []
     strays: list[str] = []
-    unseen = [name]
+    # Each folder with the folders that it lies in, by device and inode: one of these again would never end.
+    unseen = [(name, _with_parents(folder / name))]
     while unseen:
-        parent = unseen.pop()
+        parent, above = unseen.pop()
         for entry in _entries(folder / parent):
             path = f"{parent}/{entry.name}"
             if entry.name.startswith("."):
                 strays.append(path)
-            elif entry.is_dir():
-                if not (entry.is_symlink() and _leads_back(entry.path)):
-                    unseen.append(path)
+            elif _is_folder(entry):
+                if (place := _place(entry.path)) not in above:
+                    inside = _with_parents(Path(entry.path)) if entry.is_symlink() else {place}
+                    unseen.append((path, above | inside))
             elif not entry.name.lower().endswith(EXTENSIONS):
                 strays.append(path)
             elif reason := _why_unreadable(entry):
@@ -151,13 +153,29 @@ def _why_unreadable(entry: "os.DirEntry[str]") -> str:
         return f"broken link: {error.strerror}"
 
 
-def _leads_back(link: str) -> bool:
-    """Whether a linked folder contains the link itself: walking into it would never end."""
-    return Path(link).parent.resolve().is_relative_to(Path(link).resolve())
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # Links that lead to each other: no folder, and as a file it is listed with the reason.
+        return False
+
+
+def _place(folder: str | Path) -> tuple[int, int]:
+    try:
+        found = os.stat(folder)  # noqa: PTH116  # one spelling for names and paths
+    except OSError as error:
+        raise _unreadable(Path(folder), error) from error
+    return found.st_dev, found.st_ino
+
+
+def _with_parents(folder: Path) -> frozenset[tuple[int, int]]:
+    real = Path(os.path.realpath(folder))
+    return frozenset(_place(above) for above in (real, *real.parents))
 
 
 def _folders(folder: Path) -> list[Path]:
-    found = [Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()]
+    found = [Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(".") and _is_folder(entry)]
     return sorted(found)
 
 

@@ -1,0 +1,91 @@
+"""Images may be skipped, but not most of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_bad_input import folder_of, image_folder
+from tests.trainer_command import TRAINER, run
+from trainer.data.decode import BadImage
+from trainer.data.loader import choose_workers
+from trainer.data.sampler import Indices
+from trainer.data.samples import BadBatch, Samples
+from trainer.errors import UnfitError
+from trainer.figures import Figures
+from trainer.rundir import read_json
+from trainer.skipped import SkipWatch, refuse_loss
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        (1, "23 of the last 24 training images could not be read, too many to be skipped"),
+        (24, "5 of the last 6 validation images could not be read, too many to be skipped"),
+    ],
+)
+def test_a_run_whose_images_vanish_does_not_end_as_finished(tmp_path: Path, keep: int, says: str) -> None:
+    root = image_folder(tmp_path / "images", split="train", per_class=12)
+    image_folder(root, split="val", per_class=3)
+    arguments = [
+        *folder_of(root)[2:],
+        "data._target_=tests.data.vanishing.build",
+        f"data.args={{root: {root}, keep: {keep}}}",
+        "data.on_bad_image=skip",
+        "data.workers=0",
+    ]
+    done = run(TRAINER, *arguments)
+    assert done.returncode == 3, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert read_json(tmp_path / "runs" / "f" / "status.json")["state"] == "failed"
+
+
+def test_not_one_good_image_is_an_error() -> None:
+    class Bad:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            raise BadImage("a.png", "broken")
+
+    batch = Samples(Bad(), lambda image: image, seed=0, skip_bad=True).__getitems__(Indices(0, np.array([1])))
+    assert isinstance(batch, BadBatch)
+    assert batch.problem == "not one of 3 images can be read"
+
+
+def figures(first: int, counted: list[int]) -> Figures:
+    zeros = [0.0] * len(counted)
+    return Figures(first, zeros, [float(count) for count in counted], zeros, zeros)
+
+
+def test_half_of_the_latest_hundred_samples_may_be_missing_but_no_more() -> None:
+    watch = SkipWatch(lambda _: 10, epoch=1000)
+    watch.check(figures(1, [10] * 5))
+    watch.check(figures(6, [0] * 5))  # half of a hundred
+    watch.check(figures(11, [0] * 9))  # too few to tell
+    watch.check(figures(11, [0] * 9))  # the same ones again
+    with pytest.raises(UnfitError, match="100 of the last 100 training images"):
+        watch.check(figures(20, [0]))
+
+
+def test_what_comes_in_one_piece_is_judged_as_a_whole() -> None:
+    watch = SkipWatch(lambda _: 10, epoch=30)
+    watch.check(figures(1, [6] * 500))
+    with pytest.raises(UnfitError, match="21 of the last 30"):
+        watch.check(figures(501, [3] * 3))
+
+
+def test_no_validation_image_at_all_is_an_error() -> None:
+    refuse_loss(2, 1, what="validation images")  # half of them
+    with pytest.raises(UnfitError):
+        refuse_loss(2, 0, what="validation images")
+
+
+def test_loading_processes_are_counted_by_the_containers_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.loader.count_cpus", lambda: 6)
+    assert choose_workers(None, in_memory=False, local_world_size=2) == 2
+    monkeypatch.setattr("trainer.data.loader.count_cpus", lambda: 1)
+    assert choose_workers(None, in_memory=False, local_world_size=2) == 0
+    assert choose_workers(3, in_memory=False, local_world_size=2) == 3
