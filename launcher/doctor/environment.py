@@ -15,12 +15,12 @@ from pathlib import Path
 
 import psutil
 
-from launcher.cpus import count_cpus
 from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding
 from launcher.gpus import count_gpus
 from launcher.plan import CPU_WORKERS
 from trainer import wording
 from trainer.config import Config
+from trainer.cores import count_cpus
 from trainer.errors import UnfitError
 
 _PYTHONS = ((3, 10), (3, 13))
