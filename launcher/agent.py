@@ -90,16 +90,17 @@ def _run(plan: JobPlan, stop: Stop) -> int:
     told = read_json(run.failure)
     if told.get("attempt") == attempt:
         exits = verdict.with_the_trainers_word(exits, told)
+    exits = verdict.with_early_end(exits, agent.early_ends())
     code = verdict.exit_code(exits, stop.signal)
     failure = verdict.first_failure(exits)
-    if plan.program.kind == "trainer" and run.is_held():
-        # Our workers have ended, so another job trains here, and what lies here is its own. Rank 0 has said it.
-        return code
+    # If it is held although our workers have ended, another job trains here, and what lies here is its own.
+    ours = plan.program.kind != "trainer" or not run.is_held()
     if stop.signal is not None:
         _say_stopped(plan, code, stop.signal)
     elif failure is not None:
-        _say_failed(replace(plan, attempt=attempt), run, failure, code)
-    _settle(run, plan, code)
+        _say_failed(replace(plan, attempt=attempt), run, failure, code, keep=ours)
+    if ours:
+        _settle(run, plan, code)
     return code
 
 
@@ -205,8 +206,8 @@ def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
     print(f"  again   {plan.again}", file=sys.stderr)
 
 
-def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int) -> None:
-    """Shows the first failure and keeps it in failure.json; what the trainer wrote there of it stays."""
+def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int, *, keep: bool) -> None:
+    """Shows the first failure and, with `keep`, leaves it in failure.json; what the trainer wrote of it there stays."""
     row = read_json(run.failure)
     log = str(run.log(plan.attempt, failure.rank))
     if (row.get("attempt"), row.get("rank")) == (plan.attempt, failure.rank):
@@ -214,8 +215,9 @@ def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int) -> None:
     else:
         host = socket.gethostname()
         row = verdict.failure_row(failure, host=host, attempt=plan.attempt, code=code, log=log)
-        with _telling_of("failure.json"):
-            write_json(run.failure, row)
+        if keep:
+            with _telling_of("failure.json"):
+                write_json(run.failure, row)
     if plan.program.kind == "trainer" and failure.rank == 0 and failure.code > 0:
         # Rank 0 has the terminal and has said it.
         print(f"  log     {row['log']}\n  again   {plan.again}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """torchrun's own agent, told to end a failed job in seconds and to turn signals into requests."""
 
+import mmap
 import os
 import signal
 import sys
@@ -57,6 +58,7 @@ class Agent(LocalElasticAgent):
         self._stop = stop
         self._asked = False
         self._next_look = 0.0
+        self._good_ends = mmap.mmap(-1, plan.workers_per_node)
         self._plan = plan
         self._output: Output | None = None
 
@@ -70,8 +72,13 @@ class Agent(LocalElasticAgent):
         codes = {}
         for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
             if process.exitcode is not None:
-                codes[member.global_rank] = process.exitcode
+                codes[member.global_rank] = process.exitcode or self._good_ends[member.local_rank]
         return codes
+
+    def early_ends(self) -> list[int]:
+        """Global ranks of workers here that had ended well before another one failed."""
+        workers = self._worker_group.workers
+        return [workers[rank].global_rank for rank, code in self._context()._return_values.items() if code == 0]
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         # torch 2.14 keeps the first round's store, in which restarted workers find the addresses of the dead.
@@ -86,7 +93,8 @@ class Agent(LocalElasticAgent):
         die_with_parent(os.getppid(), _PARENT_DIED)
         output = Output(self._first_log())
         self._output = output
-        worker_group.spec.args = (self._plan, output)
+        self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
+        worker_group.spec.args = (self._plan, output, self._good_ends)
         # The engine would turn these into a shutdown; SIGQUIT remains for that.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
         # A worker takes a signal only once it has its own handlers.
@@ -117,7 +125,7 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._look_for_stop_file()
         self._pass_on_stop()
-        self._count_silent_ends()
+        self._count_good_ends()
         result = super()._monitor_workers(worker_group)
         if any(failure.exitcode in _FINAL_CODES for failure in result.failures.values()):
             # Starting again changes neither a configuration nor a machine.
@@ -158,12 +166,11 @@ class Agent(LocalElasticAgent):
             if process.is_alive():
                 os.kill(process.pid, number if own and catches(process.pid, number) else signal.SIGTERM)
 
-    def _count_silent_ends(self) -> None:
-        """Counts a worker that left through `os._exit(0)`, whose result the engine would await for ever."""
-        context = self._context()
+    def _count_good_ends(self) -> None:
+        """Gives the engine the results of workers that have ended; it would await them for ever."""
         for local_rank, process in enumerate(self._processes()):
-            if process.exitcode == 0 and context._ret_vals[local_rank].empty():
-                context._return_values.setdefault(local_rank, 0)
+            if process.exitcode == 0:
+                self._context()._return_values.setdefault(local_rank, self._good_ends[local_rank])
 
     def _first_log(self) -> Path:
         first = self._worker_group.workers[0]

@@ -151,6 +151,11 @@ def run(plan: JobPlan) -> int:
     number = received[0] if received else -code
     if not received:
         print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)
+    run = RunDir(plan.run_dir)
+    # Nobody else is left to say so.
+    with suppress(OSError):
+        if run.read_status().get("state", "pending") in ("running", "pending") and not run.is_held():
+            run.update_status(state="failed", attempt=plan.attempt, exit_code=128 + number)
     return 128 + number
 
 

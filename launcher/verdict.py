@@ -84,6 +84,28 @@ def first_failure(exits: Sequence[Exit]) -> Exit | None:
     return min(failed, key=lambda exit: (exit.is_echo, exit.is_untold, exit.time or 0.0), default=None)
 
 
+def with_early_end(exits: Sequence[Exit], early: Sequence[int]) -> list[Exit]:
+    """The exits, with the true cause where workers only failed because others had ended before them, and well.
+
+    Args:
+        exits: how the workers ended.
+        early: ranks that had ended with exit code 0 before the first failure.
+    """
+    echo = first_failure(exits)
+    if echo is None or not echo.is_echo or not early:
+        return list(exits)
+    ranks = f"rank{'s' if len(early) > 1 else ''} {', '.join(map(str, sorted(early)))}"
+    cause = Exit(
+        min(early),
+        1,
+        time=0.0,
+        type="EarlyExit",
+        message=f"{ranks} ended with exit code 0 while rank {echo.rank} still had work to share",
+        advice="all ranks must take the same number of steps and reach the same collectives",
+    )
+    return [cause, *(exit for exit in exits if exit.rank != cause.rank)]
+
+
 def with_the_trainers_word(exits: Sequence[Exit], row: dict[str, Any]) -> list[Exit]:
     """The exits, with what the trainer wrote to failure.json about one of them."""
     words: dict[str, Any] = {name: str(row.get(name, "")) for name in ("type", "message", "traceback", "advice")}

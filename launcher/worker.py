@@ -2,6 +2,7 @@
 
 import atexit
 import faulthandler
+import mmap
 import multiprocessing
 import os
 import runpy
@@ -13,8 +14,8 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 from launcher.output import Output
 from launcher.plan import JobPlan, Program
@@ -28,15 +29,16 @@ _FINISH_LIMIT_S = 2.0
 _LIBRARY = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
-def run(plan: JobPlan, output: Output) -> int:
+def run(plan: JobPlan, output: Output, good_ends: mmap.mmap) -> NoReturn:
     """Runs the plan's program in a forked worker of torchrun's agent.
 
     Args:
         plan: the job.
         output: where the node's first worker writes; the others' output goes to their logs only.
-
-    Returns:
-        0 or 75, since the agent waits for all workers to return; any other end leaves a record and exits.
+        good_ends: shared with the agent, a byte for each local rank: the exit code (0 or 75) of one that ended well.
+            The process itself then ends with 0, since for the engine anything else is a failure. Returning to
+            the engine would keep the process until all have ended, and with it the connections in which a worker
+            that goes on waits for this one.
     """
     attempt = _enter(plan, output)
     log = RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"]))
@@ -48,8 +50,8 @@ def run(plan: JobPlan, output: Output) -> int:
         code, error = end.exit_code if isinstance(end, PacelineError) else 1, end
     if code in (0, STOPPED):
         _finish(plan.program)
-        _wait_for_the_others()
-        return code
+        good_ends[int(os.environ["LOCAL_RANK"])] = code
+        os._exit(0)
     _record(error, log, show=plan.debug)
     _finish_soon(plan.program, code)
     # Python's teardown would only delay the news, and can hang in a collective's thread.
@@ -152,15 +154,6 @@ def _finish_soon(program: Program, code: int) -> None:
     limit.daemon = True
     limit.start()
     _finish(program)
-
-
-def _wait_for_the_others() -> None:
-    """Lets the agent end this worker, which only waits from here on, without its end being a failure."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        os._exit(0)
-
-    signal.signal(signal.SIGTERM, leave)
 
 
 def _exit_status(exit: SystemExit) -> int:

@@ -100,6 +100,21 @@ def test_a_workers_exit_code_3_ends_the_job_at_once_with_3_and_is_not_tried_agai
     assert job.alive() == []
 
 
+def test_a_worker_that_ends_too_early_is_named_and_no_silent_success(make_job: MakeJob) -> None:
+    job = make_job(
+        """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+for step in range(3 if dist.get_rank() == 1 else 100_000_000):
+    dist.all_reduce(torch.ones(1))
+"""
+    )
+    code, _, err = job.go()
+    assert code == 1
+    assert (job.failure["rank"], job.failure["type"]) == (1, "EarlyExit")
+    assert "rank 1 ended with exit code 0 while rank 0 still had work to share" in err
+
+
 def test_a_killed_worker_is_named_and_gives_128_plus_9(make_job: MakeJob) -> None:
     job = make_job(UP + "up()\ntime.sleep(600)")
     process = job.start()
@@ -209,6 +224,8 @@ def test_nothing_that_workers_have_started_outlives_the_job(make_job: MakeJob, h
     assert code == expected, err
     # Only where the command itself was killed is there nobody left to wait for.
     wait_until(lambda: not job.alive(), "nothing is left", deadline_s=10 if how == "command" else 0.1)
+    state = {"agent": "failed", "command": "running"}.get(how, "finished")
+    assert job.run.read_status()["state"] == state
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])

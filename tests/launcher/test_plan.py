@@ -22,6 +22,7 @@ from launcher.verdict import (
     failure_row,
     first_failure,
     panel,
+    with_early_end,
     with_the_trainers_word,
 )
 from trainer import runname
@@ -143,6 +144,16 @@ def test_a_killed_worker_comes_before_what_the_others_say_but_an_abort_does_not(
     killed, aborted = Exit(1, -signal.SIGKILL), Exit(1, -signal.SIGABRT)
     assert first_failure([ECHO, killed]) is killed
     assert first_failure([aborted, CAUSE]) is CAUSE
+
+
+def test_a_worker_that_ended_early_is_the_cause_of_echoes_but_of_no_error_of_their_own() -> None:
+    first = first_failure(with_early_end([ECHO], [2, 1]))
+    assert first is not None
+    assert (first.rank, first.type, first.code) == (1, "EarlyExit", 1)
+    assert first.message == "ranks 1, 2 ended with exit code 0 while rank 0 still had work to share"
+    assert first_failure(with_early_end([ECHO, CAUSE], [2])) is CAUSE
+    assert first_failure(with_early_end([ECHO], [])) is ECHO
+    assert first_failure(with_early_end([], [0, 1])) is None
 
 
 def test_what_the_trainer_wrote_counts_unless_it_is_an_echo() -> None:

@@ -1,0 +1,54 @@
+"""`paceline run` on real GPUs: its agent forks the workers, so it must not have touched CUDA before."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.trainer_command import ROOT
+from trainer.rundir import RunDir, read_json, read_json_lines
+
+
+def paceline(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", "run", "run.name=p", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_digits_are_learned_by_forked_workers_on_every_gpu(tmp_path: Path) -> None:
+    done = paceline(tmp_path, "recipe=digits", "tracking=none", f"run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    run = RunDir(tmp_path / "p")
+    workers = read_json(run.environment)["workers"]
+    assert [worker["device"] for worker in workers] == [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    assert read_json(run.summary)["best/accuracy"] > 0.93
+    assert any(row.get("gpu/0/memory_used_bytes", 0) > 0 for row in read_json_lines(run.monitor))
+
+
+def test_a_restarted_attempt_has_the_gpu_to_itself_and_cuda_works_in_its_forks(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import os, torch, torch.distributed as dist\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "device = torch.device('cuda', int(os.environ['LOCAL_RANK']))\n"
+        "torch.cuda.set_device(device)\n"
+        "free, total = torch.cuda.mem_get_info()\n"
+        "half = torch.ones(total // 2, dtype=torch.uint8, device=device)\n"
+        "dist.init_process_group('nccl', device_id=device)\n"
+        "one = torch.ones(1, device=device)\n"
+        "dist.all_reduce(one)\n"
+        "assert one.item() == dist.get_world_size()\n"
+        "if os.environ['PACELINE_ATTEMPT'] == '0':\n"
+        "    raise ValueError('broken on purpose')\n"
+        "dist.destroy_process_group()\n"
+    )
+    done = paceline(tmp_path, "cluster.max_restarts=1", "--", "script.py")
+    assert done.returncode == 0, done.stderr
+    assert RunDir(tmp_path / "runs" / "p").next_attempt() == 2
