@@ -107,6 +107,8 @@ class BackgroundWriter:
 
         def run() -> None:
             started = time.monotonic()
+            # Off the interpreter's lock, for which the training would else wait some milliseconds.
+            time.sleep(0.001)
             try:
                 write(image)
             except Exception as error:
