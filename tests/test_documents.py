@@ -24,9 +24,9 @@ dist.destroy_process_group()
 QUICKLY = ["max_steps=2", "data.limit=64", "tracking=none", "device=cpu", "precision=fp32", "global_batch_size=8"]
 
 
-def commands() -> list[str]:
-    """The lines of README's shell blocks."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def commands(page: Path = ROOT / "README.md") -> list[str]:
+    """The lines of a page's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
     return [line for block in blocks for line in block.strip().splitlines()]
 
 
@@ -64,11 +64,21 @@ def test_the_readmes_command_works(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("page", [page.name for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)])
+def test_a_guides_commands_work_one_after_the_other(page: str, tmp_path: Path) -> None:
+    image_folder(tmp_path / "photos", classes=2, per_class=40)
+    for command in commands(ROOT / "docs" / page):
+        done = subprocess.run(
+            runnable(command), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, command + done.stdout + done.stderr
+
+
 def test_the_readme_shows_the_two_commands_first() -> None:
     assert commands()[:2] == ["make train", "make test"]
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"

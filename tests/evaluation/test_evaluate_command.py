@@ -15,6 +15,7 @@ from sklearn import metrics as sklearn
 from torchvision.models import get_model
 
 import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
+from tests import warm
 from tests.trainer_command import DIGITS, ROOT, environment, run, succeed
 from trainer.config import from_yaml
 from trainer.data import datasets
@@ -86,6 +87,22 @@ def test_two_workers_find_the_same(trained: RunDir) -> None:
     done = run(UNDER_TORCHRUN, "trainer.evaluate", str(trained.path), "weights=last", "device=cpu", "--json")
     assert done.returncode == 0, done.stderr
     assert found_by(done.stdout) == pytest.approx(own(trained, "val/"), abs=1e-6)
+
+
+def test_a_training_with_more_workers_than_validation_images_counts_each_once(tmp_path: Path) -> None:
+    processes = warm.start(
+        "data=synthetic", "data.args={n: 16, n_val: 3, classes: 3, size: 8}", "model.name=small_resnet",
+        "model.args={}", "global_batch_size=16", "max_steps=2", "evaluate.every=1", "tracking=none", "device=cpu",
+        "precision=fp32", "run.dir=.", "run.name=few", world_size=4, folder=tmp_path,
+    )  # fmt: skip
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4, (tmp_path / "rank-0.txt").read_text()
+    run_dir = RunDir(tmp_path / "few")
+    rows = [row for row in read_json_lines(run_dir.metrics) if "val/loss" in row]
+    assert [row["val/samples"] for row in rows] == [3, 3]
+    last = read_json(run_dir.evaluation)["last"]
+    assert sum(row["samples"] for row in last["classes"]) == np.sum(last["confusion"]["counts"]) == 3
 
 
 def test_the_averaged_weights_are_kept_beside_the_latest(trained: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
