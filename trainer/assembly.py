@@ -88,7 +88,12 @@ class Parts:
             with_next=self.stepper.mixing is not None,
         )
         batches = loader.load_batches(
-            samples, sampler, workers=self.workers, prefetch=data.prefetch, device=self.world.device
+            samples,
+            sampler,
+            workers=self.workers,
+            prefetch=data.prefetch,
+            timeout_s=data.timeout_s,
+            device=self.world.device,
         )
         return loader.on_device(batches, self.world.device)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trainer.assembly import Parts, assemble
 from trainer.config import Config
+from trainer.data import loader
 from trainer.job import Job
 from trainer.loop import Loop
 from trainer.rundir import append_json_line, read_json_lines
@@ -70,8 +71,11 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
                 batches = parts.batches(progress.step)
                 asked = loop.catch_up()
         loop.finish()
-    except BaseException:
+    except BaseException as error:
+        named = loader.explain(error)
         loop.abandon()
+        if named is not None:
+            raise named from error
         raise
     seen = parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step)
     early = loop.verdict if progress.step < parts.total_steps else None

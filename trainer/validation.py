@@ -104,6 +104,7 @@ class Validation:
             self._shard,
             workers=workers,
             prefetch=config.data.prefetch,
+            timeout_s=config.data.timeout_s,
             device=world.device,
             persistent=True,
         )

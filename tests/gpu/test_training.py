@@ -96,7 +96,7 @@ def test_batches_reach_the_device_whole_and_from_pinned_memory() -> None:
     samples = Samples(split, lambda image: image, seed=0)
     plan = StepPlan(512, 32)
     sampler = StepSampler(samples, plan, seed=0, first_step=0, last_step=16)
-    loader = load_batches(samples, sampler, workers=2, prefetch=2, device=device)
+    loader = load_batches(samples, sampler, workers=2, prefetch=2, timeout_s=60, device=device)
     assert next(iter(loader))[0].is_pinned()
     seen = []
     for batch_images, targets in on_device(loader, device):

@@ -20,6 +20,7 @@ HARMLESS = (
     "data.root",
     "data.workers",
     "data.prefetch",
+    "data.timeout_s",
     "distributed.timeout_s",
     "distributed.bucket_mb",
     "checkpoint",

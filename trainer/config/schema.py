@@ -89,6 +89,9 @@ class DataConfig:
         high=256,
     )
     prefetch: int = key(2, "Batches that each data-loading process keeps ready.", low=1, high=64)
+    timeout_s: int = key(
+        300, "Time without a batch after which the data-loading processes are taken for hanging.", unit="seconds", low=1
+    )
     on_bad_image: str = key(
         "error",
         "What an unreadable image does: end the run, or be skipped and listed (while most can be read).",

@@ -2,16 +2,18 @@
 
 import ctypes
 import signal
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from trainer.cores import count_cpus
+from trainer.data import failure
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Batch, Samples
-from trainer.errors import UnfitError
+from trainer.errors import TrainingError, UnfitError
 
 _PR_SET_PDEATHSIG = 1
 _MOST_WORKERS = 8
@@ -33,9 +35,10 @@ def load_batches(
     workers: int,
     prefetch: int,
     device: torch.device,
+    timeout_s: int,
     persistent: bool = False,
-) -> "DataLoader[Any]":
-    """A DataLoader over whole batches of indices.
+) -> "Loader":
+    """A loader of whole batches of indices.
 
     Args:
         samples: the split.
@@ -43,20 +46,66 @@ def load_batches(
         workers: loading processes; 0 loads in this process.
         prefetch: batches that each of them keeps ready.
         device: decides whether memory is pinned.
+        timeout_s: seconds without a batch after which the loading processes are taken for hanging.
         persistent: keep the processes for the next iteration.
     """
-    return DataLoader(
+    batches: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=_AsSampler(sampler),  # type: ignore[arg-type]  # Samples takes Indices for lists
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
+        timeout=timeout_s if workers else 0,
         persistent_workers=persistent and workers > 0,
         worker_init_fn=_start_loading_process,
         # An own generator: making the iterator must not draw from the one that the model uses.
         generator=torch.Generator().manual_seed(0),
     )
+    samples.begin_work(workers)
+    return Loader(batches, samples)
+
+
+class Loader(Iterable[Any]):
+    """Batches from a DataLoader whose processes are known by what they do.
+
+    Args:
+        batches: the DataLoader.
+        samples: what it reads.
+    """
+
+    def __init__(self, batches: "DataLoader[Any]", samples: Samples) -> None:
+        self._batches, self._samples = batches, samples
+        self._iterator: Any = None
+        _LOADERS.add(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begins anew; persistent processes go on."""
+        self._iterator = iter(self._batches)
+        return self._iterator
+
+    def explain(self, error: BaseException) -> TrainingError | None:
+        """What an error says about this loader's processes."""
+        exit_codes = [process.exitcode for process in getattr(self._iterator, "_workers", ())]
+        return failure.explain(
+            error, self._samples.split, self._samples.bench.look(), exit_codes, timeout_s=int(self._batches.timeout)
+        )
+
+
+_LOADERS: "weakref.WeakSet[Loader]" = weakref.WeakSet()
+
+
+def explain(error: BaseException) -> TrainingError | None:
+    """The loading process that an error of torch's is about, by its name; None: it is about something else.
+
+    torch raises it wherever the training happens to be when it hears of a process's end.
+    """
+    for loader in list(_LOADERS):
+        if (named := loader.explain(error)) is not None:
+            # The end of the other processes is no news, and must not interrupt what is left to do.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return named
+    return None
 
 
 def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
@@ -114,8 +163,11 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _start_loading_process(_: int) -> None:
+def _start_loading_process(number: int) -> None:
     # Ctrl-C reaches the whole terminal's process group: the training process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    info = get_worker_info()
+    assert info is not None
+    info.dataset.bench.take(number)  # type: ignore[attr-defined]  # it is Samples

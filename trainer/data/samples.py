@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from trainer.data.bench import Bench
 from trainer.data.decode import BadImage, StorageTrouble
 from trainer.data.sampler import Indices, mix_seed
 from trainer.data.transforms import BatchAugment
@@ -48,6 +49,10 @@ class _NoImage(Exception):
 class Samples(Dataset[Any]):
     """A split whose items are fetched a batch at a time by (epoch, sample).
 
+    Attributes:
+        split: as given.
+        bench: where a loading process tells what it is at.
+
     Args:
         split: map-style, sample -> (image, target); with `batch_augment` it has `images` and `targets`.
         transform: image -> uint8 CHW tensor.
@@ -69,7 +74,8 @@ class Samples(Dataset[Any]):
         report: Path | None = None,
         mixes: bool = False,
     ) -> None:
-        self._split = split
+        self.split = split
+        self.bench = Bench(0)
         self._transform = transform
         self._seed = seed
         self._batch_augment = batch_augment
@@ -79,9 +85,13 @@ class Samples(Dataset[Any]):
         self._reported: set[str] = set()
         self._black: torch.Tensor | None = None
 
+    def begin_work(self, workers: int) -> None:
+        """Has each of the loading processes, which are still to be started, tell what it is at."""
+        self.bench = Bench(workers)
+
     def __len__(self) -> int:
         """Samples in the split."""
-        return len(self._split)
+        return len(self.split)
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[torch.Tensor, int]:
         """One transformed sample, for (epoch, sample).
@@ -94,11 +104,12 @@ class Samples(Dataset[Any]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
-        image, target = self._split[sample]
+        image, target = self.split[sample]
         return self._transform(image), int(target)
 
     def __getitems__(self, indices: Indices) -> Batch | BadBatch:
         """The batch of the given samples."""
+        self.bench.begin(int(indices.samples[0]))
         try:
             batch = self._collect(indices) if self._batch_augment is None else self._slice(indices)
         except BadImage as error:
@@ -109,6 +120,8 @@ class Samples(Dataset[Any]):
             return BadBatch(f"cannot read the image {error.filename}: {error.strerror}", fix)
         except _NoImage as error:
             return BadBatch(str(error), "look at the files; skipped_images.jsonl in the run directory lists them")
+        finally:
+            self.bench.rest()
         if not indices.counts and not isinstance(batch, BadBatch):
             for targets in batch[1::2]:
                 targets.fill_(IGNORED_TARGET)
@@ -118,9 +131,9 @@ class Samples(Dataset[Any]):
         assert self._batch_augment is not None
         chosen = torch.from_numpy(indices.samples)
         images = self._batch_augment(
-            self._split.images[chosen], seed=self._seed, epoch=indices.epoch, samples=indices.samples
+            self.split.images[chosen], seed=self._seed, epoch=indices.epoch, samples=indices.samples
         )
-        targets = self._split.targets[chosen]
+        targets = self.split.targets[chosen]
         if self._mixes:
             return _paired(images, targets, range(len(chosen)), last=len(chosen) - 1)
         return images, targets
@@ -128,6 +141,7 @@ class Samples(Dataset[Any]):
     def _collect(self, indices: Indices) -> Batch:
         images, targets, places = [], [], []
         for place, sample in enumerate(indices.samples.tolist()):
+            self.bench.begin(sample)
             try:
                 image, target = self[indices.epoch, sample]
             except BadImage as error:
@@ -149,12 +163,12 @@ class Samples(Dataset[Any]):
         return _paired(*batch, places, last=len(indices.samples) - 1) if self._mixes else batch
 
     def _any_image(self) -> torch.Tensor:
-        for sample in range(len(self._split)):
+        for sample in range(len(self.split)):
             try:
                 return self[0, sample][0]
             except BadImage as error:
                 self._list(error)
-        raise _NoImage(f"not one of {len(self._split):,} images can be read")
+        raise _NoImage(f"not one of {len(self.split):,} images can be read")
 
     def _list(self, error: BadImage) -> None:
         path = str(error.path)

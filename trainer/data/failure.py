@@ -1,0 +1,88 @@
+"""A loading process that died or hangs, by its name: which one, how, and at which sample."""
+
+import re
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.data.bench import AtWork
+from trainer.data.naming import path_of
+from trainer.errors import TrainingError
+
+_PIDS = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+_TIMED_OUT = "DataLoader timed out after"
+_LONG_S = 1.0
+_ADVICE = {
+    signal.SIGKILL: "out of memory? `dmesg` tells; fewer data.workers or data.prefetch=1 need less",
+    signal.SIGBUS: "is shared memory full? `df /dev/shm` tells; containers need --shm-size=8g or --ipc=host",
+    signal.SIGSEGV: "a damaged file, or a fault of its decoder; with data.workers=0 it can be looked into",
+}
+
+
+def explain(
+    error: BaseException, split: Any, at_work: Sequence[AtWork], exit_codes: Sequence[int | None], *, timeout_s: int
+) -> TrainingError | None:
+    """What a DataLoader's error means; None where it is about something else.
+
+    Args:
+        error: what was raised.
+        split: what was read.
+        at_work: what the loading processes are doing, or did last.
+        exit_codes: theirs, as far as they have ended.
+        timeout_s: data.timeout_s.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError):
+        return None
+    if text.startswith(_TIMED_OUT):
+        busy = sorted((one for one in at_work if one.sample is not None), key=lambda one: -one.seconds)
+        # Another loader, such as the validation's, has nobody at work now.
+        return _hangs([one for one in busy if one.seconds > _LONG_S] or busy[:1], split, timeout_s) if busy else None
+    found = _PIDS.search(text)
+    if found is None:
+        return None
+    pids = {int(pid) for pid in found[1].split(",")}
+    dead = [one for one in at_work if one.pid in pids]
+    return _died(dead[0], split, exit_codes[dead[0].number]) if dead else None
+
+
+def _died(one: AtWork, split: Any, code: int | None) -> TrainingError:
+    how, advice = "has ended", "with data.workers=0 it can be looked into"
+    if code is not None and code < 0:
+        number = signal.Signals(-code)
+        how, advice = f"was ended by {number.name}", _ADVICE.get(number, advice)
+    elif code is not None:
+        how = f"has exited with code {code}"
+    return TrainingError(
+        f"data-loading process {one.number} (pid {one.pid}) {how} {_doing(one, split)}",
+        advice,
+        details={"exit_code": code, **_details([one], split)},
+    )
+
+
+def _hangs(stuck: list[AtWork], split: Any, timeout_s: int) -> TrainingError:
+    shown = "; ".join(
+        f"process {one.number} (pid {one.pid}) {_doing(one, split)}, for {one.seconds:.1f} s" for one in stuck[:3]
+    )
+    return TrainingError(
+        f"the data-loading processes gave no batch for data.timeout_s={timeout_s} seconds: {shown}",
+        f"look at the file and its storage; data.timeout_s={10 * timeout_s} waits longer",
+        details=_details(stuck, split),
+    )
+
+
+def _doing(one: AtWork, split: Any) -> str:
+    if one.sample is None:
+        return "while it waited for work"
+    path = path_of(split, one.sample)
+    return f"at sample {one.sample} ({path})" if path else f"at sample {one.sample}"
+
+
+def _details(processes: list[AtWork], split: Any) -> dict[str, Any]:
+    samples = [one.sample for one in processes if one.sample is not None]
+    return {
+        "processes": [one.number for one in processes],
+        "pids": [one.pid for one in processes],
+        "samples": samples,
+        "paths": [path for sample in samples if (path := path_of(split, sample))],
+    }
