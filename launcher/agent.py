@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from launcher.processes import adopt_orphans, die_with_parent
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
 from trainer.errors import InUseError, PacelineError, UnfitError
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir, append_json_line, read_json, write_json
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.api import RunResult
@@ -80,17 +81,18 @@ def _run(plan: JobPlan, stop: Stop) -> int:
             run.update_status(state="running", attempt=plan.attempt)
         elif not run.is_held():
             run.failure.unlink(missing_ok=True)
-    agent = Agent(plan, _rendezvous(plan), stop)
+
+    def on_failed_attempt(agent: Agent, result: "RunResult") -> None:
+        attempt = plan.attempt + agent.restarts - 1
+        _say_restart(plan, run, verdict.first_failure(_judge(run, attempt, agent, result, stopped=False)), attempt)
+
+    agent = Agent(plan, _rendezvous(plan), stop, on_failed_attempt)
     try:
         result = agent.run()
     except SignalException as error:
         return 128 + error.sigval
     attempt = plan.attempt + agent.restarts
-    exits = _exits(run, attempt, agent, result, stopped=stop.signal is not None)
-    told = read_json(run.failure)
-    if told.get("attempt") == attempt:
-        exits = verdict.with_the_trainers_word(exits, told)
-    exits = verdict.with_early_end(exits, agent.early_ends())
+    exits = _judge(run, attempt, agent, result, stopped=stop.signal is not None)
     code = verdict.exit_code(exits, stop.signal)
     failure = verdict.first_failure(exits)
     # If it is held although our workers have ended, another job trains here, and what lies here is its own.
@@ -179,6 +181,31 @@ def _preload(plan: JobPlan) -> None:
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     gc.freeze()
     gc.enable()
+
+
+def _judge(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, stopped: bool) -> list[Exit]:
+    """How the workers ended, with all that is known of it."""
+    exits = _exits(run, attempt, agent, result, stopped=stopped)
+    told = read_json(run.failure)
+    if told.get("attempt") == attempt:
+        exits = verdict.with_the_trainers_word(exits, told)
+    return verdict.with_early_end(exits, agent.early_ends())
+
+
+def _say_restart(plan: JobPlan, run: RunDir, failure: Exit | None, attempt: int) -> None:
+    """Shows in a line or two why the workers are started anew, and keeps it among the run's events."""
+    if failure is None:
+        return
+    count = f"restart {attempt - plan.attempt + 1} of {plan.max_restarts}"
+    message = failure.message.strip().splitlines()
+    print(
+        f"✗ attempt {attempt} failed: {failure.what} on rank {failure.rank}{': ' + message[0] if message else ''}\n"
+        f"  log     {run.log(attempt, failure.rank)}\n  {count}: the workers are started again",
+        file=sys.stderr,
+    )
+    row = {"event": "attempt_failed", "attempt": attempt, "rank": failure.rank, "type": failure.what}
+    with _telling_of("events.jsonl"):
+        append_json_line(run.events, {**row, "message": failure.message, "time": time.time()})
 
 
 def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, stopped: bool) -> list[Exit]:

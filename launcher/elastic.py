@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
@@ -42,9 +43,16 @@ class Agent(LocalElasticAgent):
         plan: what to run.
         rendezvous: where the agents meet.
         stop: the requests to stop; the workers are asked once, and killed at its deadline.
+        on_failed_attempt: called with the agent and how the attempt ended, before the workers are started anew.
     """
 
-    def __init__(self, plan: JobPlan, rendezvous: RendezvousHandler, stop: Stop) -> None:
+    def __init__(
+        self,
+        plan: JobPlan,
+        rendezvous: RendezvousHandler,
+        stop: Stop,
+        on_failed_attempt: "Callable[[Agent, RunResult], None]",
+    ) -> None:
         spec = WorkerSpec(
             role="trainer",
             local_world_size=plan.workers_per_node,
@@ -57,6 +65,8 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
         self._stop = stop
         self._asked = False
+        self._on_failed_attempt = on_failed_attempt
+        self._result = RunResult(WorkerState.INIT)
         self._next_look = 0.0
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
         self._plan = plan
@@ -122,11 +132,16 @@ class Agent(LocalElasticAgent):
         if left:
             print(f"warning: cannot be ended: process {', '.join(map(str, left))}", file=sys.stderr)
 
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self._stop_workers(worker_group)
+        self._on_failed_attempt(self, self._result)
+        super()._restart_workers(worker_group)
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._look_for_stop_file()
         self._pass_on_stop()
         self._count_good_ends()
-        result = super()._monitor_workers(worker_group)
+        result = self._result = super()._monitor_workers(worker_group)
         if any(failure.exitcode in _FINAL_CODES for failure in result.failures.values()):
             # Starting again changes neither a configuration nor a machine.
             self._worker_group.spec.max_restarts = self.restarts

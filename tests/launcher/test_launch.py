@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.launcher.conftest import Job, parent_of, wait_until
-from trainer.rundir import read_json
+from trainer.rundir import read_json, read_json_lines
 
 MakeJob = Callable[[str], Job]
 
@@ -85,7 +85,11 @@ work()
     assert "launcher" not in failure["traceback"]
     assert "failed: ValueError on rank 1" in err
     assert "Traceback" not in err
-    assert err.count("failed") == 1
+    assert err.count("failed") == 2
+    assert "✗ attempt 0 failed: ValueError on rank 1: broken on purpose" in err
+    assert "restart 1 of 1: the workers are started again" in err
+    (event,) = [row for row in read_json_lines(job.run.events) if row["event"] == "attempt_failed"]
+    assert (event["attempt"], event["rank"], event["type"]) == (0, 1, "ValueError")
     for attempt in (0, 1):
         assert "ValueError: broken on purpose" in job.run.log(attempt, 1).read_text()
     assert job.run.read_status()["state"] == "failed"
@@ -200,7 +204,9 @@ if sys.argv[1:] == ["end"]:
     sys.exit(0)
 if left.exists():
     sys.exit(0 if not Path(f"/proc/{left.read_text()}").exists() else 3)
-if sys.argv[1:] == ["fail"] and rank == 1:
+if sys.argv[1:] == ["fail"] and rank == 0:
+    time.sleep(600)
+if sys.argv[1:] == ["fail"]:
     left.write_text(str(first.pid))
     sys.exit(7)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
