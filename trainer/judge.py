@@ -35,6 +35,7 @@ class Standing:
     """What the evaluations so far came to; plain values that are saved with every checkpoint.
 
     Attributes:
+        metric: what was judged by; empty before the first evaluation.
         step: of the best evaluation; 0 before the first.
         epoch: its epoch, from 1; 0 before the first.
         value: its value of the judged metric.
@@ -43,6 +44,7 @@ class Standing:
         waited: evaluations since that improvement.
     """
 
+    metric: str = ""
     step: int = 0
     epoch: int = 0
     value: float | None = None
@@ -77,7 +79,7 @@ class Judge:
 
     def judge(self, standing: Standing, metrics: Mapping[str, float], *, step: int, epoch: int) -> bool:
         """Takes an evaluation into account; whether it is the best so far. NaN and infinity never are."""
-        value = metrics[self.metric]
+        value, standing.metric = metrics[self.metric], self.metric
         usable = math.isfinite(value)
         gain = self._gain(value, standing.improved) if usable else 0.0
         if gain > 0 and gain >= self.min_delta:

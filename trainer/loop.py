@@ -231,6 +231,8 @@ class Loop:
         best = self._judge.judge(progress.best, progress.metrics, step=progress.step, epoch=epoch)
         self._keeper.evaluated(self._parts.models[self._judge.kind], best=best)
         self._record_evaluation(epoch, scores[self._judge.kind], best=best)
+        if self._recorder is not None and self.verdict is not None and progress.step < self._parts.total_steps:
+            self._recorder.event(event="early_stop", step=progress.step, reason=self.verdict)
         self._book("evaluation", started)
         return asked
 

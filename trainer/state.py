@@ -167,7 +167,9 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]
     progress = Progress(**state["progress"])
-    progress.best = Standing(**state["progress"]["best"])
+    best = Standing(**state["progress"]["best"])
+    # Values of different metrics cannot be compared.
+    progress.best = best if best.metric in ("", parts.judge.metric) else Standing()
     return progress
 
 

@@ -1,10 +1,12 @@
 import math
-import signal
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from tests.trainer_command import DIGITS, TRAINER, interrupt, run, succeed
+from tests import warm
+from tests.trainer_command import DIGITS, TRAINER, run
 from trainer.config import Config, validate
 from trainer.errors import ConfigError
 from trainer.judge import Judge, Standing
@@ -50,30 +52,63 @@ def test_small_improvements_are_the_best_and_add_up_before_patience_is_lost() ->
     assert standing.improved == 0.61
 
 
+ENDS_EARLY = [
+    *DIGITS, "epochs=400", "evaluate.patience=40", "evaluate.min_delta=1000", "evaluate.best=val/loss", "run.dir=.",
+    "run.name=p",
+]  # fmt: skip
+
+
+def start(folder: Path, *arguments: str) -> BaseProcess:
+    (process,) = warm.start(*ENDS_EARLY, *arguments, world_size=1, folder=folder)
+    return process
+
+
+def evaluations(run_dir: RunDir) -> list[dict[str, float]]:
+    return [row for row in read_json_lines(run_dir.metrics) if "val/loss" in row]
+
+
 def test_an_early_stop_finishes_the_run_and_resume_counts_on(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "p")
-    arguments = [
-        *DIGITS, "epochs=400", "evaluate.patience=40", "evaluate.min_delta=1000", "evaluate.best=val/loss",
-        f"run.dir={tmp_path}", "run.name=p",
-    ]  # fmt: skip
-
-    def evaluations() -> list[dict[str, float]]:
-        return [row for row in read_json_lines(run_dir.metrics) if "val/loss" in row]
-
-    code, said = interrupt(TRAINER, *arguments, when=lambda: len(evaluations()) >= 3, number=signal.SIGTERM)
-    assert code == 75, said
-    assert len(evaluations()) < 41
-    said = succeed(TRAINER, *arguments)
-    rows = evaluations()
-    summary = read_json(run_dir.summary)
+    run_dir, said = RunDir(tmp_path / "p"), tmp_path / "rank-0.txt"
+    process = start(tmp_path)
+    deadline = time.monotonic() + 60
+    while len(evaluations(run_dir)) < 3:
+        assert process.is_alive(), said.read_text()
+        assert time.monotonic() < deadline
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 75, said.read_text()
+    assert len(evaluations(run_dir)) < 41
+    process = start(tmp_path)
+    process.join(60)
+    assert process.exitcode == 0, said.read_text()
+    rows, summary = evaluations(run_dir), read_json(run_dir.summary)
     # The first evaluation is an improvement over nothing; none after it improves by so much.
     assert [row["epoch"] for row in rows] == list(range(1, 42))
     assert read_json(run_dir.status)["state"] == "finished"
-    assert "early stopping: val/loss has not improved by at least 1000 in the last 40 evaluations" in said
-    assert summary["reason"] in said
+    reason = "early stopping: val/loss has not improved by at least 1000 in the last 40 evaluations"
+    assert summary["reason"].startswith(reason)
+    assert summary["reason"] in said.read_text()
+    assert [row["reason"] for row in read_json_lines(run_dir.events) if row["event"] == "early_stop"] == [
+        summary["reason"]
+    ]
     best = min(rows, key=lambda row: row["val/loss"])
     assert (summary["best/step"], summary["best/value"]) == (best["step"], best["val/loss"])
     assert summary["best/accuracy"] == read_json(run_dir.status)["best_accuracy"] == best["val/accuracy"]
+
+    process = start(tmp_path, "run.accept_changes=true", "evaluate.patience=43")
+    process.join(60)
+    assert process.exitcode == 0, said.read_text()
+    assert [row["epoch"] for row in evaluations(run_dir)] == list(range(1, 45))
+
+    # Judged by another metric, the loss of before is no record that an accuracy could fail to break.
+    process = start(tmp_path, "run.accept_changes=true", "evaluate.best=val/accuracy", "evaluate.patience=2")
+    process.join(60)
+    assert process.exitcode == 0, said.read_text()
+    later = evaluations(run_dir)[44:]
+    assert len(later) == 3
+    summary = read_json(run_dir.summary)
+    assert summary["best/metric"] == "val/accuracy"
+    assert summary["best/value"] == max(row["val/accuracy"] for row in later)
 
 
 def test_an_unknown_metric_is_refused_before_anything_starts() -> None:
