@@ -72,6 +72,13 @@ class World:
         dist.all_gather(parts, tensor)
         return torch.stack(parts)
 
+    def everyones(self, value: T) -> list[T]:
+        """Every rank's value (any picklable object), on all ranks."""
+        values = [value] * self.world_size
+        if self.distributed:
+            dist.all_gather_object(values, value)
+        return values
+
     def from_rank_zero(self, value: Any) -> Any:
         """Rank 0's value (any picklable object), on all ranks."""
         if not self.distributed:

@@ -170,8 +170,9 @@ class Keeper:
             stall = time.perf_counter() - started
             # No checkpoint is ahead of its metrics.
             recorder.flush()
-            with suppress(FileNotFoundError):
-                commit.sync_file(run.metrics)
+            for path in (run.metrics, run.steps):
+                with suppress(FileNotFoundError):
+                    commit.sync_file(path)
             self._await_best()
             # The weights first: a run that ends in between is trained again up to here, and they with it.
             for path, names in weights.items():

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from functools import reduce
 from typing import Any
 
-from trainer import scorecard
+from trainer import replicas, scorecard
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
 from trainer.figures import Figures
@@ -16,10 +16,12 @@ from trainer.metrics import Scores
 from trainer.nonfinite import Trouble
 from trainer.recorder import Interval, Recorder
 from trainer.remedy import Remedy
+from trainer.replicas import Digest
 from trainer.skipped import SkipWatch, refuse_loss
 from trainer.state import Progress
 from trainer.step import StepClock
 from trainer.validation import EvaluationStopped, metrics_of
+from trainer.wording import command, short_path
 
 
 class Loop:
@@ -40,6 +42,7 @@ class Loop:
         self._begin()
         self._keeper = Keeper(parts, job, progress, self._recorder)
         self._said_stop = False
+        self._digest = Digest(parts.model)
 
     @property
     def verdict(self) -> str | None:
@@ -58,6 +61,7 @@ class Loop:
         self._stepper.clock = StepClock()
         self._interval_started = time.perf_counter()
         self._skips = _skip_watch(self._parts)
+        self._compared_step = progress.step
 
     def after_step(self, epoch: int, *, ends_epoch: bool, stop: bool) -> Asked:
         """Does what is due after a step.
@@ -71,7 +75,7 @@ class Loop:
             What the ranks have agreed upon.
 
         Raises:
-            TrainingError: numbers are not finite, and that ends the run.
+            TrainingError: numbers are not finite, and that ends the run; or the ranks hold different weights.
             UnfitError: most images cannot be read.
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
@@ -80,16 +84,20 @@ class Loop:
         row = last or evaluates or step % self._config.log_every_steps == 0
         if not (row or scheduled or stop or self._agreement.is_due(step)):
             return Asked()
-        asked = self._exchange(epoch, closes_interval=row)
+        asked = self._agreement.read()
+        keeps = evaluates or scheduled or asked.save or asked.stop or stop
+        self._exchange(epoch, closes_interval=row, digests=row or keeps)
         trouble = self._remedy.judge(asked, weights=False)
         self._count_skipped(asked)
-        if trouble is None and (evaluates or scheduled or asked.save or asked.stop or stop):
-            # What is kept or judged must be known to be finite, and there all ranks wait for each other anyway.
+        if trouble is None and keeps:
+            # What is kept or judged must be known to be finite, and the same on all ranks; these wait there anyway.
+            self._compare(asked)
             asked = asked.joined_by(self._agreement.read())
             trouble = self._remedy.judge(asked, weights=True)
             self._count_skipped(asked)
         if trouble is not None:
             return self._roll_back(trouble)
+        self._compare(asked)
         if evaluates:
             asked = self._evaluate(epoch, asked)
         # What was stopped is saved once, at the end.
@@ -125,20 +133,21 @@ class Loop:
         if self._recorder is not None:
             self._recorder.close(quiet=True)
 
-    def _exchange(self, epoch: int, *, closes_interval: bool) -> Asked:
+    def _exchange(self, epoch: int, *, closes_interval: bool, digests: bool) -> None:
         """Exchanges wishes with the other ranks; at the end of an interval its row is recorded, too."""
         now, stepper, step = time.perf_counter(), self._stepper, self._progress.step
         is_asked, is_late = self._wishes()
-        asked, pending = self._agreement.exchange(
+        pending = self._agreement.start(
             stepper.records.drain(),
             step=step,
             asked=is_asked,
             late=is_late,
             save=self._keeper.wants_save(),
+            digest=self._digest() if digests else None,
         )
         self._pending.append(pending)
         if not closes_interval:
-            return asked
+            return
         clock, stepper.clock = stepper.clock, StepClock()
         seconds = now - self._interval_started
         for what, spent in {**asdict(clock), "steps": seconds}.items():
@@ -146,7 +155,6 @@ class Loop:
         self._record(epoch, seconds, clock)
         self._interval_step, self._interval_started = step, time.perf_counter()
         self._earlier, self._pending = None, []
-        return asked
 
     def _record(self, epoch: int, seconds: float, clock: StepClock) -> None:
         if self._recorder is None:
@@ -163,6 +171,7 @@ class Loop:
                 clock=clock,
                 lr=self._stepper.optimizer.param_groups[0]["lr"],
                 figures=self._figures(),
+                digests=self._pending[-1].digests,
                 samples_of=lambda step: plan.share(step - 1).samples,
                 when=time.time(),
             )
@@ -177,6 +186,18 @@ class Loop:
             return reduce(Figures.followed_by, [*known, *(part.figures() for part in pending)])
 
         return figures
+
+    def _compare(self, asked: Asked) -> None:
+        """Ends the run when the ranks' weights are not the same any more."""
+        if not asked.digests or asked.figures is None:
+            return
+        step = asked.figures.first + len(asked.figures.losses) - 1
+        details = replicas.difference(asked.digests, self._job.world, since=self._compared_step, step=step)
+        if details is not None:
+            if self._recorder is not None:
+                self._recorder.event(event="replicas_differ", **details)
+            raise replicas.error(details, replay=f"{command('paceline')} replay {short_path(self._job.run.path)}")
+        self._compared_step = step
 
     def _roll_back(self, trouble: Trouble) -> Asked:
         self._keeper.settle()

@@ -1,5 +1,6 @@
 """Rows of metrics, status and progress, written beside the training by a thread of rank 0."""
 
+import math
 import queue
 import threading
 import time
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 from trainer.console import Console, Progress
 from trainer.figures import Figures
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, append_json_line
 from trainer.spikes import Spikes
 from trainer.step import StepClock
 from trainer.tracking import Trackers
@@ -32,6 +33,7 @@ class Interval:
         clock: host seconds in this interval by what they were spent on.
         lr: learning rate of the last step.
         figures: gives those of its steps over all ranks, and waits for them.
+        digests: gives every rank's digest of its weights after them, and waits for them.
         samples_of: samples that were dealt to a step, counted from 1.
         when: UNIX time, seconds.
     """
@@ -44,6 +46,7 @@ class Interval:
     clock: StepClock
     lr: float
     figures: Callable[[], Figures]
+    digests: Callable[[], list[str]]
     samples_of: Callable[[int], int]
     when: float
 
@@ -174,6 +177,7 @@ class Recorder:
             }
         )
         self._look_for_spike(interval, figures)
+        self._record_steps(interval, figures)
         remaining = (self._total_steps - interval.step) * interval.seconds * interval.samples
         eta = remaining / max(interval.step * interval.new_samples, 1)
         self._console.progress(
@@ -201,6 +205,12 @@ class Recorder:
                 gpu_percent=self._gpu_percent(),
                 eta_s=eta,
             )
+
+    def _record_steps(self, interval: Interval, figures: Figures) -> None:
+        left_out = [figures.first + index for index, skipped in enumerate(figures.skipped) if skipped]
+        losses = [loss if math.isfinite(loss) else None for loss in figures.step_losses(interval.samples_of)]
+        row = {"first": figures.first, "step": interval.step, "losses": losses, "digest": interval.digests()[0]}
+        append_json_line(self._run.steps, {**row, "left_out": left_out} if left_out else row)
 
     def _look_for_spike(self, interval: Interval, figures: Figures) -> None:
         samples_of = interval.samples_of

@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def steps(self) -> Path:
+        """The loss of every step and, for each row of metrics, a digest of the weights; one JSON object a line."""
+        return self.path / "steps.jsonl"
+
+    @property
     def monitor(self) -> Path:
         """GPU and host samples, one JSON object a line."""
         return self.path / "monitor.jsonl"
@@ -170,7 +175,7 @@ class RunDir:
         write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
 
     def supersede_metrics(self, step: int, *, evaluates_again: bool = False) -> int:
-        """Drops the rows of metrics.jsonl beyond `step`, which will be trained again; returns how many there were.
+        """Drops the rows of metrics and steps beyond `step`, which will be trained again; returns how many of metrics.
 
         Args:
             step: of the checkpoint from which the run goes on.
@@ -182,11 +187,14 @@ class RunDir:
                 return True
             return row.get("step", 0) > step
 
-        rows = list(read_json_lines(self.metrics))
-        kept = [row for row in rows if not is_superseded(row)]
-        if len(kept) < len(rows):
-            write_atomic(self.metrics, "".join(json_line(row) for row in kept).encode())
-        return len(rows) - len(kept)
+        superseded = 0
+        for path in (self.steps, self.metrics):
+            rows = list(read_json_lines(path))
+            kept = [row for row in rows if not is_superseded(row)]
+            superseded = len(rows) - len(kept)
+            if superseded:
+                write_atomic(path, "".join(json_line(row) for row in kept).encode())
+        return superseded
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -179,7 +179,8 @@ def evaluate(
                     tallies[name].update(logits, targets)
             if agreement.is_due(number):
                 asked, late = wishes()
-                agreed, _ = agreement.exchange(no_steps, step=number, asked=asked, late=late, save=False)
+                agreed = agreement.read()
+                agreement.start(no_steps, step=number, asked=asked, late=late, save=False)
                 if agreed.stop:
                     raise EvaluationStopped(agreed)
     finally:
