@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from launcher import verdict, worker
 from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
+from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
 from trainer.errors import InUseError, PacelineError, UnfitError
@@ -81,12 +82,20 @@ def _run(plan: JobPlan, stop: Stop) -> int:
             run.update_status(state="running", attempt=plan.attempt)
         elif not run.is_held():
             run.failure.unlink(missing_ok=True)
+    history: list[Failed] = []
 
-    def on_failed_attempt(agent: Agent, result: "RunResult") -> None:
+    def is_worth(agent: Agent, result: "RunResult") -> bool:
+        failure = verdict.first_failure(_judge(run, plan.attempt + agent.restarts, agent, result, stopped=False))
+        cause = (failure.what, failure.message, failure.place) if failure else ("", "", "")
+        checkpoint = run.read_status().get("latest") if plan.program.kind == "trainer" else None
+        history.append(Failed(cause, checkpoint, agent.seconds))
+        return not is_crash_loop(history)
+
+    def on_restart(agent: Agent, result: "RunResult") -> None:
         attempt = plan.attempt + agent.restarts - 1
         _say_restart(plan, run, verdict.first_failure(_judge(run, attempt, agent, result, stopped=False)), attempt)
 
-    agent = Agent(plan, _rendezvous(plan), stop, on_failed_attempt)
+    agent = Agent(plan, _rendezvous(plan), stop, is_worth=is_worth, on_restart=on_restart)
     try:
         result = agent.run()
     except SignalException as error:
@@ -101,6 +110,8 @@ def _run(plan: JobPlan, stop: Stop) -> int:
         _say_stopped(plan, code, stop.signal)
     elif failure is not None:
         _say_failed(replace(plan, attempt=attempt), run, failure, code, keep=ours)
+        if is_crash_loop(history):
+            print(f"  {CRASH_LOOP} failures in a row without progress: it is not tried again", file=sys.stderr)
     if ours:
         _settle(run, plan, code)
     return code

@@ -43,7 +43,8 @@ class Agent(LocalElasticAgent):
         plan: what to run.
         rendezvous: where the agents meet.
         stop: the requests to stop; the workers are asked once, and killed at its deadline.
-        on_failed_attempt: called with the agent and how the attempt ended, before the workers are started anew.
+        is_worth: called with the agent and how an attempt failed: whether another one is worth it.
+        on_restart: called likewise, when what the workers have printed is out, before they are started anew.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Agent(LocalElasticAgent):
         plan: JobPlan,
         rendezvous: RendezvousHandler,
         stop: Stop,
-        on_failed_attempt: "Callable[[Agent, RunResult], None]",
+        *,
+        is_worth: "Callable[[Agent, RunResult], bool]",
+        on_restart: "Callable[[Agent, RunResult], None]",
     ) -> None:
         spec = WorkerSpec(
             role="trainer",
@@ -65,7 +68,9 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
         self._stop = stop
         self._asked = False
-        self._on_failed_attempt = on_failed_attempt
+        self._is_worth = is_worth
+        self._on_restart = on_restart
+        self._started = time.monotonic()
         self._result = RunResult(WorkerState.INIT)
         self._next_look = 0.0
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
@@ -76,6 +81,11 @@ class Agent(LocalElasticAgent):
     def restarts(self) -> int:
         """How often the workers were started anew."""
         return self._worker_group.spec.max_restarts - self._remaining_restarts
+
+    @property
+    def seconds(self) -> float:
+        """How long the running attempt has lived."""
+        return time.monotonic() - self._started
 
     def exit_codes(self) -> dict[int, int]:
         """Global rank -> exit status of each worker here that has ended; negative: the signal that did it."""
@@ -101,6 +111,7 @@ class Agent(LocalElasticAgent):
         # SIGKILL was right for as long as there was nobody below to be ended first.
         signal.signal(_PARENT_DIED, _end_everything)
         die_with_parent(os.getppid(), _PARENT_DIED)
+        self._started = time.monotonic()
         output = Output(self._first_log())
         self._output = output
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
@@ -134,7 +145,7 @@ class Agent(LocalElasticAgent):
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)
-        self._on_failed_attempt(self, self._result)
+        self._on_restart(self, self._result)
         super()._restart_workers(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -142,8 +153,9 @@ class Agent(LocalElasticAgent):
         self._pass_on_stop()
         self._count_good_ends()
         result = self._result = super()._monitor_workers(worker_group)
-        if any(failure.exitcode in _FINAL_CODES for failure in result.failures.values()):
-            # Starting again changes neither a configuration nor a machine.
+        # Starting again changes neither a configuration nor a machine.
+        final = any(failure.exitcode in _FINAL_CODES for failure in result.failures.values())
+        if final or (result.failures and self._remaining_restarts > 0 and not self._is_worth(self, result)):
             self._worker_group.spec.max_restarts = self.restarts
             self._remaining_restarts = 0
         return result

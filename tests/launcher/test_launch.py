@@ -119,6 +119,15 @@ for step in range(3 if dist.get_rank() == 1 else 100_000_000):
     assert "rank 1 ended with exit code 0 while rank 0 still had work to share" in err
 
 
+def test_a_crash_loop_is_left_after_three_attempts_and_says_so(make_job: MakeJob) -> None:
+    job = make_job("raise ValueError('always the same')")
+    code, _, err = job.go("cluster.max_restarts=100", "cluster.gpus_per_node=1")
+    assert code == 1
+    assert job.run.next_attempt() == 3
+    assert "3 failures in a row without progress: it is not tried again" in err
+    assert job.failure["attempt"] == 2
+
+
 def test_a_killed_worker_is_named_and_gives_128_plus_9(make_job: MakeJob) -> None:
     job = make_job(UP + "up()\ntime.sleep(600)")
     process = job.start()

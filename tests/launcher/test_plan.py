@@ -15,6 +15,7 @@ from launcher.plan import (
     plan_job,
     torchrun_command,
 )
+from launcher.restarts import Failed, is_crash_loop
 from launcher.verdict import (
     STOPPED,
     Exit,
@@ -195,6 +196,28 @@ def test_of_two_causes_the_earlier_wins() -> None:
 )
 def test_the_exit_code_is_the_first_failures(codes: list[int], stopped_by: int | None, code: int) -> None:
     assert exit_code([Exit(rank, value) for rank, value in enumerate(codes)], stopped_by) == code
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "causes", "seconds", "loop"),
+    [
+        (["a", "a", "a"], "xyz", 9000, True),
+        (["a", "a"], "xx", 1, False),
+        (["a", "b", "b"], "xxx", 1, False),
+        (["a", "b", "b", "b"], "xxxx", 1, True),
+        ([None, None, None], "xxx", 1, True),
+        ([None, None, None], "xxy", 1, False),
+        ([None, None, None], "xxx", 9000, False),
+        ([None, None, "a"], "xxx", 1, False),
+    ],
+)
+def test_a_crash_loop_is_three_failures_without_progress(
+    checkpoints: list[str | None], causes: str, seconds: float, loop: bool
+) -> None:
+    history = [
+        Failed((cause, "", ""), checkpoint, seconds) for checkpoint, cause in zip(checkpoints, causes, strict=True)
+    ]
+    assert is_crash_loop(history) is loop
 
 
 def test_a_panel_says_each_thing_once() -> None:
