@@ -246,7 +246,9 @@ class Loop:
         except EvaluationStopped as stopped:
             self._book("evaluation", started)
             return stopped.asked
-        refuse_loss(len(self._parts.splits.val), next(iter(scores.values())).samples, what="validation images")
+        counted = next(iter(scores.values())).samples
+        if self._skips is not None or not counted:
+            refuse_loss(len(self._parts.splits.val), counted, what="validation images")
         progress.pending_evaluation = 0
         progress.metrics = metrics_of(scores)
         best = self._judge.judge(progress.best, progress.metrics, step=progress.step, epoch=epoch)

@@ -43,8 +43,8 @@ def test_a_killed_loading_process_is_named_with_its_sample(tmp_path: Path) -> No
 
 
 def test_a_hanging_loading_process_is_named_with_its_sample(tmp_path: Path) -> None:
-    said, _ = fails(tmp_path, "hang", "data.timeout_s=2")
-    assert "gave no batch for data.timeout_s=2 seconds: process" in said
+    said, _ = fails(tmp_path, "hang", "data.timeout_s=4")
+    assert "gave no batch for data.timeout_s=4 seconds: process" in said
     assert f"at sample {FATAL} (/far/{FATAL}.png), for " in said
 
 
