@@ -1,5 +1,6 @@
 """What must not cost a run: a full disk, damage, a second job, changed data; and what must not pass for success."""
 
+import re
 import signal
 import subprocess
 import time
@@ -43,6 +44,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_does_not_end_the_training_but_does_not_pass_for_success(small_disk: Path) -> None:
     done = run(TRAINER, *DIGITS, "epochs=2", f"run.dir={small_disk}", "run.name=f")
     assert done.returncode == 1, done.stderr
+    assert re.search(r"warning: .* has .* left, and checkpoints may take .* more: make room", done.stderr)
     assert "training goes on" in done.stderr
     assert "epoch 2" in done.stderr
     assert "error: the checkpoint of step 46 could not be written: No space left on device" in done.stderr

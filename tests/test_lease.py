@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer_command import ROOT
+from tests.trainer_command import DIGITS, ROOT, environment
 from trainer.lease import Lease, LeaseLost
 from trainer.rundir import RunDir, read_json, write_json, write_json_once
 
@@ -224,3 +224,34 @@ def test_json_is_written_once_where_there_are_no_hard_links(tmp_path: Path, monk
     assert written.count(True) == 1
     assert read_json(path)["rank"] == written.index(True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["failure.json"]
+
+
+def test_a_training_that_loses_its_lease_stops_and_publishes_nothing_more(tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import runpy\n"
+        "from trainer.lease import Lease\n"
+        "Lease.__init__.__kwdefaults__['period_s'] = 0.2\n"
+        "runpy.run_module('trainer', run_name='__main__')\n"
+    )
+    run = RunDir(tmp_path / "x")
+    arguments = [*DIGITS, "epochs=4000", "checkpoint.every_steps=20", f"run.dir={tmp_path}", "run.name=x"]
+    command = [sys.executable, str(driver), *arguments]
+    with subprocess.Popen(command, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while "latest" not in read_json(run.status):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        write_json(run.holder, {"host": "there", "pid": 7, "boot": "x", "since": 0.0, "token": "other"})
+        before = {path.name for path in run.checkpoints.glob("step-*")}
+        write_json(run.status, {"state": "running", "of": "the other job"})
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 1, said
+    assert "process 7 on there" in said
+    assert "has taken this run over: stopping at one of the next steps" in said
+    # One commit may have been past its last look at the lease.
+    assert len({path.name for path in run.checkpoints.glob("step-*")} - before) <= 1
+    assert read_json(run.status).get("of") == "the other job"
+    assert not run.failure.exists()
+    assert read_json(run.holder)["token"] == "other"

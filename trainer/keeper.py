@@ -5,6 +5,7 @@ meanwhile is saved at the first occasion after it, and the last step of the run 
 """
 
 import json
+import os
 import threading
 import time
 from contextlib import suppress
@@ -20,10 +21,13 @@ from trainer.checkpoint import BackgroundWriter, Checkpoint, Image, Schedule
 from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.recorder import Recorder
+from trainer.rundir import RunDir
 from trainer.state import Progress, snapshot, weights_in
-from trainer.wording import duration
+from trainer.wording import duration, size
 
 _TURN_S = 5.0
+_LEAVE_S = 30.0
+_FILES_OF_A_SAVE = 4
 _SLOW_DISK_BYTES_PER_S = 50e6
 
 
@@ -44,9 +48,12 @@ class Keeper:
             self._options,
             world_size=job.world.world_size,
             restart_s=time.time() - psutil.Process().create_time(),
-            say=job.console.say,
+            # Not from the training's thread: a log on a storage that hangs would hold it up.
+            say=recorder.say if recorder is not None else job.console.say,
         )
         self._evaluation_due = False
+        if recorder is not None and (lack := _shortage(job.run, _expected_bytes(parts), self._options.keep)):
+            job.console.warn(lack)
         self._writer = self._background("the checkpoint")
         self._best_writer = self._background("the best weights")
         self._waiting_best: dict[str, torch.Tensor] | None = None
@@ -125,6 +132,8 @@ class Keeper:
             self._best_writer.again()
         self.settle()
         if problem := self._job.world.from_rank_zero(self._problem()):
+            if self._writer.is_busy or self._best_writer.is_busy:
+                _end_anyway(problem[0])
             raise TrainingError(*problem)
 
     def abandon(self) -> None:
@@ -174,12 +183,12 @@ class Keeper:
                 with suppress(FileNotFoundError):
                     commit.sync_file(path)
             self._await_best()
+            commit.sync_ancestors(run.path)
             # The weights first: a run that ends in between is trained again up to here, and they with it.
             for path, names in weights.items():
                 commit.replace_file(path, image.part(names), guard=run.guard)
             checkpoint.write(run.checkpoint(step), image, state, guard=run.guard)
             checkpoint.prove(run, step)
-            commit.sync_ancestors(run.path)
             best = run.checkpoint(best_step)
             recorder.status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
             recorder.event(
@@ -243,6 +252,35 @@ class Keeper:
             self._recorder.event(event=event, step=self._progress.step, **fields)
 
 
+def _end_anyway(problem: str) -> None:
+    """Sees to it that the process ends, since all that is left to do may wait for the same storage."""
+
+    def end() -> None:
+        os.write(2, f"error: {problem}\n".encode())
+        os._exit(TrainingError.exit_code)
+
+    watch = threading.Timer(_LEAVE_S, end)
+    watch.daemon = True
+    watch.start()
+
+
+def _expected_bytes(parts: Parts) -> int:
+    """What a save may write, before one has been measured: weights twice and two moments of each."""
+    return 4 * sum(p.numel() * p.element_size() for p in parts.model.parameters())
+
+
 def _expected_save_s(parts: Parts) -> float:
-    """Seconds that a checkpoint may take before one has been measured: weights twice and two moments of each."""
-    return 4 * sum(p.numel() * p.element_size() for p in parts.model.parameters()) / _SLOW_DISK_BYTES_PER_S
+    return _expected_bytes(parts) / _SLOW_DISK_BYTES_PER_S
+
+
+def _shortage(run: RunDir, expected: int, keep: int) -> str | None:
+    """What the disk lacks for the checkpoints to come, which is better said now than in some hours; None: nothing."""
+    disk = os.statvfs(run.path)
+    free, kept = disk.f_bavail * disk.f_frsize, len(checkpoint.steps(run))
+    # An old one goes only when a newer one is whole.
+    needed = expected * (max(0, keep - kept) + 1)
+    if free < needed:
+        return f"{run.path} has {size(free)} left, and checkpoints may take {size(needed)} more: make room"
+    if disk.f_files and disk.f_favail < _FILES_OF_A_SAVE * (keep + 1):
+        return f"{run.path} has room for {disk.f_favail} more files only (inodes), too few for checkpoints: make room"
+    return None

@@ -126,6 +126,10 @@ class Recorder:
         row = {"time": time.time(), **fields}
         self._work.put(lambda: self._trackers.event(row))
 
+    def say(self, text: str) -> None:
+        """Says something on the terminal and in the log; returns at once."""
+        self._work.put(lambda: self._console.say(text))
+
     def status(self, **fields: object) -> None:
         """Replaces fields of status.json; returns at once."""
         self._work.put(lambda: self._run.update_status(**fields))

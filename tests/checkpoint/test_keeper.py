@@ -55,6 +55,20 @@ def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path
     assert "goes on after step 7" in succeed(TRAINER, *SHORT, f"run.dir={tmp_path}", "run.name=h")
 
 
+def test_where_even_the_error_cannot_be_kept_the_process_ends_all_the_same(tmp_path: Path) -> None:
+    hangs = """
+        import threading
+        from trainer import commit, keeper, worker
+        from trainer.checkpoint import BackgroundWriter
+        BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 1.0
+        keeper._LEAVE_S = 2.0
+        commit.write_folder = worker.write_json_once = lambda *_, **__: threading.Event().wait()
+    """
+    done = run(train_with(hangs, tmp_path), *SHORT, "max_steps=10", f"run.dir={tmp_path}", "run.name=h")
+    assert done.returncode == 1, done.stderr
+    assert "error: the checkpoint of step 10 could not be written: the storage does not answer" in done.stderr
+
+
 def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_step(tmp_path: Path) -> None:
     slow = """
         import threading

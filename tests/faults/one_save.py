@@ -17,11 +17,11 @@ def main() -> int:
     # Where the trace begins: what follows is the save.
     os.open(run, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        commit.sync_ancestors(run)
         commit.replace_file(run / "weights" / "last.safetensors", [tensors])
         state = f'{{"step": {step}}}'.encode()
         commit.write_folder(folder, {"tensors.safetensors": [tensors], "state.json": [state]})
         commit.verify_folder(folder)
-        commit.sync_ancestors(run)
     except (OSError, commit.Damaged) as error:
         print(error, file=sys.stderr)
         return 1
