@@ -142,6 +142,8 @@ class Keeper:
 
     def settle(self) -> None:
         """Waits, all ranks together, until nothing is being written; what is overdue is not waited for."""
+        # Called where the training ends or goes back: a wish on its way to the others is lost there.
+        self._wished = False
         writers = (self._writer, self._best_writer)
         while True:
             self._look_after_best()
