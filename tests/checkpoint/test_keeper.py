@@ -7,7 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torchvision.models import get_model
 
+import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
+from tests import warm
 from tests.trainer_command import DIGITS, TRAINER, run, succeed
 from trainer import checkpoint
 from trainer.rundir import RunDir, read_json_lines
@@ -128,3 +131,21 @@ def test_no_checkpoint_is_ahead_of_the_best_weights_that_it_speaks_of(tmp_path: 
     rows = [json.loads(line) for line in (tmp_path / "order.jsonl").read_text().splitlines()]
     assert rows[0][:2] == ["step-00000005", 5]
     assert all(written > 0 for _, _, written in rows)
+
+
+def test_what_two_workers_have_saved_one_goes_on_from_and_plain_torch_reads(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "n")
+    arguments = [*DIGITS, "run.dir=.", "run.name=n", "evaluate.every=end", "run.accept_changes=true"]
+    for world_size, steps in ((2, 4), (1, 8)):
+        processes = warm.start(*arguments, f"max_steps={steps}", world_size=world_size, folder=tmp_path)
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0] * world_size, (tmp_path / "rank-0.txt").read_text()
+        plain = load_file(run_dir.checkpoint(steps) / "tensors.safetensors")
+        assert ("ranks.buffers" in plain) == (world_size == 2)
+        last = load_file(run_dir.weights("last"))
+        get_model("small_resnet", num_classes=10, image_size=8).load_state_dict(last)
+        for name, tensor in last.items():
+            assert torch.equal(tensor, plain.get(f"averaged.{name}", plain[f"model.{name}"])), name
+    assert "goes on after step 4" in (tmp_path / "rank-0.txt").read_text()
+    assert any(name.startswith("optimizer.") for name in plain)
