@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load, load_file
 
 from trainer import checkpoint, commit
 from trainer.checkpoint import Checkpoint, Image
+from trainer.errors import TrainingError
 
 
 def of_every_kind() -> dict[str, torch.Tensor]:
@@ -78,3 +80,8 @@ def test_a_checkpoint_is_read_as_it_was_written_and_by_plain_safetensors(tmp_pat
     plain = load_file(folder / "tensors.safetensors")
     assert all(same(found.tensors[name], plain[name]) for name in tensors)
     assert all(same(found.tensors[name].view(tensors[name].shape), tensors[name]) for name in tensors)
+
+
+def test_a_dtype_that_the_file_cannot_hold_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"cannot hold model\.wave, which is torch\.complex128"):
+        Image({"model.wave": torch.zeros(2, dtype=torch.complex128)})

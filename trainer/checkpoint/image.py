@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from trainer.errors import TrainingError
+
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
@@ -23,9 +25,18 @@ class Image:
 
     Attributes:
         nbytes: size of the file.
+
+    Raises:
+        TrainingError: a tensor is of a dtype that such a file cannot hold.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.dtype not in _DTYPES:
+                raise TrainingError(
+                    f"a checkpoint cannot hold {name}, which is {tensor.dtype}",
+                    "another dtype, or a buffer that is registered with persistent=False",
+                )
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
         self._spans: dict[str, tuple[int, int]] = {}
         self._shapes = {name: (tensors[name].shape, tensors[name].dtype) for name in names}

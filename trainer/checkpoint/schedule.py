@@ -58,8 +58,10 @@ class Schedule:
         self._interval_s = best_interval(blocking_s=blocking_s, restart_s=self._restart_s, world_size=self._world_size)
         # The first one took memory as well, which the others find there.
         if self._saves == 2:
+            fails = "a GPU fails" if self._world_size == 1 else f"one of {self._world_size} GPUs fails"
             self._say(
                 f"  checkpoint.every=auto: a checkpoint every {duration(self._interval_s)}, since one holds the steps "
-                f"up for {duration(blocking_s)}, a restart takes {duration(self._restart_s)} and "
-                f"{self._world_size} GPUs fail every {duration(seconds_between_failures(self._world_size))}"
+                f"up for {duration(blocking_s)}, a restart takes {duration(self._restart_s)} and {fails} every "
+                f"{duration(seconds_between_failures(self._world_size))} on average; "
+                f"checkpoint.every={self._interval_s:.0f}s pins it"
             )
