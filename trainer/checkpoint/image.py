@@ -48,7 +48,7 @@ class Image:
         self.nbytes = len(header) + offset
         self._on_gpu = any(tensor.is_cuda for tensor in tensors.values())
         self._copied: torch.cuda.Event | None = None
-        # Zeros rather than empty: the pages are there before the first save has to wait for them.
+        # Zeros rather than empty: its pages are taken once, here, and not as the first save comes to each.
         self._buffer = torch.zeros(self.nbytes, dtype=torch.uint8, pin_memory=self._on_gpu)
         self._buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         self._data = self._buffer[len(header) :]
