@@ -18,7 +18,7 @@ parser.add_argument("--lr", type=float)
 dist.init_process_group("gloo")
 total = torch.tensor([parser.parse_args().lr])
 dist.all_reduce(total)
-assert abs(total.item() - 0.2) < 1e-6
+assert abs(total.item() - 0.1 * dist.get_world_size()) < 1e-6
 dist.destroy_process_group()
 """
 QUICKLY = ["max_steps=2", "data.limit=64", "tracking=none", "device=cpu", "precision=fp32", "global_batch_size=8"]
@@ -67,11 +67,14 @@ def test_the_readmes_command_works(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", [page.name for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)])
 def test_a_guides_commands_work_one_after_the_other(page: str, tmp_path: Path) -> None:
     image_folder(tmp_path / "photos", classes=2, per_class=40)
+    (tmp_path / "train.py").write_text(SCRIPT)
     for command in commands(ROOT / "docs" / page):
         done = subprocess.run(
             runnable(command), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240, check=False
         )
-        assert done.returncode == 0, command + done.stdout + done.stderr
+        # What the doctor finds is the machine's.
+        allowed = (0, 3) if "doctor" in command else (0,)
+        assert done.returncode in allowed, f"{command}\n{done.stdout}{done.stderr}"
 
 
 def test_the_readme_shows_the_two_commands_first() -> None:
