@@ -97,9 +97,10 @@ def _ranges(config: Config) -> Iterator[_Problem]:
 def _checkpoint(config: Config) -> Iterator[_Problem]:
     options = config.checkpoint
     if options.every not in ("auto", "evaluation") and parse_time_span(options.every) is None:
-        yield _Problem(
-            f"checkpoint.every={options.every} is not auto, evaluation or a time", "checkpoint.every=10m (or 90s, 2h)"
+        fix = (
+            f"checkpoint.every_steps={options.every}" if options.every.isdecimal() else "checkpoint.every=10m, 90s, 2h"
         )
+        yield _Problem(f"checkpoint.every={options.every} is not auto, evaluation or a time", fix)
     elif options.every != "auto" and options.every_steps is not None:
         yield _Problem(
             f"checkpoint.every={options.every} and checkpoint.every_steps={options.every_steps} contradict each other",
