@@ -26,6 +26,9 @@ def main(frozen: str | None = None) -> int:
     from trainer.config import entry, from_yaml
 
     if frozen is None:
+        # Of a job that this one was started in: its run directory and its device are not ours.
+        for name in ("RUN_DIR", "ATTEMPT", "STARTED", "DEVICE"):
+            os.environ.pop(f"PACELINE_{name}", None)
         return entry.run(sys.argv[1:], _check_and_train)
     config = from_yaml(frozen)
     # The launcher counted GPUs: a worker that finds none must not fall back to the CPU unasked.

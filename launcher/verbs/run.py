@@ -79,13 +79,16 @@ def read_program(words: Sequence[str]) -> Program:
     """What stands behind `--`; nothing means our trainer.
 
     Raises:
-        ConfigError: no such script, or `-m` without a module.
+        ConfigError: no such script, `-m` without a module, or our own trainer.
     """
     if not words:
         return Program("trainer", "trainer")
     if words[0] == "-m":
         if len(words) < 2:
             raise ConfigError("-m needs the name of a module", "paceline run -- -m package.module arguments")
+        if words[1] == "trainer" and not (Path("trainer").exists() or Path("trainer.py").exists()):
+            overrides = " ".join(words[2:])
+            raise ConfigError("paceline run starts our trainer by itself", f"paceline run {overrides}".strip())
         return Program("module", words[1], tuple(words[2:]))
     if not Path(words[0]).is_file():
         raise ConfigError(f"no such script: {words[0]}", "paceline run -- path/to/script.py arguments")

@@ -80,3 +80,19 @@ def test_an_unnamed_run_under_torchrun_goes_on_after_a_restart_in_the_same_direc
     run = RunDir(path)
     assert run.read_status()["state"] == "finished"
     assert [row["attempt"] for row in read_json(run.job)["attempts"]] == [0, 1]
+
+
+def test_a_trainer_started_by_hand_inside_a_job_does_not_take_that_jobs_directory_for_its_own(tmp_path: Path) -> None:
+    outer = {"PACELINE_RUN_DIR": str(tmp_path / "outer"), "PACELINE_ATTEMPT": "7", "PACELINE_DEVICE": "cuda"}
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *DIGITS, "max_steps=1", f"run.dir={tmp_path}", "run.name=inner"],
+        cwd=ROOT,
+        env=environment() | outer,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert RunDir(tmp_path / "inner").read_status()["attempt"] == 0
+    assert not (tmp_path / "outer").exists()
