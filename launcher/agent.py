@@ -128,6 +128,9 @@ def _hold(run: RunDir) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise in_use(run) from error
+    except OSError as error:
+        # A file system without locks; `paceline doctor --storage` says what that means.
+        print(f"warning: {run.lock} cannot be locked: {error.strerror}", file=sys.stderr)
 
 
 def in_use(run: RunDir) -> InUseError:

@@ -17,7 +17,7 @@ STARTING_S = 600.0
 """A job that has not said anything for this long after its start is lost."""
 
 SILENT_S = 180.0
-"""So is one on another machine, whose lock may not be seen from here, when its status is older than this."""
+"""So is one on another machine, whose lock may not be seen from here, without a sign of life for this long."""
 
 _TAIL = 1 << 18
 
@@ -110,7 +110,8 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     job = read_json(run.job)
     attempts: Sequence[dict[str, Any]] = job.get("attempts") or [job]
     launched: dict[str, Any] = attempts[-1]
-    updated = max(float(status.get("time") or 0), float(launched.get("time") or 0))
+    # The holder of a run renews its record, also in an evaluation of an hour.
+    updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _modified(run.holder))
     state = _state(run, str(status.get("state", "pending")), launched, updated, now)
     running = state == "running"
     eta = status.get("eta_s") if running else None
@@ -166,10 +167,12 @@ def _latest(path: Path, key: str) -> float | None:
 
 
 def _last_sign(run: RunDir) -> float:
-    times = []
-    for path in (run.status, run.job, run.config):
-        try:
-            times.append(path.stat().st_mtime)
-        except OSError:
-            continue
-    return max(times, default=0.0)
+    return max(_modified(path) for path in (run.status, run.job, run.config))
+
+
+def _modified(path: Path) -> float:
+    """UNIX seconds; 0 where there is no such file."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

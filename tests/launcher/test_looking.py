@@ -64,6 +64,13 @@ def test_the_state_is_what_the_lock_and_the_clock_say(
         assert runs.look(run, now=NOW).state == state
 
 
+def test_a_run_elsewhere_lives_as_long_as_its_holder_renews_its_record(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "x", state="running", host="elsewhere", age_s=3600)
+    run.holder.touch()
+    assert runs.look(run, now=NOW).state == "running"
+    assert runs.look(run, now=NOW + 3600).state == "lost"
+
+
 def test_a_new_attempt_that_has_said_nothing_yet_is_pending_and_not_what_the_last_one_was(tmp_path: Path) -> None:
     run = make_run(tmp_path, "x", state="failed", age_s=100)
     write_json(run.job, {"attempts": [{"attempt": 3, "time": NOW - 10, "host": HERE}]})
