@@ -11,6 +11,7 @@ import gc
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from launcher import verdict, worker
+from launcher import memory, verdict, worker
 from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
@@ -200,6 +201,9 @@ def _preload(plan: JobPlan) -> None:
 def _judge(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, stopped: bool) -> list[Exit]:
     """How the workers ended, with all that is known of it."""
     exits = _exits(run, attempt, agent, result, stopped=stopped)
+    if any(exit.code == -signal.SIGKILL for exit in exits):
+        meaning = memory.meaning(agent.kills_before, memory.count_kills(), memory.memory_limit())
+        exits = [replace(exit, meaning=meaning) if exit.code == -signal.SIGKILL else exit for exit in exits]
     told = read_json(run.failure)
     if told.get("attempt") == attempt:
         exits = verdict.with_the_trainers_word(exits, told)

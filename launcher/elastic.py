@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import worker
+from launcher.memory import count_kills
 from launcher.output import Output
 from launcher.plan import JobPlan
 from launcher.processes import die_with_parent, end_descendants
@@ -70,7 +71,7 @@ class Agent(LocalElasticAgent):
         self._asked = False
         self._is_worth = is_worth
         self._on_restart = on_restart
-        self._started = time.monotonic()
+        self._started, self.kills_before = time.monotonic(), count_kills()
         self._result = RunResult(WorkerState.INIT)
         self._next_look = 0.0
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
@@ -111,7 +112,7 @@ class Agent(LocalElasticAgent):
         # SIGKILL was right for as long as there was nobody below to be ended first.
         signal.signal(_PARENT_DIED, _end_everything)
         die_with_parent(os.getppid(), _PARENT_DIED)
-        self._started = time.monotonic()
+        self._started, self.kills_before = time.monotonic(), count_kills()
         output = Output(self._first_log())
         self._output = output
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)

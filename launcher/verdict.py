@@ -45,6 +45,7 @@ class Exit:
         traceback: as Python prints it.
         place: `file:line in function`, the innermost in the user's own code.
         advice: what to try, where the exception says so.
+        meaning: what the end means, where more is known than its signal says.
     """
 
     rank: int
@@ -55,6 +56,7 @@ class Exit:
     traceback: str = ""
     place: str = ""
     advice: str = ""
+    meaning: str = ""
 
     @property
     def is_echo(self) -> bool:
@@ -146,7 +148,7 @@ def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> 
         "message": exit.message or exit.what,
         "place": exit.place,
         "traceback": exit.traceback,
-        "meaning": _SIGNAL_MEANING.get(number, "") if number else "",
+        "meaning": exit.meaning or (_SIGNAL_MEANING.get(number, "") if number else ""),
         "advice": exit.advice or (_SIGNAL_ADVICE.get(number, "") if number else ""),
         "exit_code": code,
         "log": log,

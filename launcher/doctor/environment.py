@@ -17,6 +17,7 @@ import psutil
 
 from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding
 from launcher.gpus import count_gpus
+from launcher.memory import memory_limit
 from launcher.plan import CPU_WORKERS
 from trainer import wording
 from trainer.config import Config
@@ -179,7 +180,7 @@ def processes(here: Surroundings) -> Finding:
 
 def memory(here: Surroundings) -> Finding:
     """Host memory, as this machine and its container allow."""
-    free, limit = psutil.virtual_memory().available, _memory_limit()
+    free, limit = psutil.virtual_memory().available, memory_limit()
     room = free if limit is None else min(free, limit)
     text = f"{wording.size(room)} available" + ("" if limit is None else f" (limit {wording.size(limit)})")
     workers = _workers(here)
@@ -285,19 +286,6 @@ def _busy_gpus() -> list[str]:
     finally:
         pynvml.nvmlShutdown()
     return busy
-
-
-def _memory_limit() -> int | None:
-    """The control group's limit in bytes, None without one."""
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(file).read_text().strip()
-        except OSError:
-            continue
-        # Version 1 says "none" with a number near 2^63.
-        if text.isdigit() and int(text) < 1 << 60:
-            return int(text)
-    return None
 
 
 def _has_login() -> bool:

@@ -73,7 +73,7 @@ def test_limits_that_are_too_low_are_warnings_with_their_remedy(monkeypatch: pyt
 
 def test_a_small_machine_for_the_job_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "count_cpus", lambda: 4)
-    monkeypatch.setattr(environment, "_memory_limit", lambda: 3 << 30)
+    monkeypatch.setattr(environment, "memory_limit", lambda: 3 << 30)
     four = Config(cluster=ClusterConfig(gpus_per_node=4))
     assert environment.memory(here(four)).state == WARN
     assert "limit 3.0 GiB" in environment.memory(here(four)).message

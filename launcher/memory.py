@@ -1,0 +1,81 @@
+"""Host memory as the control groups of this process tell it: its limit, and whether the kernel has killed for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import wording
+
+_ROOT = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+_NO_LIMIT = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class Kills:
+    """How often the kernel has ended a process for want of memory.
+
+    Attributes:
+        here: in this process's control group.
+        anywhere: on this machine, in other groups too.
+    """
+
+    here: int
+    anywhere: int
+
+
+def count_kills(root: Path = _ROOT, proc: Path = _PROC) -> Kills:
+    """The counts until now; what cannot be read counts as none.
+
+    Args:
+        root: where the control groups are mounted.
+        proc: where the kernel's files are.
+    """
+    here = 0
+    for folder in _groups(root, proc)[:1]:
+        here = _field(folder / "memory.events", "oom_kill") + _field(folder / "memory.oom_control", "oom_kill")
+    return Kills(here, _field(proc / "vmstat", "oom_kill"))
+
+
+def meaning(before: Kills, after: Kills, limit_bytes: int | None) -> str:
+    """What a SIGKILL between the two counts means; empty where the kernel had nothing to do with it."""
+    if after.here > before.here:
+        limit = "its limit" if limit_bytes is None else f"the limit of {wording.size(limit_bytes)}"
+        return f"the kernel ended it: this job's memory had reached {limit}"
+    if after.anywhere > before.anywhere:
+        return "most likely the kernel ended it: this machine had run out of memory at that time"
+    return ""
+
+
+def memory_limit(root: Path = _ROOT, proc: Path = _PROC) -> int | None:
+    """The smallest limit in bytes from this process's control group up to the root; None without one."""
+    limits = []
+    for folder in _groups(root, proc):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(folder / name).strip()
+            # Version 1 says "none" with a number near 2^63.
+            if text.isdigit() and int(text) < _NO_LIMIT:
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _groups(root: Path, proc: Path) -> list[Path]:
+    """The folders of this process's memory group and of those above it, its own first."""
+    for line in sorted(_read(proc / "self" / "cgroup").splitlines(), key=lambda line: ":memory:" not in line):
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            mount = root / controllers
+            group = mount / path.lstrip("/")
+            return [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+    return []
+
+
+def _field(file: Path, name: str) -> int:
+    words = (line.split() for line in _read(file).splitlines())
+    return next((int(found[1]) for found in words if len(found) == 2 and found[0] == name), 0)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
