@@ -1,5 +1,6 @@
 """What remains of a run: classes, summary, and the last lines on the terminal."""
 
+import math
 import time
 from typing import Any
 
@@ -22,7 +23,8 @@ def summarise(outcome: Outcome, *, seconds: float) -> dict[str, Any]:
     training = progress.seconds.get("steps", 0.0)
     trained = parts.plan.samples_before(progress.step)
     return {
-        **progress.metrics,
+        # JSON has no other numbers than finite ones.
+        **{name: value if math.isfinite(value) else None for name, value in progress.metrics.items()},
         "best/accuracy": progress.best.accuracy if progress.best.step else None,
         "best/metric": parts.config.evaluate.best,
         "best/weights": parts.judge.weights,

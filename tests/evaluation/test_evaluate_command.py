@@ -16,6 +16,7 @@ from torchvision.models import get_model
 
 import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
 from tests import warm
+from tests.test_bad_input import image_folder
 from tests.trainer_command import DIGITS, ROOT, environment, run, succeed
 from trainer.config import from_yaml
 from trainer.data import datasets
@@ -103,6 +104,24 @@ def test_a_training_with_more_workers_than_validation_images_counts_each_once(tm
     assert [row["val/samples"] for row in rows] == [3, 3]
     last = read_json(run_dir.evaluation)["last"]
     assert sum(row["samples"] for row in last["classes"]) == np.sum(last["confusion"]["counts"]) == 3
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", split="train", per_class=8)
+    image_folder(tmp_path / "images", split="val", per_class=3)
+    whole = (tmp_path / "images/val/class_1/0.png").read_bytes()
+    (tmp_path / "images/val/class_1/0.png").write_bytes(whole[:60])
+    processes = warm.start(
+        "data=folder", "data.root=images", "data.image_size=8", "data.on_bad_image=skip", "model.name=small_resnet",
+        "model.args={}", "global_batch_size=16", "max_steps=1", "tracking=none", "device=cpu", "precision=fp32",
+        "run.dir=.", "run.name=bad", world_size=2, folder=tmp_path,
+    )  # fmt: skip
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0], (tmp_path / "rank-0.txt").read_text()
+    last = read_json(RunDir(tmp_path / "bad").evaluation)["last"]
+    assert (last["skipped"], last["metrics"]["val/samples"]) == (1, 5)
+    assert [row["samples"] for row in last["classes"]] == [3, 2]
 
 
 def test_the_averaged_weights_are_kept_beside_the_latest(trained: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

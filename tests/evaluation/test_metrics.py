@@ -129,6 +129,16 @@ def test_skipped_images_count_for_nothing() -> None:
     assert plain(found)["confusion"] == plain(expected)["confusion"]
 
 
+def test_what_is_not_a_number_spoils_no_other_figure() -> None:
+    logits, targets = predictions(40)
+    expected = score(alone(), logits, targets)
+    logits[0] = torch.nan
+    found = score(alone(), logits, targets)
+    assert np.isnan(found.figures["loss"])
+    assert abs(found.figures["accuracy"] - expected.figures["accuracy"]) <= 1 / 40
+    assert int(found.actual.sum()) == 40
+
+
 def test_nothing_to_count_is_no_division_by_zero() -> None:
     logits, _ = predictions(3)
     figures = score(alone(), logits, torch.full((3,), IGNORED_TARGET)).figures

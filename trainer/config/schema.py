@@ -53,7 +53,11 @@ class EvaluateConfig:
     batch_size: int | None = key(
         None, "Validation batch per worker; null takes the training micro-batch.", unit="samples", low=1
     )
-    best: str = key("val/accuracy", "The metric that decides which weights are the best; losses are to be small.")
+    best: str = key(
+        "val/accuracy",
+        "Decides which weights are the best: val/accuracy, accuracy_top5, f1, precision, recall, loss or ece; "
+        "with ema.decay also val/ema_accuracy and so on.",
+    )
     patience: int | None = key(
         None, "End the run after this many evaluations without an improvement; null: never.", unit="evaluations", low=1
     )
