@@ -14,6 +14,7 @@ from tests import warm
 from tests.trainer_command import DIGITS, TRAINER, run, succeed
 from trainer import checkpoint
 from trainer.rundir import RunDir, read_json_lines
+from trainer.state import weights_in
 
 SHORT = [
     *DIGITS,
@@ -54,8 +55,7 @@ def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path
     assert checkpoint.steps(run_dir) == [7]
     assert max(row["step"] for row in read_json_lines(run_dir.metrics)) == 69
     assert [row["step"] for row in read_json_lines(run_dir.events) if row["event"] == "write_overdue"]
-    # Run again on a storage that answers: it goes on from the good one.
-    assert "goes on after step 7" in succeed(TRAINER, *SHORT, f"run.dir={tmp_path}", "run.name=h")
+    assert checkpoint.find_newest(run_dir)[0] == 7
 
 
 def test_where_even_the_error_cannot_be_kept_the_process_ends_all_the_same(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_st
         from trainer import commit
         write = commit.write_folder
         def write_folder(folder, files, **more):
-            threading.Event().wait(0.3)
+            threading.Event().wait(1.0)
             write(folder, files, **more)
         commit.write_folder = write_folder
     """
@@ -102,8 +102,8 @@ def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_st
     assert all(torch.equal(last[name], tensors[f"model.{name}"]) for name in last)
     # What it cost the steps does not contain the waiting.
     saves = [row for row in read_json_lines(slow_run.events) if row["event"] == "checkpoint"]
-    assert all(row["seconds"] > 0.3 for row in saves)
-    assert all(row["stall_seconds"] < 0.3 for row in saves)
+    assert all(row["seconds"] > 1.0 for row in saves)
+    assert all(row["stall_seconds"] < 1.0 for row in saves)
 
 
 def test_no_checkpoint_is_ahead_of_the_best_weights_that_it_speaks_of(tmp_path: Path) -> None:
@@ -136,6 +136,7 @@ def test_no_checkpoint_is_ahead_of_the_best_weights_that_it_speaks_of(tmp_path: 
 def test_what_two_workers_have_saved_one_goes_on_from_and_plain_torch_reads(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "n")
     arguments = [*DIGITS, "run.dir=.", "run.name=n", "evaluate.every=end", "run.accept_changes=true"]
+    arguments += ["checkpoint.every_steps=2", "checkpoint.keep=9"]
     for world_size, steps in ((2, 4), (1, 8)):
         processes = warm.start(*arguments, f"max_steps={steps}", world_size=world_size, folder=tmp_path)
         for process in processes:
@@ -147,5 +148,12 @@ def test_what_two_workers_have_saved_one_goes_on_from_and_plain_torch_reads(tmp_
         get_model("small_resnet", num_classes=10, image_size=8).load_state_dict(last)
         for name, tensor in last.items():
             assert torch.equal(tensor, plain.get(f"averaged.{name}", plain[f"model.{name}"])), name
+    # Between evaluations each worker has seen its own samples; the weights hold what they have seen together.
+    early = load_file(run_dir.checkpoint(2) / "tensors.safetensors")
+    averaged = [name.removeprefix("averaged.") for name in early if name.startswith("averaged.")]
+    assert any(not torch.equal(early[f"averaged.{name}"], early[f"model.{name}"]) for name in averaged)
+    names = weights_in(early)
+    assert {names[name] for name in averaged} == {f"averaged.{name}" for name in averaged}
+    assert names.keys() == last.keys()
     assert "goes on after step 4" in (tmp_path / "rank-0.txt").read_text()
     assert any(name.startswith("optimizer.") for name in plain)
