@@ -33,6 +33,8 @@ VERBS = {
     "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "jobs")),
     "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat")),
     "stop": Verb("ask a run to save a checkpoint and end", ("kill", "cancel", "end", "scancel", "abort")),
+    "diff": Verb("the first step at which two runs part", ("compare", "cmp", "versus")),
+    "replay": Verb("do some steps again, and compare", ("redo", "reproduce", "rerun")),
     "doctor": Verb("what is wrong with this machine, or with a disk", ("check", "env", "diagnose", "health", "info")),
     "config": Verb("look at the configuration", ("conf", "cfg", "settings", "show")),
 }

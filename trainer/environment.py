@@ -28,6 +28,7 @@ def describe(world: World) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "device": str(world.device),
+        "threads": torch.get_num_threads(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
     if world.device.type == "cuda":

@@ -81,8 +81,8 @@ class Loop:
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
         evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
         scheduled = self._keeper.is_due()
-        row = last or evaluates or step % self._config.log_every_steps == 0
-        if not (row or scheduled or stop or self._agreement.is_due(step)):
+        row = last or evaluates or stop or step % self._config.log_every_steps == 0
+        if not (row or scheduled or self._agreement.is_due(step)):
             return Asked()
         asked = self._agreement.read()
         keeps = evaluates or scheduled or asked.save or asked.stop or stop

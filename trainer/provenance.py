@@ -149,6 +149,12 @@ def _user() -> str:
         return str(os.getuid())
 
 
+def commit(folder: Path) -> str | None:
+    """The commit of the checkout that a folder is in; None outside of one."""
+    found = _git(folder, "rev-parse", "HEAD")
+    return None if found is None else found.decode().strip()
+
+
 def _code(run: RunDir, folder: Path, attempt: int) -> dict[str, Any] | None:
     """Commit and uncommitted changes of the checkout that a folder is in; None outside of one."""
     if "site-packages" in folder.parts:

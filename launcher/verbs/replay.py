@@ -1,0 +1,98 @@
+"""`paceline replay`: does some steps of a run again, beside it, and says whether they come out as recorded."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import runs
+from launcher.arguments import Parser
+from trainer.errors import ConfigError, TrainingError
+from trainer.parting import trace_of
+from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.wording import plural
+
+HELP = """\
+paceline replay RUN --step N [--steps K] [--workers W] [--dir DIR]
+
+  paceline replay first-try --step 120              step 120 again, from the checkpoint before
+  paceline replay first-try --step 120 --steps 50   and the 49 after it
+
+With the same samples, up to the next row of metrics; the run is not touched. Says whether
+losses and weights come out as recorded, and if not: data, code or hardware.
+
+  --workers W   processes (as many as the run had, where this machine has the devices; else 1)
+  --dir DIR     where the runs are (runs)
+
+Exit codes: 0 as recorded, 1 not, 2 wrong arguments."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Replays some steps; returns the exit code."""
+    parser = Parser("replay", HELP, values=["--step", "--steps", "--workers", "--dir"])
+    options = parser.read(arguments)
+    if options.help:
+        return parser.print_text()
+    if len(options.words) != 1 or options.step is None:
+        raise ConfigError("replay needs a run and a step", "paceline replay RUN --step N")
+    run = runs.find(options.words[0], Path(options.dir or "runs"))
+    first = _number("--step", options.step)
+    last = _last_step(run, first, first - 1 + _number("--steps", options.steps or "1"))
+    workers = _number("--workers", options.workers) if options.workers else _workers(run)
+    print(f"replaying run {run.name} to step {last:,} on {plural(workers, 'worker')}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="paceline-verdict-") as folder:
+        verdict = Path(folder) / "verdict.json"
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"] if workers > 1 else []
+        command = [sys.executable, *several, "-m", "trainer.replay", str(run.path), str(verdict), str(first), str(last)]
+        # Variables of a job that this may run in would make it a worker of that job.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PACELINE_")}
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            kept.pop(name, None)
+        done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+        found = read_json(verdict)
+    if not found:
+        raise TrainingError(
+            f"the replay itself failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}",
+            f"see it whole: {' '.join(command)}",
+        )
+    for line in found["lines"]:
+        print(line)
+    return int(found["code"])
+
+
+def _number(option: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{option} {text} is not a number from 1", f"{option} 1")
+    return int(text)
+
+
+def _last_step(run: RunDir, first: int, last: int) -> int:
+    """The next step at or after `last` that has a digest to compare with, or at which the run had trouble.
+
+    Raises:
+        ConfigError: the run has not come that far.
+    """
+    rows = sorted(trace_of(run).digests)
+    troubles = [
+        row["step"] for row in read_json_lines(run.events) if row.get("event") in ("nonfinite", "replicas_differ")
+    ]
+    after = [step for step in (*rows, *troubles) if step >= last]
+    if not after:
+        reached = max((*rows, *troubles), default=0)
+        raise ConfigError(
+            f"run {run.name} has recorded {plural(reached, 'step')}, so not step {last:,}", f"--step {reached}"
+        )
+    return min(after)
+
+
+def _workers(run: RunDir) -> int:
+    """As many as the run had, where they fit on this machine."""
+    from launcher.gpus import count_gpus
+    from trainer.cores import count_cpus
+
+    recorded = int(read_json(run.job).get("world_size", 1))
+    seen = read_json(run.environment).get("workers", [])
+    on_gpu = any("gpu" in worker for worker in seen)
+    return recorded if recorded <= (count_gpus() if on_gpu else count_cpus()) else 1
