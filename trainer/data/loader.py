@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from trainer.cores import count_cpus
 from trainer.data import failure
@@ -81,8 +82,15 @@ class Loader(Iterable[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """Begins anew; persistent processes go on."""
-        self._iterator = iter(self._batches)
+        self._iterator = iter(self._batches) if self._batches.num_workers else self._loaded_here()
         return self._iterator
+
+    def _loaded_here(self) -> Iterator[Any]:
+        """What a DataLoader without processes does; its own ways would cost a fiftieth of a small step."""
+        assert self._batches.batch_sampler is not None
+        for indices in self._batches.batch_sampler:
+            batch = self._samples.__getitems__(indices)  # type: ignore[arg-type]  # Indices for lists, as above
+            yield pin_memory(batch) if self._batches.pin_memory else batch
 
     def explain(self, error: BaseException) -> TrainingError | None:
         """What an error says about this loader's processes."""
