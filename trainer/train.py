@@ -6,6 +6,7 @@ world -> data -> model -> optimizer -> checkpoint -> loop:
     where due: evaluate, keep the best weights, write a checkpoint; end early when nothing improves
 """
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -98,6 +99,13 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
         f"{world.world_size} x {world.device.type}, {parts.workers} loading processes each"
     )
     job.console.say(f"  {parts.precision.name}: {parts.precision.reason}")
+    if config.deterministic:
+        switched = f", cudnn.benchmark off, CUBLAS_WORKSPACE_CONFIG={os.environ.get('CUBLAS_WORKSPACE_CONFIG')}"
+        switched = switched if world.device.type == "cuda" else ""
+        job.console.say(
+            f"  deterministic: only algorithms that compute the same twice{switched}; slower, "
+            "and an operation that has none ends the run"
+        )
     if config.distributed.sync_batchnorm and world.device.type != "cuda":
         job.console.warn("distributed.sync_batchnorm works on GPUs only: each worker uses its own statistics")
     for note in splits.notes:
