@@ -13,7 +13,7 @@ from tests.workers import alone, run_workers
 from trainer import checkpoint, remedy
 from trainer.config import CheckpointConfig, Config, ModelConfig, OptimConfig
 from trainer.data.naming import samples_of_step
-from trainer.data.sampler import StepPlan
+from trainer.data.sampler import StepPlan, StepSampler
 from trainer.distributed import World
 from trainer.errors import TrainingError
 from trainer.gate import Gate
@@ -60,9 +60,9 @@ def test_the_step_and_its_samples_are_named_and_no_later_checkpoint_is_kept(worl
             # Only the rank that took it is suspected.
             [rank] = details["ranks"]  # type: ignore[misc]
             assert f"rank {rank})" in problem
-            mine = samples_of_step(plan, seed=0, step=bad - 1, ranks=[rank]).tolist()
-            assert details["samples"] == mine
-            assert len(mine) == BATCH // 2
+            mine = replace(plan, rank=rank)
+            [taken] = StepSampler(range(TRAINING_IMAGES), mine, seed=0, first_step=bad - 1, last_step=bad)
+            assert details["samples"] == taken.samples.tolist()
     [event] = events(tmp_path, "nonfinite")
     assert event["step"] == bad
     assert event["samples"] == results[0][1]["samples"]
