@@ -256,10 +256,8 @@ def report(error: Exception, run: RunDir | None, console: Console) -> int:
     code = error.exit_code if isinstance(error, PacelineError) else 1
     problem, fix = explain(error)
     if is_echo(error):
-        problem, fix = (
-            f"another worker ended, and this one cannot go on alone ({problem})",
-            "the first error is that worker's",
-        )
+        # The collective's own words, in the traceback, name a socket and not a cause.
+        problem, fix = "another worker ended, and this one cannot go on alone", "the first error is that worker's"
     if run is not None and run.path.exists():
         follows = rank > 0 or is_echo(error)
         if follows and is_known(run, None if is_echo(error) else str(error)):
