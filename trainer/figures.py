@@ -9,6 +9,9 @@ import torch
 MOST_STEPS = 500
 """Steps whose figures the device keeps; the ranks exchange them at least that often."""
 
+PASSED_OVER = 2.0
+"""What `skipped` is for a step that was not computed at all: it has no loss."""
+
 
 class StepRecords:
     """The figures of the latest steps on the device, so that no step waits for it and each can be told from the next.
@@ -20,7 +23,7 @@ class StepRecords:
     Attributes:
         losses: for each place a float64 scalar: sum of this rank's losses.
         counted: samples behind it, where they are counted.
-        skipped: 1 where the update was left out; rank 0's alone.
+        skipped: 1 where the update was left out, PASSED_OVER where the whole step was; rank 0's alone.
         norms: norm of the gradients before clipping, where they are clipped; rank 0's alone.
     """
 
@@ -53,7 +56,7 @@ class Figures:
         first: the first of these steps, counted from 1.
         losses: sum of the losses of each step's samples.
         counted: samples behind it, 0 where all that were dealt count.
-        skipped: 1 where the update was left out.
+        skipped: 1 where the update was left out, PASSED_OVER where the whole step was.
         norms: norm of the gradients before clipping, 0 where they are not clipped.
     """
 
@@ -80,12 +83,16 @@ class Figures:
         )
 
     def mean_loss(self, samples_of: Callable[[int], int]) -> float:
-        """Mean over the samples; a step that was left out because its loss is not finite does not count.
+        """Mean over the samples; steps without a loss, and those left out for one that is not finite, do not count.
 
         Args:
             samples_of: samples that were dealt to a step.
         """
-        kept = [i for i, loss in enumerate(self.losses) if math.isfinite(loss) or not self.skipped[i]]
+        kept = [
+            i
+            for i, (loss, skipped) in enumerate(zip(self.losses, self.skipped, strict=True))
+            if not skipped or (skipped != PASSED_OVER and math.isfinite(loss))
+        ]
         samples = sum(self.counted[i] for i in kept) or sum(samples_of(self.first + i) for i in kept)
         # Rounded once, so that it does not matter in what portions the figures came.
         return math.fsum(self.losses[i] for i in kept) / samples if samples else math.nan
@@ -95,8 +102,13 @@ class Figures:
         return [int(counted) or samples_of(self.first + i) for i, counted in enumerate(self.counted)]
 
     def step_losses(self, samples_of: Callable[[int], int]) -> list[float]:
-        """Each step's mean loss over its samples."""
-        return [loss / max(count, 1) for loss, count in zip(self.losses, self.samples(samples_of), strict=True)]
+        """Each step's mean loss over its samples; NaN where the step was passed over."""
+        steps = zip(self.losses, self.samples(samples_of), self.skipped, strict=True)
+        return [math.nan if skipped == PASSED_OVER else loss / max(count, 1) for loss, count, skipped in steps]
+
+    def passed_over(self, samples_of: Callable[[int], int]) -> int:
+        """Samples that were dealt to steps that were passed over."""
+        return sum(samples_of(self.first + i) for i, skipped in enumerate(self.skipped) if skipped == PASSED_OVER)
 
     def not_finite(self) -> list[int]:
         """The steps with a loss or a norm that is not finite."""

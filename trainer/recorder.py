@@ -164,7 +164,8 @@ class Recorder:
         figures = interval.figures()
         loss, norm = figures.mean_loss(interval.samples_of), figures.mean_norm()
         left_out = sum(map(bool, figures.skipped))
-        rate = interval.new_samples / max(interval.seconds, 1e-9)
+        computed = interval.new_samples - figures.passed_over(interval.samples_of)
+        rate = computed / max(interval.seconds, 1e-9)
         waiting = interval.clock.data / max(interval.seconds, 1e-9)
         self._trackers.metrics(
             {

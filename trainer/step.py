@@ -20,7 +20,7 @@ from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import Batch
 from trainer.distributed import World
-from trainer.figures import MOST_STEPS, StepRecords
+from trainer.figures import MOST_STEPS, PASSED_OVER, StepRecords
 from trainer.gate import Gate
 from trainer.model.ema import Ema
 from trainer.precision import Precision, Scaler
@@ -116,7 +116,7 @@ class Stepper:
             next(batches)
         place = self.records.begin()
         if self.world.is_rank_zero:
-            self.records.skipped[place].fill_(1)
+            self.records.skipped[place].fill_(PASSED_OVER)
         self._advance()
 
     def _update(self, place: int) -> None:

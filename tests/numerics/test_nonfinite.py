@@ -16,6 +16,7 @@ from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.distributed import World
 from trainer.errors import TrainingError
+from trainer.figures import PASSED_OVER, Figures
 from trainer.gate import Gate
 from trainer.precision import Scaler
 from trainer.rundir import RunDir, read_json_lines
@@ -171,6 +172,22 @@ def test_a_rollback_leaves_out_the_steps_that_led_to_the_trouble_and_says_which(
     assert back in (0, 4, 8)
     assert event["left_out"] == [back + 1, bad]
     assert f"back to step {back}, and steps {back + 1} to {bad} are left out (rollback 1 of 3)" in said
+    # A step that was not computed has no loss: neither its own nor a share in its row's.
+    rows = {row["step"]: row["train/loss"] for row in read_json_lines(RunDir(tmp_path).metrics) if "train/loss" in row}
+    losses: dict[int, float | None] = {}
+    for row in read_json_lines(RunDir(tmp_path).steps):
+        losses.update(enumerate(row["losses"], start=row["first"]))
+        computed = [loss for loss in row["losses"] if loss is not None]
+        if computed and row["step"] < plan_of(1).steps_per_epoch:
+            assert sum(computed) / len(computed) == pytest.approx(rows[row["step"]])
+    assert [step for step, loss in losses.items() if loss is None] == list(range(back + 1, bad + 1))
+
+
+def test_a_rows_loss_and_pace_are_those_of_the_steps_that_were_computed() -> None:
+    figures = Figures(1, [64.0, 0.0, 0.0, 128.0], [0.0] * 4, [0.0, PASSED_OVER, 1.0, 0.0], [0.0] * 4)
+    assert figures.mean_loss(lambda step: 64) == 1.0
+    assert figures.passed_over(lambda step: 64) == 64
+    assert Figures(1, [0.0], [0.0], [PASSED_OVER], [0.0]).mean_loss(lambda step: 64) != 0.0
 
 
 def test_trouble_before_the_first_checkpoint_goes_back_to_the_start(tmp_path: Path) -> None:
