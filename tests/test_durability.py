@@ -207,3 +207,15 @@ def test_the_error_of_one_rank_is_the_one_that_is_told(tmp_path: Path) -> None:
         assert (failure["rank"], failure["type"], failure["exit_code"]) == (1, "KeyError", 1)
         assert "broken.py" in failure["traceback"]
         assert read_json(newest / "status.json")["state"] == "failed"
+
+
+def test_diverged_weights_are_no_success_however_many_steps_were_left_out(tmp_path: Path) -> None:
+    arguments = [*DIGITS, "optim.lr=1e30", "epochs=1", "on_nonfinite=skip", f"run.dir={tmp_path}", "run.name=d"]
+    for _ in range(2):
+        done = run(TRAINER, *arguments)
+        assert done.returncode == 1, done.stderr
+        assert "weights that have diverged" in done.stderr
+        assert "best so far" not in done.stderr
+    run_dir = RunDir(tmp_path / "d")
+    assert read_json(run_dir.status)["state"] == "failed"
+    assert not run_dir.weights("best").exists()

@@ -80,7 +80,8 @@ class Judge:
     def judge(self, standing: Standing, metrics: Mapping[str, float], *, step: int, epoch: int) -> bool:
         """Takes an evaluation into account; whether it is the best so far. NaN and infinity never are."""
         value, standing.metric = metrics[self.metric], self.metric
-        usable = math.isfinite(value)
+        # Weights whose loss is not finite have diverged, whatever share of the images they happen to get right.
+        usable = math.isfinite(value) and math.isfinite(metrics.get(f"{self.kind}loss", 0.0))
         gain = self._gain(value, standing.improved) if usable else 0.0
         if gain > 0 and gain >= self.min_delta:
             standing.improved, standing.waited = value, 0

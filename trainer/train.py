@@ -6,6 +6,7 @@ world -> data -> model -> optimizer -> checkpoint -> loop:
     where due: evaluate, keep the best weights, write a checkpoint; end early when nothing improves
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from trainer.assembly import Parts, assemble
 from trainer.config import Config
 from trainer.data import loader
+from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.loop import Loop
 from trainer.rundir import append_json_line, read_json_lines
@@ -81,6 +83,15 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     seen = parts.plan.samples_before(progress.step) - parts.plan.samples_before(first_step)
     early = loop.verdict if progress.step < parts.total_steps else None
     reached = early is not None or progress.step >= parts.total_steps
+    if reached and not progress.pending_evaluation and not math.isfinite(progress.metrics.get("val/loss", 0.0)):
+        raise TrainingError(
+            f"the run has ended with weights that have diverged: the validation loss of step {progress.step:,} is not "
+            "finite",
+            f"run.fresh=true with a lower rate or clipping, optim.clip_norm=1; weights/best.safetensors is of "
+            f"step {progress.best.step:,}"
+            if progress.best.step
+            else "run.fresh=true with a lower rate, optim.lr",
+        )
     return Outcome(reached and not progress.pending_evaluation, early, asked.by_request, progress, parts, seen)
 
 
