@@ -43,6 +43,7 @@ class Loop:
         self._keeper = Keeper(parts, job, progress, self._recorder)
         self._said_stop = False
         self._digest = Digest(parts.model)
+        self._compares = replicas.are_comparable(job.world, warn=job.console.warn)
 
     @property
     def verdict(self) -> str | None:
@@ -189,7 +190,7 @@ class Loop:
 
     def _compare(self, asked: Asked) -> None:
         """Ends the run when the ranks' weights are not the same any more."""
-        if not asked.digests or asked.figures is None:
+        if not self._compares or not asked.digests or asked.figures is None:
             return
         step = asked.figures.first + len(asked.figures.losses) - 1
         details = replicas.difference(asked.digests, self._job.world, since=self._compared_step, step=step)

@@ -2,6 +2,7 @@
 
 import socket
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +36,36 @@ class Digest:
         """The digest, an int64 scalar on the device; waits for nothing."""
         hashes = torch.stack([torch.hash_tensor(parameter).view(torch.int64) for parameter in self._parameters])
         return ((hashes ^ (hashes >> 32)) * self._odd).sum()
+
+
+def are_comparable(world: World, *, warn: Callable[[str], None]) -> bool:
+    """Whether all ranks round alike; says so once where they do not. All ranks must call it.
+
+    Every rank applies the same reduced gradients, but where clipping and the optimizer round in other ways the weights
+    drift apart by that, as with any data-parallel training on unlike hardware: it is no sign of a fault.
+
+    Args:
+        world: the workers.
+        warn: told of unlike hardware.
+    """
+    kinds = world.everyones(rounding(world.device))
+    if len(set(kinds)) == 1:
+        return True
+    named = [f"{kind} (rank {kinds.index(kind)})" for kind in dict.fromkeys(kinds)][:_HOSTS_SHOWN]
+    warn(
+        f"the workers' hardware or software is not alike: {'; '.join(named)}; their weights drift apart by rounding, "
+        "so they are not compared bit by bit, and a fault of one worker's memory may go unnoticed"
+    )
+    return False
+
+
+def rounding(device: torch.device) -> str:
+    """What decides how clipping and the optimizer round on a device, in words."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} {major}.{minor}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}, {threads} threads, torch {torch.__version__}"
 
 
 def spread(digest: torch.Tensor, world: World) -> torch.Tensor:

@@ -67,6 +67,21 @@ def test_a_flipped_bit_names_the_rank_and_never_reaches_a_checkpoint(
     assert event["step"] == compared
 
 
+def trained_beside_another_machine(world: World, folder: Path) -> str:
+    torch.backends.cpu.get_cpu_capability = lambda: f"of rank {world.rank}"  # type: ignore[assignment]
+    model = ModelConfig(_target_="tests.numerics.test_replicas.Corrupted")
+    error, said = train_in(world, folder, configuration([], model=model, epochs=1))
+    assert error is None, error
+    return said
+
+
+def test_replicas_on_unlike_hardware_drift_by_rounding_which_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
+    for said in run_workers(2, trained_beside_another_machine, tmp_path):
+        assert said.count("are not compared bit by bit") == 1
+        assert "CPU of rank 0, 1 threads, torch " in said
+        assert "(rank 0); CPU of rank 1" in said
+
+
 def agreeing(world: World, folder: Path) -> None:
     error, _ = train_in(world, folder, configuration([]))
     assert error is None
