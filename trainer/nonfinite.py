@@ -77,7 +77,7 @@ def described(details: dict[str, Any], world_size: int) -> str:
         everyone = len(ranks) == world_size
         where += f", all {world_size} ranks" if everyone else f", rank {', '.join(map(str, ranks))}"
         if everyone and step > 1:
-            where += f" at once, so that the update of step {step - 1:,} is to blame"
+            where += " at once, so that an update before it is to blame"
     return f"the {what} {'is' if what == 'loss' else 'are'} not finite in {where}): {shown(details)}"
 
 
