@@ -30,7 +30,7 @@ class Remedy:
     def __init__(self, parts: Parts, job: Job, progress: Progress, recorder: Recorder | None) -> None:
         self._parts, self._job, self._progress, self._recorder = parts, job, progress, recorder
         self._policy = parts.config.on_nonfinite
-        self._last, self._in_a_row = 0, 0
+        self._last, self._in_a_row, self._skipped = 0, 0, 0
         # For as long as there is no checkpoint; no bigger than the weights, since the optimizer has no state yet.
         self._start: Checkpoint | None = None
         if self._policy == "rollback" and progress.step == 0:
@@ -59,7 +59,8 @@ class Remedy:
                 self._recorder.event(event="nonfinite", policy=self._policy, **details)
             if self._policy == "rollback" and self._progress.rollbacks < _MOST_ROLLBACKS:
                 return trouble
-            if not trouble.left_out:
+            # fp16's loss scaling leaves such a step out whatever was asked for.
+            if self._policy != "skip" or not trouble.left_out:
                 raise self._error(details)
             self._skip(trouble, details)
         return None
@@ -93,14 +94,16 @@ class Remedy:
     def _skip(self, trouble: Trouble, details: dict[str, Any]) -> None:
         self._in_a_row = self._in_a_row + 1 if trouble.step == self._last + 1 else 1
         self._last = trouble.step
-        self._progress.skipped_steps += 1
+        self._skipped += 1
+        if not self._parts.stepper.scaler.enabled:  # which counts what it leaves out
+            self._progress.skipped_steps += 1
         if self._in_a_row == _MOST_IN_A_ROW:
             raise self._error(details)
-        count = self._progress.skipped_steps
         # The first ones, and ever fewer of many.
-        if count & (count - 1) == 0 and self._recorder is not None:
+        if self._skipped & (self._skipped - 1) == 0 and self._recorder is not None:
             self._job.console.warn(
-                f"{nonfinite.described(details, self._job.world.world_size)}; its update was left out, {count:,} so far"
+                f"{nonfinite.described(details, self._job.world.world_size)}; its update was left out, "
+                f"{self._skipped:,} in this attempt"
             )
 
     def _error(self, details: dict[str, Any]) -> TrainingError:

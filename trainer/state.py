@@ -34,7 +34,7 @@ class Progress:
         left_out: first and last of steps, counted from 1, that are passed over since they ended in numbers that are
             not finite.
         rollbacks: how often the run was taken back to a checkpoint for that.
-        skipped_steps: updates that were left out one by one.
+        skipped_steps: updates that were left out one by one; without those that fp16's loss scaling has left out.
         seconds: wall time of the whole run by what it was spent on, over all attempts.
     """
 

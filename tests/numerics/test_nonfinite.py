@@ -234,3 +234,19 @@ def test_fp16_scaling_probes_without_an_alarm(policy: str, tmp_path: Path) -> No
     said = finished(alone(), tmp_path, configuration([], on_nonfinite=policy, precision="fp16", epochs=1))
     assert "not finite" not in said
     assert events(tmp_path, "nonfinite") == []
+
+
+def test_a_loss_that_is_not_finite_is_trouble_in_fp16_too(tmp_path: Path) -> None:
+    """The scaling leaves the step out by itself; but no scale changes a loss."""
+    config = configuration([BLANK], precision="fp16", epochs=1)
+    error, _ = train_in(alone(), tmp_path / "stop", config)
+    assert isinstance(error, TrainingError)
+    assert f"the loss is not finite in step {step_of(BLANK)} (epoch 1)" in error.problem
+    finished(alone(), tmp_path / "skip", replace(config, on_nonfinite="skip"))
+    rows = [row for row in read_json_lines(RunDir(tmp_path / "skip").metrics) if "train/loss" in row]
+    run = RunDir(tmp_path / "skip")
+    state = checkpoint.load(run.checkpoint(checkpoint.steps(run)[-1])).state
+    # Counted once.
+    assert sum(row.get("train/skipped_steps", 0) for row in rows) == (
+        state["scaler"]["skipped"] + state["progress"]["skipped_steps"]
+    )

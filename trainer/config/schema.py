@@ -266,7 +266,8 @@ class Config:
     on_nonfinite: str = key(
         "stop",
         "What a loss or gradients that are not finite do: stop the run, have their update left out (skip), or take "
-        "the run back to its last checkpoint and leave out the steps that led there (rollback).",
+        "the run back to its last checkpoint and leave out the steps that led there (rollback). Gradients that "
+        "overflow while fp16 looks for its loss scale are no trouble, a loss that is not finite is.",
         choices=("stop", "skip", "rollback"),
     )
     log_every_steps: int = key(50, "Optimizer steps between rows of metrics.jsonl.", unit="steps", low=1)
