@@ -65,7 +65,10 @@ def find(asked: Asked, world: World) -> list[Trouble]:
 
 def are_finite(model: nn.Module, world: World) -> bool:
     """Whether every weight is finite, on all ranks; waits for the device, and all ranks must call it."""
-    sums = torch.stack([p.detach().sum().double() for p in model.parameters() if p.requires_grad])
+    weights = [p.detach() for p in model.parameters() if p.requires_grad]
+    reals = [torch.view_as_real(weight) if weight.is_complex() else weight for weight in weights]
+    # In their own type 200,000 halves of fp16 would overflow.
+    sums = torch.stack([real.sum(dtype=torch.float64) for real in reals])
     return not world.sum((~sums.isfinite()).any().double())
 
 

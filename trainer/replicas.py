@@ -26,7 +26,7 @@ class Digest:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = [p.detach() for p in model.parameters()]
+        self._parameters = [_hashable(p.detach()) for p in model.parameters() if p.numel()]
         count, device = len(self._parameters), self._parameters[0].device
         # Odd numbers (Weyl's sequence of the golden ratio): multiplying by one loses no bit.
         odd = [(2 * index + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1 for index in range(count)]
@@ -36,6 +36,13 @@ class Digest:
         """The digest, an int64 scalar on the device; waits for nothing."""
         hashes = torch.stack([torch.hash_tensor(parameter).view(torch.int64) for parameter in self._parameters])
         return ((hashes ^ (hashes >> 32)) * self._odd).sum()
+
+
+def _hashable(tensor: torch.Tensor) -> torch.Tensor:
+    """A view of the same memory in a type that `torch.hash_tensor` knows."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor)
+    return tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
 
 
 def are_comparable(world: World, *, warn: Callable[[str], None]) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.numerics.runs import BATCH, configuration, train_in
 from tests.workers import alone, run_workers
-from trainer import checkpoint, remedy
+from trainer import checkpoint, nonfinite, remedy
 from trainer.config import CheckpointConfig, Config, ModelConfig, OptimConfig
 from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan, StepSampler
@@ -215,6 +215,20 @@ def test_a_killed_run_goes_on_past_what_was_left_out(tmp_path: Path) -> None:
     assert error is None
     finished(alone(), tmp_path / "cut", config)
     assert len(events(tmp_path / "cut", "rollback")) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad"),
+    [(torch.float16, math.inf), (torch.float32, math.nan), (torch.complex64, complex(0, -math.inf))],
+)
+def test_weights_are_finite_unless_one_of_them_is_not(dtype: torch.dtype, bad: complex) -> None:
+    # Their sum is more than fp16 holds.
+    weights = nn.Parameter(torch.full((200_000,), 0.5, dtype=dtype))
+    model = nn.ParameterList([weights, nn.Parameter(torch.empty(0))])
+    assert nonfinite.are_finite(model, alone())
+    with torch.no_grad():
+        weights[7:8] = torch.tensor(bad)
+    assert not nonfinite.are_finite(model, alone())
 
 
 def test_fp16_gives_up_when_no_scale_helps() -> None:

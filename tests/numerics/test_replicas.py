@@ -122,6 +122,15 @@ def test_another_value_of_any_bit_is_another_digest(dtype: torch.dtype) -> None:
     assert int(Digest(other)()) != before
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.int8])
+def test_unusual_parameters_have_a_digest_too(dtype: torch.dtype) -> None:
+    values = torch.ones(4, 3).to(dtype)
+    model = nn.ParameterList([nn.Parameter(tensor, requires_grad=False) for tensor in (torch.empty(0), values.t())])
+    before = int(Digest(model)())
+    values.view(torch.uint8)[0, -1] ^= 1
+    assert int(Digest(model)()) != before
+
+
 def replace_weights(model: nn.Module) -> nn.Module:
     """The same values in other tensors: the biases have changed places."""
     first, second = (layer for layer in model.children() if isinstance(layer, nn.Linear))
