@@ -85,6 +85,7 @@ def content(run: RunDir) -> dict[str, Any]:
         "progress": progress,
         "tensors": {name: tensor.clone() for name, tensor in last.tensors.items()},
         "rows": rows,
+        "steps": list(read_json_lines(run.steps)),
         "last": run.weights("last").read_bytes(),
         "best": run.weights("best").read_bytes(),
         "last_ema": run.weights("last_ema").read_bytes(),
