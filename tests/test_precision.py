@@ -104,17 +104,28 @@ def test_autocast_computes_in_the_chosen_format(name: str, dtype: torch.dtype) -
         assert nn.Linear(4, 4)(torch.randn(2, 4)).dtype == dtype
 
 
-@pytest.mark.parametrize(("name", "setting"), [("fp32", "ieee"), ("tf32", "tf32")])
-def test_tf32_is_switched_explicitly_and_restored(name: str, setting: str) -> None:
+def tf32_settings() -> tuple[list[bool], str, list[str]]:
+    """What torch's older and newer switches say; torch raises where they contradict each other."""
     backends: Any = torch.backends
     places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
-    before = [place.fp32_precision for place in places]
+    return (
+        [backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32],
+        torch.get_float32_matmul_precision(),
+        [place.fp32_precision for place in places],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "products", "setting"), [("fp32", False, "highest", "ieee"), ("tf32", True, "high", "tf32")]
+)
+def test_tf32_is_switched_explicitly_and_restored(name: str, allowed: bool, products: str, setting: str) -> None:
+    before = tf32_settings()
     with Precision(name, None, False, "").matmuls():
-        assert [place.fp32_precision for place in places] == [setting] * 3
-    assert [place.fp32_precision for place in places] == before
+        assert tf32_settings() == ([allowed] * 2, products, [setting] * 3)
+    assert tf32_settings() == before
     with pytest.raises(KeyError), Precision(name, None, False, "").matmuls():
         raise KeyError
-    assert [place.fp32_precision for place in places] == before
+    assert tf32_settings() == before
 
 
 def network() -> nn.Sequential:

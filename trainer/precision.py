@@ -47,20 +47,27 @@ class Precision:
 
         fp32 means float32 throughout (torch's default lets cuDNN's convolutions use TF32), tf32 allows TF32
         in matrix products, convolutions and recurrent layers. bf16 and fp16 leave torch's setting as it is.
+
+        Both of torch's settings are set, the older `allow_tf32` first: where they contradict each other, torch raises
+        when a model, or torch.compile, reads the older one.
         """
-        wanted = {"fp32": "ieee", "tf32": "tf32"}.get(self.name)
         # Any: torch's annotations do not know these attributes.
         cudnn: Any = torch.backends.cudnn
-        places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
-        before = [place.fp32_precision for place in places]
+        places: list[tuple[Any, str]] = [
+            *((place, "allow_tf32") for place in (torch.backends.cuda.matmul, cudnn)),
+            *((place, "fp32_precision") for place in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)),
+        ]
+        before = [getattr(place, name) for place, name in places]
+        wanted = {"fp32": {"allow_tf32": False, "fp32_precision": "ieee"},
+                  "tf32": {"allow_tf32": True, "fp32_precision": "tf32"}}.get(self.name)  # fmt: skip
         try:
             if wanted is not None:
-                for place in places:
-                    place.fp32_precision = wanted
+                for place, name in places:
+                    setattr(place, name, wanted[name])
             yield
         finally:
-            for place, value in zip(places, before, strict=True):
-                place.fp32_precision = value
+            for (place, name), value in zip(places, before, strict=True):
+                setattr(place, name, value)
 
 
 def choose(requested: str, device: torch.device) -> Precision:
