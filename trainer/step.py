@@ -130,7 +130,8 @@ class Stepper:
         # On a GPU it is known later whether the gate was closed: the schedule must not depend on that.
         counts = applied or gate is not None
         if self.world.is_rank_zero:
-            norm = gate.norm if gate is not None else self.scaler.gradient_norm
+            # fp16's gradients are looked at by the scaling, which knows their true size.
+            norm = self.scaler.gradient_norm if gate is None or self.scaler.enabled else gate.norm
             if applied and norm is not None:
                 records.norms[place].add_(norm)
             if gate is not None:

@@ -245,9 +245,12 @@ def test_fp16_gives_up_when_no_scale_helps() -> None:
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_fp16_scaling_probes_without_an_alarm(policy: str, tmp_path: Path) -> None:
-    said = finished(alone(), tmp_path, configuration([], on_nonfinite=policy, precision="fp16", epochs=1))
+    optim = OptimConfig(lr=0.05, clip_norm=1.0)
+    said = finished(alone(), tmp_path, configuration([], on_nonfinite=policy, precision="fp16", epochs=1, optim=optim))
     assert "not finite" not in said
     assert events(tmp_path, "nonfinite") == []
+    rows = [row for row in read_json_lines(RunDir(tmp_path).metrics) if "train/loss" in row]
+    assert all(row["train/gradient_norm"] > 0 for row in rows)
 
 
 def test_a_loss_that_is_not_finite_is_trouble_in_fp16_too(tmp_path: Path) -> None:

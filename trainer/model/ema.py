@@ -25,9 +25,9 @@ class Ema:
     """Follows a model's parameters.
 
     Buffers are not averaged: BatchNorm's running statistics are averages already, and are taken over as they are when
-    the copy is evaluated (`torch.optim.swa_utils.AveragedModel` does likewise). In trials on digits (two seeds) that
-    was never worse than averaging them with the weights, and much better in the first epochs: a loss of 0.67 and
-    0.82 against 0.82 and 1.12 after the first.
+    the copy is evaluated (`torch.optim.swa_utils.AveragedModel` does likewise). In trials on digits with two seeds the
+    loss after the first epoch was 0.67 and 0.82 with copied ones against 0.82 and 1.12 with averaged ones; in later
+    epochs they were within a few thousandths of each other, either way.
 
     Args:
         model: not wrapped, on its device.
