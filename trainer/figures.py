@@ -1,8 +1,9 @@
 """What is known about every single step: added up on the device, over all ranks known a moment later."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -11,6 +12,8 @@ MOST_STEPS = 500
 
 PASSED_OVER = 2.0
 """What `skipped` is for a step that was not computed at all: it has no loss."""
+
+_ROWS = ("losses", "counted", "skipped", "norms")
 
 
 class StepRecords:
@@ -72,14 +75,12 @@ class Figures:
         steps = len(values) // 4
         return cls(first, *(values[row * steps : (row + 1) * steps] for row in range(4)))
 
-    def followed_by(self, later: "Figures") -> "Figures":
-        """These steps and those after them."""
-        return Figures(
-            self.first,
-            self.losses + later.losses,
-            self.counted + later.counted,
-            self.skipped + later.skipped,
-            self.norms + later.norms,
+    @classmethod
+    def joined(cls, parts: Sequence["Figures"]) -> "Figures":
+        """Those of steps that follow one another."""
+        return cls(
+            parts[0].first,
+            *(list(chain.from_iterable(getattr(part, row) for part in parts)) for row in _ROWS),
         )
 
     def mean_loss(self, samples_of: Callable[[int], int]) -> float:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import reduce
 from typing import Any
 
 from trainer import replicas, scorecard
@@ -22,6 +21,9 @@ from trainer.state import Progress
 from trainer.step import StepClock
 from trainer.validation import EvaluationStopped, metrics_of
 from trainer.wording import command, short_path
+
+_LONGEST_INTERVAL = 10_000
+"""Steps after which there is a row in any case: the figures of each are kept until then."""
 
 
 class Loop:
@@ -83,6 +85,7 @@ class Loop:
         evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
         scheduled = self._keeper.is_due()
         row = last or evaluates or stop or step % self._config.log_every_steps == 0
+        row = row or step - self._interval_step >= _LONGEST_INTERVAL
         if not (row or scheduled or self._agreement.is_due(step)):
             return Asked()
         asked = self._agreement.read()
@@ -184,7 +187,7 @@ class Loop:
 
         def figures() -> Figures:
             known = [earlier] if earlier is not None else []
-            return reduce(Figures.followed_by, [*known, *(part.figures() for part in pending)])
+            return Figures.joined([*known, *(part.figures() for part in pending)])
 
         return figures
 

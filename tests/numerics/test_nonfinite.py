@@ -16,7 +16,6 @@ from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.figures import PASSED_OVER, Figures
 from trainer.gate import Gate
 from trainer.precision import Scaler
 from trainer.rundir import RunDir, read_json_lines
@@ -181,13 +180,6 @@ def test_a_rollback_leaves_out_the_steps_that_led_to_the_trouble_and_says_which(
         if computed and row["step"] < plan_of(1).steps_per_epoch:
             assert sum(computed) / len(computed) == pytest.approx(rows[row["step"]])
     assert [step for step, loss in losses.items() if loss is None] == list(range(back + 1, bad + 1))
-
-
-def test_a_rows_loss_and_pace_are_those_of_the_steps_that_were_computed() -> None:
-    figures = Figures(1, [64.0, 0.0, 0.0, 128.0], [0.0] * 4, [0.0, PASSED_OVER, 1.0, 0.0], [0.0] * 4)
-    assert figures.mean_loss(lambda step: 64) == 1.0
-    assert figures.passed_over(lambda step: 64) == 64
-    assert Figures(1, [0.0], [0.0], [PASSED_OVER], [0.0]).mean_loss(lambda step: 64) != 0.0
 
 
 def test_trouble_before_the_first_checkpoint_goes_back_to_the_start(tmp_path: Path) -> None:

@@ -270,7 +270,9 @@ class Config:
         "overflow while fp16 looks for its loss scale are no trouble, a loss that is not finite is.",
         choices=("stop", "skip", "rollback"),
     )
-    log_every_steps: int = key(50, "Optimizer steps between rows of metrics.jsonl.", unit="steps", low=1)
+    log_every_steps: int = key(
+        50, "Optimizer steps between rows of metrics.jsonl; never more than 10,000.", unit="steps", low=1
+    )
     evaluate: EvaluateConfig = key(EvaluateConfig, "Validation.")
     data: DataConfig = key(DataConfig, "The images.")
     model: ModelConfig = key(ModelConfig, "The network.")
