@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainer import scorecard
-from trainer.assembly import build_network, input_format
 from trainer.console import Console, open_console
 from trainer.data import datasets, loader, transforms
 from trainer.distributed import World, join
@@ -19,6 +18,7 @@ from trainer.errors import ConfigError, UnfitError
 from trainer.evaluate.request import Request
 from trainer.evaluate.tables import show
 from trainer.judge import RAW
+from trainer.network import build_network, input_format
 from trainer.precision import agreed
 from trainer.rundir import RunDir, read_json
 from trainer.validation import Validation, metrics_of
