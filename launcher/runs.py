@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RELEASED, RunDir, read_json
 
 STARTING_S = 600.0
 """A job that has not said anything for this long after its start is lost."""
@@ -111,7 +111,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     attempts: Sequence[dict[str, Any]] = job.get("attempts") or [job]
     launched: dict[str, Any] = attempts[-1]
     # The holder of a run renews its record, also in an evaluation of an hour.
-    updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _modified(run.holder))
+    updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
     state = _state(run, str(status.get("state", "pending")), launched, updated, now)
     running = state == "running"
     eta = status.get("eta_s") if running else None
@@ -145,6 +145,11 @@ def _state(run: RunDir, state: str, launched: dict[str, Any], updated: float, no
         # Launched, and nothing said yet; a job in a queue is its scheduler's to judge.
         return "pending" if launched.get("job_id") or silent < STARTING_S else "lost"
     return state
+
+
+def _beat(run: RunDir) -> float:
+    """UNIX seconds of the holder's last renewal; 0 where there is none, or it has released the run."""
+    return 0.0 if RELEASED in read_json(run.holder) else _modified(run.holder)
 
 
 def _latest(path: Path, key: str) -> float | None:

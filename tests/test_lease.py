@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.trainer_command import DIGITS, ROOT, environment
 from trainer.lease import Lease, LeaseLost
-from trainer.rundir import RunDir, read_json, write_json, write_json_once
+from trainer.rundir import RELEASED, RunDir, read_json, write_json, write_json_once
 
 PERIOD_S, SILENCE_S = 0.1, 0.6
 NO_LOCKS = "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOLCK, 'no locks')\nfcntl.flock = flock\n"
@@ -119,8 +120,9 @@ def test_a_second_job_on_the_host_is_refused_with_who_has_it(tmp_path: Path, sta
     assert second.process.wait(20) == 2
     assert first.ask() == "still has it"
     assert first.ends() == 0
-    assert not RunDir(tmp_path).holder.exists()
+    assert RELEASED in read_json(RunDir(tmp_path).holder)
     assert start().says() == "has it"
+    assert read_json(RunDir(tmp_path).holder)["fence"] == 2
 
 
 @pytest.mark.parametrize("faults", ["", NO_LOCKS, LOCAL_LOCKS], ids=["locks", "no locks", "locks of one host only"])
@@ -179,6 +181,35 @@ def test_a_stopped_holder_that_wakes_up_after_it_was_taken_over_is_fenced(start:
     assert {answer.split()[0] for answer in answers} == {"lost", "fenced"}
     assert all(named in answer for answer in answers)
     assert second.ask() == "still has it"
+
+
+def test_a_stopped_holder_is_fenced_also_when_its_successor_has_come_and_gone(tmp_path: Path) -> None:
+    run, lost = RunDir(tmp_path), threading.Event()
+    first = Lease(run, say=print, on_loss=lambda by: lost.set(), period_s=0.2)
+    first.take()
+    # As it is when another host has taken over and ended while this one was stopped.
+    write_json(run.holder, {"host": "there", "pid": 7, "since": 0.0, "token": "other", "fence": 2, RELEASED: 1.0})
+    with pytest.raises(LeaseLost, match="process 7 on there"):
+        first.check()
+    assert lost.wait(10)
+    run.holder.unlink()
+    with pytest.raises(LeaseLost, match="is gone"):
+        first.check()
+    first.release()
+    assert not run.holder.exists()
+
+
+@pytest.mark.parametrize("left", [{}, {"host": "gone", "token": "old", RELEASED: 1.0}], ids=["new", "released"])
+def test_of_two_that_begin_together_without_locks_one_gets_it(
+    tmp_path: Path, start: Start, left: dict[str, Any]
+) -> None:
+    write_json(RunDir(tmp_path).holder, left)
+    slow = NO_LOCKS + "import time, trainer.lease as lease\nnow = lease.write_json\n"
+    slow += "lease.write_json = lambda *it: (time.sleep(0.1), now(*it))\n"
+    several = [start(f"host-{number}", slow) for number in range(2)]
+    with ThreadPoolExecutor() as pool:
+        outcomes = list(pool.map(Holder.outcome, several))
+    assert sorted(said.split()[0] for said in outcomes) == ["has", "refused"]
 
 
 def test_of_several_that_find_a_dead_holder_one_gets_it(tmp_path: Path, start: Start) -> None:

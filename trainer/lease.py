@@ -2,8 +2,9 @@
 
 A lock keeps others out where the file system knows locks; the kernel lets go of it when its holder dies. Beside it lies
 a record of the holder, whose time the holder renews. That is for file systems whose locks do not reach other hosts: a
-record that is renewed has a living holder; one that is not renewed for a while may be taken over. A holder that finds
-another's record in the place of its own has lost the lease.
+record that is renewed has a living holder; one that is not renewed for a while may be taken over. A holder that does
+not find its own record there has lost the lease; so the record is never deleted: one that was paused while another job
+came and went must find that job's, marked as released.
 """
 
 import errno
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import InUseError
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RELEASED, RunDir, read_json, write_json
 
 _PERIOD_S = 10.0
 _SILENCE_S = 35.0
@@ -74,8 +75,11 @@ class Lease:
         # Data-loading processes may outlive this one for a while; the lock must not.
         os.register_at_fork(after_in_child=self._close)
         try:
-            self._wait_for_others()
+            is_sure = self._wait_for_others()
+            self._mine["fence"] = _number(self._holder().get("fence")) + 1
             self._write()
+            if not is_sure:
+                self._settle()
         except BaseException:
             self._close()
             raise
@@ -89,7 +93,9 @@ class Lease:
             OSError: that cannot be found out.
         """
         holder = self._holder()
-        if holder and holder.get("token") != self._mine["token"]:
+        if not holder:
+            raise LeaseLost(errno.ESTALE, f"{self._run.holder} is gone: another job may train in this run")
+        if holder.get("token") != self._mine["token"]:
             raise LeaseLost(errno.ESTALE, f"{_told(holder)} has taken this run over")
 
     def release(self) -> None:
@@ -97,7 +103,7 @@ class Lease:
         self._released.set()
         with suppress(OSError):
             if self._holder().get("token") == self._mine["token"]:
-                self._run.holder.unlink(missing_ok=True)
+                write_json(self._run.holder, {**self._mine, RELEASED: time.time()})
         self._close()
 
     def _close(self) -> None:
@@ -105,23 +111,29 @@ class Lease:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _wait_for_others(self) -> None:
-        """Returns when nobody else has it, or has shown no sign of life for long enough."""
+    def _wait_for_others(self) -> bool:
+        """Returns when nobody else has it, or has shown no sign of life for long enough.
+
+        Returns:
+            Whether no other can have found the same just now.
+        """
         started = heard = time.monotonic()
         beat, beats, said = _beat(self._run.holder), False, False
         while True:
             now, locked, holder = time.monotonic(), self._lock(), self._holder()
+            if RELEASED in holder:
+                holder = {}
             here = (holder.get("host"), holder.get("boot")) == (self._mine["host"], self._mine["boot"])
             if locked is not False and not holder:
-                return None
+                return locked is True
             if locked and here:
                 # On one host a lock is the truth: its holder is dead.
-                return None
+                return True
             if (latest := _beat(self._run.holder)) != beat:
                 beat, beats, heard = latest, True, now
             silent = now - heard >= self._silence_s
             if locked is not False and silent:
-                return self._settle()
+                return False
             # The server of a file system may keep the lock of a host that died for a while.
             lingers = locked is False and holder and not here and not beats
             if beats or (locked is False and now - started > (_LOCK_LINGERS_S if lingers else _PATIENCE_S)):
@@ -132,8 +144,7 @@ class Lease:
             time.sleep(_POLL_S)
 
     def _settle(self) -> None:
-        """Two may have found the holder silent: the one whose record stays has it."""
-        self._write()
+        """Two may have found it free or its holder silent: the one whose record stays has it."""
         time.sleep(min(2.0, self._silence_s / 4))
         try:
             self.check()
@@ -163,11 +174,8 @@ class Lease:
         while not self._released.wait(self._period_s):
             try:
                 self.check()
-                if self._holder():
-                    # Its time only: that needs no space, and cannot overwrite what another may just have written.
-                    os.utime(self._run.holder)
-                else:
-                    self._write()
+                # Its time only: that needs no space, and cannot overwrite what another may just have written.
+                os.utime(self._run.holder)
             except LeaseLost as lost:
                 self._on_loss(lost.strerror or str(lost))
                 return
@@ -187,6 +195,10 @@ def _told(holder: dict[str, object]) -> str:
     since = holder.get("since")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if isinstance(since, (int, float)) else "?"
     return f"process {holder.get('pid')} on {holder.get('host')}, since {when}"
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _beat(path: Path) -> int:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+RELEASED = "released"
+"""The key of a holder's record that says that it trains no more, with its value the UNIX time of that."""
+
 
 class RunDir:
     """The paths of one run, and the ways its small files are written.
@@ -100,7 +103,7 @@ class RunDir:
 
     @property
     def holder(self) -> Path:
-        """Which job trains in this directory; its time is renewed while it lives."""
+        """Which job trains in this directory, or did so last; its time is renewed while it lives."""
         return self.path / ".holder.json"
 
     @property

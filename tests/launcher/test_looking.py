@@ -16,7 +16,7 @@ import pytest
 from launcher import runs
 from launcher.cli import main
 from tests.launcher.conftest import ROOT, Job, wait_until
-from trainer.rundir import RunDir, append_json_line, write_json
+from trainer.rundir import RELEASED, RunDir, append_json_line, write_json
 
 MakeJob = Callable[[str], Job]
 NOW = time.time()
@@ -69,6 +69,8 @@ def test_a_run_elsewhere_lives_as_long_as_its_holder_renews_its_record(tmp_path:
     run.holder.touch()
     assert runs.look(run, now=NOW).state == "running"
     assert runs.look(run, now=NOW + 3600).state == "lost"
+    write_json(run.holder, {RELEASED: NOW})
+    assert runs.look(run, now=NOW).state == "lost"
 
 
 def test_a_new_attempt_that_has_said_nothing_yet_is_pending_and_not_what_the_last_one_was(tmp_path: Path) -> None:
