@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from trainer import replicas, scorecard
+from trainer import replicas
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
+from trainer.evaluations import is_due, record
 from trainer.figures import Figures
 from trainer.job import Job
 from trainer.keeper import Keeper
-from trainer.metrics import Scores
 from trainer.nonfinite import Trouble
 from trainer.recorder import Interval, Recorder
 from trainer.remedy import Remedy
@@ -82,7 +82,7 @@ class Loop:
             UnfitError: most images cannot be read.
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
-        evaluates = is_evaluation_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
+        evaluates = is_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
         scheduled = self._keeper.is_due()
         row = last or evaluates or stop or step % self._config.log_every_steps == 0
         row = row or step - self._interval_step >= _LONGEST_INTERVAL
@@ -257,29 +257,12 @@ class Loop:
         progress.metrics = metrics_of(scores)
         best = self._judge.judge(progress.best, progress.metrics, step=progress.step, epoch=epoch)
         self._keeper.evaluated(self._parts.models[self._judge.kind], best=best)
-        self._record_evaluation(epoch, scores[self._judge.kind], best=best)
-        if self._recorder is not None and self.verdict is not None and progress.step < self._parts.total_steps:
-            self._recorder.event(event="early_stop", step=progress.step, reason=self.verdict)
+        if self._recorder is not None:
+            record(self._recorder, scores[self._judge.kind], self._parts, progress, epoch=epoch, best=best)
+            if self.verdict is not None and progress.step < self._parts.total_steps:
+                self._recorder.event(event="early_stop", step=progress.step, reason=self.verdict)
         self._book("evaluation", started)
         return asked
-
-    def _record_evaluation(self, epoch: int, scores: Scores, *, best: bool) -> None:
-        if self._recorder is None:
-            return
-        progress, splits, run = self._progress, self._parts.splits, self._job.run
-        step, metrics, best_step = progress.step, progress.metrics, progress.best.step
-        skipped, weights = len(splits.val) - scores.samples, self._judge.weights
-
-        def write_details() -> None:
-            found = scorecard.entry(
-                scores, splits.classes, metrics=metrics, skipped=skipped, step=step, epoch=epoch, weights=weights
-            )
-            scorecard.write(run, found, best=best, best_step=best_step)
-
-        samples = self._parts.plan.samples_before(step)
-        self._recorder.evaluation(
-            step=step, epoch=epoch, samples=samples, metrics=metrics, best=best, write_details=write_details
-        )
 
     def _save(self) -> None:
         started = time.perf_counter()
@@ -313,10 +296,3 @@ def _skip_watch(parts: Parts) -> SkipWatch | None:
         return None
     plan = parts.plan
     return SkipWatch(lambda step: plan.share(step - 1).samples, epoch=plan.samples)
-
-
-def is_evaluation_due(every: int | str, step: int, ends_epoch: bool, total_steps: int) -> bool:
-    """Whether to evaluate after `step` steps; always after the last."""
-    if step == total_steps:
-        return True
-    return ends_epoch if every == "epoch" else every != "end" and step % int(every) == 0
