@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.trainer_command import DIGITS, ROOT, TRAINER, environment
+from tests.trainer_command import DIGITS, PACELINE, ROOT, TRAINER, environment
 from trainer import checkpoint
 from trainer.rundir import RunDir, read_json, read_json_lines
 
@@ -86,6 +87,27 @@ def test_a_signal_before_torch_is_imported_is_a_request_too(tmp_path: Path, numb
     assert "torch" not in Path(f"/proc/{worker.pid}/maps").read_text()
     worker.send_signal(number)
     assert f"{number.name} came: stopping" in ends_preempted(run, worker)
+
+
+@pytest.mark.parametrize(
+    ("command", "number"), [(TRAINER, signal.SIGTERM), (TRAINER, signal.SIGUSR1), (PACELINE, signal.SIGTERM)]
+)
+def test_a_signal_to_every_process_of_a_job_is_a_request_too(
+    tmp_path: Path, command: list[str], number: signal.Signals
+) -> None:
+    # As `scancel`, systemd and container runtimes send it: the data-loading processes get it as well.
+    run = RunDir(tmp_path / "s")
+    arguments = [*LONG, "data.workers=2", f"run.dir={tmp_path}", "run.name=s", "cluster.gpus_per_node=1"]
+    first = subprocess.Popen([*command, *arguments], env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until(run.metrics.exists, first)
+    tree = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+    assert len(tree) >= 3
+    for process in reversed(tree):
+        process.send_signal(number)
+    said = ends_preempted(run, first)
+    assert "error" not in said
+    _, left = psutil.wait_procs(tree[1:], timeout=10)
+    assert not left
 
 
 def test_a_file_in_the_run_directory_stops_the_run_once(tmp_path: Path) -> None:

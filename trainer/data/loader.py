@@ -3,7 +3,11 @@
 import ctypes
 import signal
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.popen_fork import Popen
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from trainer.errors import TrainingError, UnfitError
 
 _PR_SET_PDEATHSIG = 1
 _MOST_WORKERS = 8
+_FOR_THE_TRAINER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def choose_workers(requested: int | None, *, in_memory: bool, local_world_size: int) -> int:
@@ -60,6 +65,7 @@ def load_batches(
         timeout=timeout_s if workers else 0,
         persistent_workers=persistent and workers > 0,
         worker_init_fn=_start_loading_process,
+        multiprocessing_context=_Context() if workers else None,
         # An own generator: making the iterator must not draw from the one that the model uses.
         generator=torch.Generator().manual_seed(0),
     )
@@ -82,7 +88,11 @@ class Loader(Iterable[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """Begins anew; persistent processes go on."""
-        self._iterator = iter(self._batches) if self._batches.num_workers else self._loaded_here()
+        if self._batches.num_workers:
+            with _held_back():
+                self._iterator = iter(self._batches)
+        else:
+            self._iterator = self._loaded_here()
         return self._iterator
 
     def _loaded_here(self) -> Iterator[Any]:
@@ -171,11 +181,39 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def _held_back() -> Generator[None]:
+    """Over a fork: what reaches the new process before it ignores it must not meet the trainer's handlers there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_loading_process(number: int) -> None:
-    # Ctrl-C reaches the whole terminal's process group: the training process decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C, and what a scheduler or systemd sends, reach every process of a job: the training process decides what
+    # it means, and needs its batches until the step at which all ranks stop.
+    for wish in _FOR_THE_TRAINER:
+        signal.signal(wish, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_TRAINER)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     info = get_worker_info()
     assert info is not None
     info.dataset.bench.take(number)  # type: ignore[attr-defined]  # it is Samples
+
+
+class _Popen(Popen):
+    def terminate(self) -> None:
+        # torch, and multiprocessing at exit, end with it what does not end by itself; SIGTERM is ignored there.
+        self.kill()
+
+
+class _Process(ForkProcess):
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Popen:
+        return _Popen(process_obj)
+
+
+class _Context(ForkContext):
+    Process = _Process  # type: ignore[assignment]  # a subclass of it
