@@ -63,7 +63,10 @@ class Keeper:
 
     @property
     def last_save_s(self) -> float:
-        """Seconds that a last save may take, after the one under way; before the first, what a slow disk needs."""
+        """Seconds that a last save may take, after the one under way; before the first, what a slow disk needs.
+
+        Rank 0 writes, and so it alone can know.
+        """
         return (2 if self._writer.is_busy else 1) * (self._writer.seconds or _expected_save_s(self._parts))
 
     def is_due(self) -> bool:
@@ -254,6 +257,15 @@ class Keeper:
             self._recorder.event(event=event, step=self._progress.step, **fields)
 
 
+def call_off_end() -> None:
+    """Lets the process live on, since its job has come to an end by itself: a sweep runs another one in it."""
+    while _ends:
+        _ends.pop().cancel()
+
+
+_ends: list[threading.Timer] = []
+
+
 def _end_anyway(problem: str) -> None:
     """Sees to it that the process ends, since all that is left to do may wait for the same storage."""
 
@@ -263,6 +275,7 @@ def _end_anyway(problem: str) -> None:
 
     watch = threading.Timer(_LEAVE_S, end)
     watch.daemon = True
+    _ends.append(watch)
     watch.start()
 
 

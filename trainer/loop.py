@@ -59,6 +59,7 @@ class Loop:
         opened = progress.open_interval
         self._earlier = Figures(**opened) if opened is not None else None
         self._interval_step = self._earlier.first - 1 if self._earlier is not None else progress.step
+        self._timed_step = progress.step
         self._pending: list[Pending] = []
         self._stepper.records.drain()
         self._stepper.clock = StepClock()
@@ -157,7 +158,8 @@ class Loop:
         for what, spent in {**asdict(clock), "steps": seconds}.items():
             self._progress.spend(what, spent)
         self._record(epoch, seconds, clock)
-        self._interval_step, self._interval_started = step, time.perf_counter()
+        self._interval_step = self._timed_step = step
+        self._interval_started = time.perf_counter()
         self._earlier, self._pending = None, []
 
     def _record(self, epoch: int, seconds: float, clock: StepClock) -> None:
@@ -170,7 +172,7 @@ class Loop:
                 step=self._progress.step,
                 epoch=epoch,
                 samples=samples,
-                new_samples=samples - plan.samples_before(self._interval_step),
+                new_samples=samples - plan.samples_before(self._timed_step),
                 seconds=seconds,
                 clock=clock,
                 lr=self._stepper.optimizer.param_groups[0]["lr"],
@@ -214,6 +216,9 @@ class Loop:
             self._skips.check(asked.figures)
 
     def _is_late(self) -> bool:
+        # Rank 0 alone knows how long a save takes.
+        if not self._job.world.is_rank_zero:
+            return False
         # An evaluation is broken off, so it needs no time of its own.
         return self._job.stop.is_late(2 * max(1.0, self._agreement.step_s) + self._keeper.last_save_s)
 

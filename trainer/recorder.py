@@ -28,8 +28,8 @@ class Interval:
         step: steps taken in the run.
         epoch: the epoch of the last of them, from 1.
         samples: samples seen in the run, over all ranks.
-        new_samples: of these, the ones in this interval.
-        seconds: wall time of the interval, without evaluation and checkpoints.
+        new_samples: of these, the ones of this attempt in this interval.
+        seconds: wall time of this attempt in the interval, without evaluation and checkpoints.
         clock: host seconds in this interval by what they were spent on.
         lr: learning rate of the last step.
         figures: gives those of its steps over all ranks, and waits for them.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer import environment, provenance, results, runname
+from trainer import environment, keeper, provenance, results, runname
 from trainer.config import Config, TrackingConfig
 from trainer.console import Console, open_console
 from trainer.distributed import World, join
@@ -64,6 +64,8 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                 return train_in(run, config, world, console, stop, attempt=attempt, started=started)
     except Exception as error:
         return report(error, ours or launched(error), console)
+    finally:
+        keeper.call_off_end()
 
 
 def prepare(config: Config) -> Config:

@@ -1,0 +1,71 @@
+"""What one attempt, job or rank knows is not taken for what another one knows."""
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.numerics import runs
+from tests.trainer_command import DIGITS
+from tests.workers import alone, run_workers
+from trainer import keeper, worker
+from trainer.config import Config, EvaluateConfig, compose
+from trainer.console import LineConsole
+from trainer.distributed import World
+from trainer.errors import TrainingError
+from trainer.job import Job
+from trainer.recorder import Interval, Recorder
+from trainer.rundir import RunDir
+from trainer.stop import StopRequest
+from trainer.tracking import NullTrackers
+from trainer.train import train
+
+
+def train_in(world: World, folder: Path, config: Config, stop: StopRequest, stop_after: int | None = None) -> int:
+    folder.mkdir(exist_ok=True)
+    console = LineConsole((folder / f"said-{world.rank}").open("a"), None, clock=time.monotonic)
+    job = Job(world, RunDir(folder), console, NullTrackers(), stop, lambda: None)
+    return train(config, job, stop_after=stop_after).progress.step
+
+
+def test_the_end_that_hung_storage_may_force_is_called_off_with_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "_LEAVE_S", 3600.0)
+
+    def hangs(config: Config) -> Config:
+        keeper._end_anyway("the storage does not answer")
+        raise TrainingError("the storage does not answer", "")
+
+    monkeypatch.setattr(worker, "prepare", hangs)
+    assert worker.work(compose([*DIGITS]), StopRequest(), started=time.time()) == 1
+    ends = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(end.finished.is_set() for end in ends if end.interval == 3600.0)
+
+
+def slow_to_save_on_rank_one(world: World, folder: Path) -> int:
+    keeper.Keeper.last_save_s = property(lambda self: 1e6 * world.rank)  # type: ignore[assignment,method-assign]
+    stop = StopRequest()
+    stop.end_by(time.time() + 1000)
+    return train_in(world, folder, runs.configuration([], epochs=1, evaluate=EvaluateConfig(every=7)), stop)
+
+
+def test_rank_zero_alone_judges_whether_max_time_is_near(tmp_path: Path) -> None:
+    assert run_workers(2, slow_to_save_on_rank_one, tmp_path / "run") == [26, 26]
+
+
+def test_a_rate_counts_the_samples_of_its_own_attempt_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, seen = runs.configuration([], epochs=1, log_every_steps=20, evaluate=EvaluateConfig(every="end")), []
+    record: Any = Recorder.interval
+
+    def interval(self: Recorder, interval: Interval) -> None:
+        seen.append((interval.step, interval.new_samples))
+        record(self, interval)
+
+    monkeypatch.setattr(Recorder, "interval", interval)
+    train_in(alone(), tmp_path / "run", config, StopRequest(), stop_after=11)
+    # As it is when it was killed after step 8, in the middle of an interval.
+    shutil.rmtree(RunDir(tmp_path / "run").checkpoint(11))
+    train_in(alone(), tmp_path / "run", config, StopRequest(), stop_after=20)
+    assert seen[-1] == (20, 12 * runs.BATCH)
