@@ -9,7 +9,8 @@ from torch import nn
 from tests.gpu.test_training import DIGITS, trainer
 from trainer.gate import Gate
 from trainer.parting import compare, trace_of
-from trainer.replicas import Digest
+from trainer.precision import choose
+from trainer.replicas import Digest, rounding
 from trainer.rundir import RunDir, read_json_lines
 
 
@@ -59,6 +60,24 @@ def test_a_flipped_bit_is_another_digest_and_the_cpu_has_the_same() -> None:
         assert int(digest()) != before
         weight[5] ^= 1 << bit
     assert int(digest()) == before
+
+
+def test_a_gpu_is_told_from_others_by_its_name_and_capability() -> None:
+    device = torch.device("cuda")
+    major, minor = torch.cuda.get_device_capability(device)
+    assert rounding(device).startswith(f"{torch.cuda.get_device_name(device)} {major}.{minor}, ")
+
+
+def test_fp32_is_float32_throughout_and_the_older_switches_can_be_read() -> None:
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    images, layer = torch.randn(8, 64, 16, 16, dtype=torch.float64), nn.Conv2d(64, 64, 3).double()
+    exact = layer(images)
+    with choose("fp32", device).matmuls():
+        assert not torch.backends.cudnn.allow_tf32
+        found = layer.float().to(device)(images.float().to(device)).double().cpu()
+    # TF32 keeps 10 bits of a factor: about 1e-3.
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
 
 
 def test_deterministic_runs_are_the_same_bit_for_bit(tmp_path: Path) -> None:
