@@ -225,8 +225,9 @@ def _check_single_samples(
     side, device = preprocessing.image_size, next(model.parameters()).device
     image = torch.zeros(1, preprocessing.channels, side, side, dtype=torch.uint8, device=device)
     try:
-        with torch.no_grad():
-            model.train()(normaliser(image))
+        # As it will train: with the parts evaluating that it keeps so. A compiled one would not raise ValueError.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            model(normaliser(image))
     except ValueError as error:
         sizes = range(plan.global_batch_size + 1, 2 * plan.global_batch_size + 1)
         better = [size for size in sizes if replace(plan, global_batch_size=size).smallest_micro_batch(total_steps) > 1]

@@ -15,6 +15,7 @@ from trainer.data.samples import Samples
 from trainer.distributed import World
 from trainer.metrics import Scores, Tally
 from trainer.model.heads import logits_and_aux
+from trainer.model.modes import evaluating
 from trainer.precision import Precision
 from trainer.preprocessing import Preprocessing
 
@@ -161,14 +162,11 @@ def evaluate(
     Raises:
         EvaluationStopped: some rank must stop; raised on all ranks.
     """
-    were_training = {name: model.training for name, model in models.items()}
     tallies = {name: Tally(classes, world.device) for name in models}
     agreement = Agreement(world, step=0, most_steps=_MOST_BATCHES_BETWEEN_EXCHANGES)
     no_steps = torch.zeros(4, 0, dtype=torch.float64, device=world.device)
     mine = loader.on_device(batches, world.device)
-    try:
-        for model in models.values():
-            model.eval()
+    with evaluating(list(models.values())):
         for number in range(1, most_batches + 1):
             batch = next(mine, None)
             if batch is not None:
@@ -183,9 +181,6 @@ def evaluate(
                 agreement.start(no_steps, step=number, asked=asked, late=late, save=False)
                 if agreed.stop:
                     raise EvaluationStopped(agreed)
-    finally:
-        for name, model in models.items():
-            model.train(were_training[name])
     return {name: tally.scores(world) for name, tally in tallies.items()}
 
 

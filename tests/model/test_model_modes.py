@@ -1,0 +1,62 @@
+"""A part of a model that it keeps in evaluation mode stays so, whatever the trainer does in between."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.numerics import runs
+from tests.workers import alone
+from trainer.config import ModelConfig
+from trainer.rundir import RunDir
+
+HERE = "tests.model.test_model_modes"
+
+
+class FrozenNorm(nn.Module):
+    """Its BatchNorm keeps the statistics it came with."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(64).eval(), nn.Linear(64, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(images.flatten(1)))
+        return logits
+
+
+class Normalised(nn.Module):
+    """Its BatchNorm sees a single value a channel of a lone image."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, num_classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(images)
+        return logits
+
+
+def test_a_frozen_batchnorm_stays_frozen_over_evaluations(tmp_path: Path) -> None:
+    config = runs.configuration([], model=ModelConfig(_target_=f"{HERE}.FrozenNorm"), epochs=3)
+    assert runs.train_in(alone(), tmp_path, config)[0] is None
+    weights = load_file(RunDir(tmp_path).weights("last"))
+    assert weights["norm.num_batches_tracked"] == 0
+    assert not weights["norm.running_mean"].any()
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_lone_sample_is_refused_before_anything_is_compiled(tmp_path: Path, *, compiles: bool) -> None:
+    samples = len(runs.digits_with_blanks([]).train)
+    model = ModelConfig(_target_=f"{HERE}.Normalised", compile=compiles)
+    config = runs.configuration([], model=model, global_batch_size=samples - 1)
+    error, _ = runs.train_in(alone(), tmp_path, config)
+    assert "single sample" in str(error)
+
+
+def test_a_lone_sample_is_fine_before_a_frozen_batchnorm(tmp_path: Path) -> None:
+    samples = len(runs.digits_with_blanks([]).train)
+    config = runs.configuration([], model=ModelConfig(_target_=f"{HERE}.FrozenNorm"), global_batch_size=samples - 1)
+    assert runs.train_in(alone(), tmp_path, config)[0] is None
