@@ -11,7 +11,7 @@ import pytest
 from tests.numerics import runs
 from tests.trainer_command import DIGITS
 from tests.workers import alone, run_workers
-from trainer import keeper, worker
+from trainer import checkpoint, keeper, worker
 from trainer.config import Config, EvaluateConfig, compose
 from trainer.console import LineConsole
 from trainer.distributed import World
@@ -65,7 +65,9 @@ def test_a_rate_counts_the_samples_of_its_own_attempt_alone(tmp_path: Path, monk
 
     monkeypatch.setattr(Recorder, "interval", interval)
     train_in(alone(), tmp_path / "run", config, StopRequest(), stop_after=11)
-    # As it is when it was killed after step 8, in the middle of an interval.
-    shutil.rmtree(RunDir(tmp_path / "run").checkpoint(11))
-    train_in(alone(), tmp_path / "run", config, StopRequest(), stop_after=20)
-    assert seen[-1] == (20, 12 * runs.BATCH)
+    run = RunDir(tmp_path / "run")
+    # As it is when it was killed after an earlier one, in the middle of an interval.
+    shutil.rmtree(run.checkpoint(11))
+    resumed = checkpoint.steps(run)[-1]
+    train_in(alone(), run.path, config, StopRequest(), stop_after=20)
+    assert seen[-1] == (20, (20 - resumed) * runs.BATCH)
