@@ -219,3 +219,17 @@ def test_diverged_weights_are_no_success_however_many_steps_were_left_out(tmp_pa
     run_dir = RunDir(tmp_path / "d")
     assert read_json(run_dir.status)["state"] == "failed"
     assert not run_dir.weights("best").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over_unasked(tmp_path: Path) -> None:
+    arguments = [*DIGITS, "epochs=1", f"run.dir={tmp_path}", "run.name=g"]
+    run_dir = RunDir(tmp_path / "g")
+    succeed(TRAINER, *arguments)
+    run_dir.update_status(state="stopped")
+    run_dir.checkpoints.rename(tmp_path / "elsewhere")
+    before = run_dir.metrics.read_bytes()
+    done = run(TRAINER, *arguments)
+    assert done.returncode == 3, done.stderr
+    assert "this run has saved step-00000023, and there is no checkpoint in" in done.stderr
+    assert run_dir.metrics.read_bytes() == before
+    assert "it starts over" in succeed(TRAINER, *arguments, "run.accept_changes=true")

@@ -17,6 +17,7 @@ from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
 from trainer.fitting import check_fits
 from trainer.judge import Standing
+from trainer.rundir import RunDir
 
 _LATE_S = 20.0
 
@@ -108,10 +109,11 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     Raises:
         ConfigError: it is another model's, or the data has changed since, and that was not accepted.
         TrainingError: all checkpoints are damaged.
-        UnfitError: this node does not see the checkpoint.
+        UnfitError: this node does not see the checkpoint, or those that there were are gone.
     """
     saved = find_newest(parts, warn=warn)
     if saved is None:
+        parts.world.on_rank_zero(lambda: _check_missing(parts.run, accept_changes=accept_changes, warn=warn))
         return Progress()
     _check_data(saved.state["data"], data_identity(parts), accept_changes=accept_changes)
     if change := _numerical_change(saved.state, parts):
@@ -214,6 +216,19 @@ def _check_names(state: dict[str, Any], step: int) -> None:
             f"the checkpoint of step {step:,} is whole, but another version of Paceline wrote it",
             "go on with that version (env.json names it), or run.fresh=true starts over beside this run",
         )
+
+
+def _check_missing(run: RunDir, *, accept_changes: bool, warn: Callable[[str], None]) -> None:
+    """Begins at the start only what has never had a checkpoint: a disk that is not mounted looks like an empty one."""
+    if latest := run.read_status().get("latest"):
+        problem = f"this run has saved {latest}, and there is no checkpoint in {run.checkpoints} any more"
+        if not accept_changes:
+            raise UnfitError(
+                problem,
+                "if their disk is not mounted, mount it; run.fresh=true starts over beside this run, "
+                "run.accept_changes=true starts it over here",
+            )
+        warn(f"{problem}: it starts over")
 
 
 def _check_data(before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool) -> None:
