@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from trainer.checkpoint.interval import best_interval, seconds_between_failures
+from trainer.checkpoint.interval import best_interval
 from trainer.config import CheckpointConfig
 from trainer.config.timespan import parse_time_span
 from trainer.wording import duration
@@ -58,10 +58,7 @@ class Schedule:
         self._interval_s = best_interval(blocking_s=blocking_s, restart_s=self._restart_s, world_size=self._world_size)
         # The first one took memory as well, which the others find there.
         if self._saves == 2:
-            fails = "a GPU fails" if self._world_size == 1 else f"one of {self._world_size} GPUs fails"
             self._say(
-                f"  checkpoint.every=auto: a checkpoint every {duration(self._interval_s)}, since one holds the steps "
-                f"up for {duration(blocking_s)}, a restart takes {duration(self._restart_s)} and {fails} every "
-                f"{duration(seconds_between_failures(self._world_size))} on average; "
-                f"checkpoint.every={self._interval_s:.0f}s pins it"
+                f"  a checkpoint every {duration(self._interval_s)} (checkpoint.every=auto: one holds the steps up for "
+                f"{duration(blocking_s)}, a restart takes {duration(self._restart_s)})"
             )
