@@ -15,13 +15,31 @@ _HEAD = """<!-- Written by `python -m trainer.config.document` from trainer/conf
 
 # Configuration
 
-Every key can be set on the command line as `KEY=VALUE`, in a file of your own (`--config-dir`), or through
-a group as `GROUP=NAME`. `paceline config explain KEY` shows a key's value and who set it, `paceline config
+Every key can be set on the command line as `KEY=VALUE`, in a recipe of your own (below), or through a group
+as `GROUP=NAME`. `paceline config explain KEY` shows a key's value and who set it, `paceline config
 show` all of them, and `paceline config diff A B` what differs between two runs. All of it is checked before
 anything starts.
 """
 
 _NOTES = """
+## A recipe of your own
+
+A file such as `my/recipe/birds.yaml`; the first line puts its keys at the top level:
+
+```yaml
+# @package _global_
+defaults:
+  - override /model: resnet50
+  - override /optim: adamw
+
+recipe: birds
+epochs: 30
+data:
+  root: /images/birds
+```
+
+`paceline run --config-dir my recipe=birds` takes it, and so do `python -m trainer` and `paceline config show`.
+
 ## Good to know
 
 - `global_batch_size` is what one optimizer step sees. Each worker takes its share, in pieces of at most
