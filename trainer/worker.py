@@ -286,7 +286,8 @@ def is_known(run: RunDir, message: str | None) -> bool:
 def is_echo(error: Exception) -> bool:
     """Whether an error only says that another worker is gone."""
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-    return not isinstance(error, PacelineError) and any(sign in str(error) for sign in signs)
+    others = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return others and not isinstance(error, PacelineError) and any(sign in str(error) for sign in signs)
 
 
 def explain(error: Exception) -> tuple[str, str]:

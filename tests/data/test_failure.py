@@ -1,14 +1,22 @@
 """A loading process that dies or hangs is named, with what it was reading."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from tests.data.dying import FATAL
+from tests.data.dying import FATAL, build
 from tests.trainer_command import DIGITS, TRAINER, run
-from trainer.data import failure
+from trainer.data import failure, loader, transforms
 from trainer.data.bench import AtWork
+from trainer.data.sampler import Indices
+from trainer.data.samples import Samples
+from trainer.errors import UnfitError
 from trainer.rundir import read_json
+from trainer.worker import is_echo
 
 
 def fails(folder: Path, how: str, *further: str) -> tuple[str, dict[str, object]]:
@@ -70,3 +78,49 @@ def test_what_torch_says_is_told_with_names(text: str, codes: list[int | None], 
     named = failure.explain(RuntimeError(text), [0] * 9, BUSY, codes, timeout_s=5)
     assert (named is None) == (says is None)
     assert says is None or says in str(named)
+
+
+RESET = ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_process_that_died_while_it_handed_a_batch_over_is_named() -> None:
+    named = failure.explain(RESET, [0] * 9, BUSY, [-9, None], timeout_s=5)
+    assert "was ended by SIGKILL at sample 3" in str(named)
+    assert failure.explain(RESET, [0] * 9, BUSY, [None, 0], timeout_s=5) is None
+    assert failure.explain(UnfitError("this image", ""), [0] * 9, BUSY, [-9, None], timeout_s=5) is None
+
+
+def test_without_other_workers_no_error_is_another_ones_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not is_echo(RESET)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert is_echo(RESET)
+
+
+@pytest.fixture
+def loading() -> Iterator[loader.Loader]:
+    """Processes of which the second will be killed."""
+    before = signal.getsignal(signal.SIGCHLD)
+    splits = build("SIGKILL")
+    samples = Samples(
+        splits.train,
+        transforms.eval_transform(splits.preprocessing),
+        seed=0,
+        batch_augment=None,
+        skip_bad=False,
+        report=None,
+    )
+    indices = [Indices(0, np.arange(first, first + 8)) for first in range(0, 40, 8)]
+    batches = loader.load_batches(
+        samples, indices, workers=2, prefetch=1, device=torch.device("cpu"), timeout_s=20, persistent=True
+    )
+    yield batches
+    batches._iterator._shutdown_workers()
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_after_any_error_the_dead_are_asked_for_and_no_further_one_interrupts(loading: loader.Loader) -> None:
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(loading)
+    assert f"was ended by SIGKILL at sample {FATAL}" in str(loader.explain(RESET))
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.data.bench import AtWork
 from trainer.data.naming import path_of
-from trainer.errors import TrainingError
+from trainer.errors import PacelineError, TrainingError
 
 _PIDS = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 _TIMED_OUT = "DataLoader timed out after"
@@ -31,19 +31,19 @@ def explain(
         exit_codes: theirs, as far as they have ended.
         timeout_s: data.timeout_s.
     """
-    text = str(error)
-    if not isinstance(error, RuntimeError):
+    if isinstance(error, PacelineError) or not isinstance(error, Exception):
         return None
+    text = str(error) if isinstance(error, RuntimeError) else ""
     if text.startswith(_TIMED_OUT):
         busy = sorted((one for one in at_work if one.sample is not None), key=lambda one: -one.seconds)
         # Another loader, such as the validation's, has nobody at work now.
         return _hangs([one for one in busy if one.seconds > _LONG_S] or busy[:1], split, timeout_s) if busy else None
     found = _PIDS.search(text)
-    if found is None:
-        return None
-    pids = {int(pid) for pid in found[1].split(",")}
-    dead = [one for one in at_work if one.pid in pids]
-    return _died(dead[0], split, exit_codes[dead[0].number]) if dead else None
+    pids = {int(pid) for pid in found[1].split(",")} if found else set()
+    codes = dict(enumerate(exit_codes))
+    # One that dies while it hands a batch over is heard of as a closed connection, without its pid.
+    dead = [one for one in at_work if one.pid in pids] or [one for one in at_work if codes.get(one.number)]
+    return _died(dead[0], split, codes.get(dead[0].number)) if dead else None
 
 
 def _died(one: AtWork, split: Any, code: int | None) -> TrainingError:

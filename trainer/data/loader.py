@@ -2,8 +2,10 @@
 
 import ctypes
 import signal
+import threading
+import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
@@ -22,6 +24,7 @@ from trainer.errors import TrainingError, UnfitError
 
 _PR_SET_PDEATHSIG = 1
 _MOST_WORKERS = 8
+_END_S = 0.5
 _FOR_THE_TRAINER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -104,7 +107,11 @@ class Loader(Iterable[Any]):
 
     def explain(self, error: BaseException) -> TrainingError | None:
         """What an error says about this loader's processes."""
-        exit_codes = [process.exitcode for process in getattr(self._iterator, "_workers", ())]
+        # Those that were told to end have no part in it.
+        processes = [] if getattr(self._iterator, "_shutdown", True) else self._iterator._workers
+        if isinstance(error, OSError | EOFError):
+            _await_an_end(processes)
+        exit_codes = [process.exitcode for process in processes]
         return failure.explain(
             error, self._samples.split, self._samples.bench.look(), exit_codes, timeout_s=int(self._batches.timeout)
         )
@@ -114,16 +121,21 @@ _LOADERS: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
 
 def explain(error: BaseException) -> TrainingError | None:
-    """The loading process that an error of torch's is about, by its name; None: it is about something else.
+    """The loading process that an error is about, by its name; None: it is about something else.
 
-    torch raises it wherever the training happens to be when it hears of a process's end.
+    torch raises its own error wherever the training happens to be when it hears of a process's end; what is left to
+    do after any error is not interrupted by that any more.
     """
-    for loader in list(_LOADERS):
-        if (named := loader.explain(error)) is not None:
-            # The end of the other processes is no news, and must not interrupt what is left to do.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return named
-    return None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return next((named for loader in list(_LOADERS) if (named := loader.explain(error)) is not None), None)
+
+
+def _await_an_end(processes: Sequence[BaseProcess]) -> None:
+    """A dying process closes its connections a moment before its end can be asked for."""
+    deadline = time.monotonic() + _END_S
+    while all(process.exitcode is None for process in processes) and time.monotonic() < deadline and processes:
+        time.sleep(0.01)
 
 
 def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
