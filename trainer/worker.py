@@ -3,12 +3,10 @@
 import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,12 +14,13 @@ from trainer import environment, keeper, provenance, results, runname
 from trainer.config import Config, TrackingConfig
 from trainer.console import Console, open_console
 from trainer.distributed import World, join
-from trainer.errors import InUseError, PacelineError
+from trainer.errors import InUseError
 from trainer.job import Job
 from trainer.lease import Lease
+from trainer.mishap import report
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
-from trainer.rundir import RunDir, read_json, read_json_lines, write_json, write_json_once
+from trainer.rundir import RunDir, read_json_lines, write_json
 from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Outcome, train
@@ -29,7 +28,6 @@ from trainer.train import Outcome, train
 STOPPED = 75
 _DEBUG_STEPS = 4
 _DEBUG_MICRO_BATCH = 8
-_OTHER_RANKS_S = 2.0
 
 
 def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[str] = ()) -> int:
@@ -250,86 +248,3 @@ def launched(error: Exception) -> RunDir | None:
     """The run that the launcher has made for this job, for an error that came before the worker had opened it."""
     given = os.environ.get("PACELINE_RUN_DIR")
     return RunDir(given) if given and not isinstance(error, InUseError) else None
-
-
-def report(error: Exception, run: RunDir | None, console: Console) -> int:
-    """Tells an error in a few lines and keeps the rest in failure.json; returns the exit code."""
-    rank = int(os.environ.get("RANK", "0"))
-    code = error.exit_code if isinstance(error, PacelineError) else 1
-    problem, fix = explain(error)
-    if is_echo(error):
-        # The collective's own words, in the traceback, name a socket and not a cause.
-        problem, fix = "another worker ended, and this one cannot go on alone", "the first error is that worker's"
-    if run is not None and run.path.exists():
-        follows = rank > 0 or is_echo(error)
-        if follows and is_known(run, None if is_echo(error) else str(error)):
-            if not is_echo(error):
-                return code
-        else:
-            fix = keep_failure(run, error, rank=rank, code=code, meaning=problem, advice=fix)
-    console.close()
-    console.error(problem, fix)
-    return code
-
-
-def is_known(run: RunDir, message: str | None) -> bool:
-    """Whether another rank has told its error (this very one, if `message` is given); waits a little for it."""
-    deadline = time.monotonic() + _OTHER_RANKS_S
-    while time.monotonic() < deadline:
-        told = read_json(run.failure)
-        if told and message in (None, told.get("message")):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def is_echo(error: Exception) -> bool:
-    """Whether an error only says that another worker is gone."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-    others = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return others and not isinstance(error, PacelineError) and any(sign in str(error) for sign in signs)
-
-
-def explain(error: Exception) -> tuple[str, str]:
-    """What an exception means, and what to try."""
-    if isinstance(error, PacelineError):
-        return error.problem, error.fix
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory: {str(error).splitlines()[0]}", (
-            "a smaller micro_batch_size (same samples and weighting: accumulation follows from it)"
-        )
-    if "unused" in str(error) and "reduction" in str(error):
-        return "parameters of the model took no part in the loss, so their gradients cannot be averaged", (
-            "freeze them with requires_grad_(False), or use them; the traceback names them"
-        )
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno} in {where.name})", ""
-
-
-def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning: str, advice: str) -> str:
-    """Writes failure.json unless another rank was first; returns the advice, with where the traceback is."""
-    attempt = int(os.environ.get("PACELINE_ATTEMPT") or run.read_status().get("attempt", 0))
-    row: dict[str, Any] = {
-        "rank": rank,
-        "host": environment.host(),
-        "attempt": attempt,
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-        "meaning": meaning,
-        "advice": advice,
-        "exit_code": code,
-        "time": time.time(),
-    }
-    if isinstance(error, PacelineError) and error.details:
-        row["details"] = error.details
-    try:
-        run.guard()
-        if read_json(run.failure).get("attempt", attempt) != attempt:
-            # An earlier attempt's, which this one did not come as far as to take away.
-            run.failure.unlink(missing_ok=True)
-        write_json_once(run.failure, row)
-        run.update_status(state="failed")
-    except OSError as refused:
-        return f"{advice}\n  {run.failure} could not be written: {refused.strerror}".strip()
-    return f"{advice}\n  traceback: {run.failure}".strip() if code == 1 else advice
