@@ -13,6 +13,7 @@ from trainer.config import DistributedConfig
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import IGNORED_TARGET
 from trainer.distributed import World, average_buffers, data_parallel
+from trainer.gate import Gate
 from trainer.precision import Scaler, choose
 from trainer.step import Stepper
 
@@ -92,6 +93,8 @@ def reference_weights(
     sampler = iter(StepSampler(range(SAMPLES), whole, seed=3, first_step=0, last_step=8))
     for step, indices in enumerate(sampler):
         kept = [sample for sample in indices.samples.tolist() if sample not in bad]
+        if not kept:
+            continue
         optimizer.param_groups[0]["lr"] = 0.5 / (1 + step)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(INPUTS[kept]), TARGETS[kept])
@@ -105,9 +108,11 @@ def reference_weights(
 
 NOTHING: frozenset[int] = frozenset()
 BAD = frozenset({2, 3, 11, 30, 31, 32})
+_steps = list(StepSampler(range(SAMPLES), StepPlan(SAMPLES, 10), seed=3, first_step=0, last_step=3))
+A_WHOLE_STEP = frozenset(_steps[2].samples.tolist())
 
 
-@pytest.mark.parametrize("bad", [NOTHING, BAD], ids=["all_good", "bad_images"])
+@pytest.mark.parametrize("bad", [NOTHING, BAD, A_WHOLE_STEP], ids=["all_good", "bad_images", "a_step_of_bad_images"])
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 3), (2, None), (3, 2), (4, 1)])
 def test_weights_equal_those_of_one_big_batch(world_size: int, micro_batch: int | None, bad: frozenset[int]) -> None:
     expected, expected_loss = reference_weights(bad, None)
@@ -223,3 +228,30 @@ def test_what_the_loading_draws_does_not_reach_the_model() -> None:
     assert len(seen[True]) == 6
     for one, other in zip(seen[False], seen[True], strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("policy", [None, "skip", "rollback"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_without_a_sample_moves_nothing_but_the_schedule(fused: bool, policy: str | None) -> None:
+    model, plan = network(), StepPlan(SAMPLES, 10)
+    take = stepper(alone(), model, plan, counts_targets=True, clip=None)
+    take.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=fused)
+    take.optimizer.param_groups[0]["base_lr"] = 0.1
+    if policy is not None:
+        take.gate = Gate(model, take.optimizer, torch.device("cpu"), only_looks=policy == "rollback")
+    good = (INPUTS[:10], TARGETS[:10])
+    empty = (torch.zeros(1, FEATURES, dtype=torch.float64), torch.tensor([IGNORED_TARGET]))
+    stream = iter([empty, good, empty, good])
+
+    def weights_after(step: int) -> torch.Tensor:
+        take(plan.share(step), stream)
+        return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    weights = [weights_after(step) for step in range(4)]
+    assert torch.equal(weights[0], before)
+    assert not torch.equal(weights[1], weights[0])
+    assert torch.equal(weights[2], weights[1])
+    assert not torch.equal(weights[3], weights[2])
+    assert take.applied_steps == 4
+    assert take.records.drain()[2].tolist() == [0, 0, 0, 0]

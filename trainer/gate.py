@@ -10,9 +10,6 @@ from torch.optim import Optimizer
 class Gate:
     """Closes for a step whose gradients are not finite: weights, optimizer and running statistics stay as they were.
 
-    Fused optimizers leave the update out on the device where their `found_inf` is 1, as GradScaler has them do. For
-    the others the host reads the flag once a step.
-
     Args:
         model: its running statistics take part in the forward pass, so they are put back.
         optimizer: of its parameters.
@@ -28,7 +25,6 @@ class Gate:
     def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device, *, only_looks: bool) -> None:
         self._optimizer = optimizer
         self._only_looks = only_looks
-        self._is_fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         self._buffers: dict[torch.dtype, list[torch.Tensor]] = {}
         for buffer in [] if only_looks else model.buffers():
             self._buffers.setdefault(buffer.dtype, []).append(buffer)
@@ -40,21 +36,21 @@ class Gate:
         """Remembers the running statistics, before the forward pass."""
         self._kept = {kind: _flat(buffers) for kind, buffers in self._buffers.items()}
 
-    def lets_through(self, parameters: Sequence[nn.Parameter]) -> bool:
+    def lets_through(self, parameters: Sequence[nn.Parameter], empty: torch.Tensor | None = None) -> bool:
         """Looks at the gradients, which are reduced over the ranks already.
+
+        Args:
+            parameters: those that train.
+            empty: float32 scalar on the device, 1 where the step has no sample; None: it has some.
 
         Returns:
             Whether to call the optimizer, which may still leave the update out on the device.
         """
         self.norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self._only_looks:
-            return True
+            return may_update(self._optimizer, empty)
         self.closed = (~self.norm.isfinite()).float()
-        # A fused optimizer's first step makes its state even where it leaves the update out: of memory nobody has set.
-        if not self._is_fused or not self._optimizer.state:
-            return not self.closed
-        self._optimizer.grad_scale, self._optimizer.found_inf = None, self.closed  # type: ignore[attr-defined]
-        return True
+        return may_update(self._optimizer, self.closed if empty is None else torch.maximum(self.closed, empty))
 
     def close(self) -> None:
         """The step was left out by others: by fp16's loss scaling."""
@@ -67,6 +63,28 @@ class Gate:
             parts = chosen.split([buffer.numel() for buffer in buffers])
             torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(parts, buffers, strict=True)])
         self.closed = torch.zeros_like(self.closed)
+
+
+def may_update(optimizer: Optimizer, left_out: torch.Tensor | None) -> bool:
+    """Has an optimizer leave its next update out where a flag says so.
+
+    Fused optimizers do it on the device where their `found_inf` is 1, as GradScaler has them do. For the others the
+    host reads the flag.
+
+    Args:
+        optimizer: the optimizer.
+        left_out: float32 scalar on the device, 1 where the update is left out; None: it is not.
+
+    Returns:
+        Whether to call it.
+    """
+    if left_out is None:
+        return True
+    # A fused optimizer's first step makes its state even where it leaves the update out: of memory nobody has set.
+    if not getattr(optimizer, "_step_supports_amp_scaling", False) or not optimizer.state:
+        return not left_out
+    optimizer.grad_scale, optimizer.found_inf = None, left_out  # type: ignore[attr-defined]
+    return True
 
 
 def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import Batch
 from trainer.distributed import World
 from trainer.figures import MOST_STEPS, PASSED_OVER, StepRecords
-from trainer.gate import Gate
+from trainer.gate import Gate, may_update
 from trainer.model.ema import Ema
 from trainer.precision import Precision, Scaler
 
@@ -81,15 +81,11 @@ class Stepper:
     records: StepRecords = field(init=False)
     _parameters: list[nn.Parameter] = field(init=False)
     _weights: dict[int, torch.Tensor] = field(default_factory=dict)
+    _empty: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.records = StepRecords(MOST_STEPS, self.world.device)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @property
-    def learning_rate(self) -> float:
-        """The peak group's learning rate at the next step."""
-        return self.optimizer.param_groups[0]["base_lr"] * self.lr_factor(self.applied_steps)
 
     def __call__(self, share: StepShare, batches: Iterator[Batch]) -> None:
         """Takes one step with the next micro-batches of `batches`."""
@@ -122,13 +118,16 @@ class Stepper:
     def _update(self, place: int) -> None:
         """Clips and updates, unless that must be left out; the records say what was done."""
         gate, records = self.gate, self.records
-        applied = gate is None or self.scaler.enabled or gate.lets_through(self._parameters)
-        if applied:
-            applied = self.scaler.step(self.optimizer, self.clip_norm, self._parameters)
-            if gate is not None and not applied:
-                gate.close()
-        # On a GPU it is known later whether the gate was closed: the schedule must not depend on that.
-        counts = applied or gate is not None
+        if gate is None or self.scaler.enabled:
+            may = may_update(self.optimizer, self._empty)
+        else:
+            may = gate.lets_through(self._parameters, self._empty)
+        applied = may and self.scaler.step(self.optimizer, self.clip_norm, self._parameters)
+        overflowed = may and not applied
+        if gate is not None and overflowed:
+            gate.close()
+        # On a GPU it is known later whether the update was left out: the schedule must not depend on that.
+        counts = gate is not None or not overflowed
         if self.world.is_rank_zero:
             # fp16's gradients are looked at by the scaling, which knows their true size.
             norm = self.scaler.gradient_norm if gate is None or self.scaler.enabled else gate.norm
@@ -136,7 +135,7 @@ class Stepper:
                 records.norms[place].add_(norm)
             if gate is not None:
                 records.skipped[place].add_(gate.closed)
-            elif not applied:
+            elif overflowed:
                 records.skipped[place].fill_(1)
         if gate is not None:
             gate.end()
@@ -199,7 +198,10 @@ class Stepper:
         for _, targets, *_ in taken:
             count += (targets >= 0).sum()
         self.records.counted[place].add_(count)
-        total = self.world.sum(count).clamp_(min=1)
+        total = self.world.sum(count)
+        # Momentum and weight decay would move the weights all the same.
+        self._empty = (total == 0).float()
+        total = total.clamp(min=1)
         self._micro_batches(share, iter(taken), place)
         # The true number is known on the device only: correcting the gradients afterwards keeps the host free.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
