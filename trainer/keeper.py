@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import nn
 
-from trainer import checkpoint, commit
+from trainer import best_weights, checkpoint, commit
 from trainer.assembly import Parts
 from trainer.checkpoint import BackgroundWriter, Checkpoint, Image, Schedule
 from trainer.errors import TrainingError
@@ -56,7 +56,7 @@ class Keeper:
             job.console.warn(lack)
         self._writer = self._background("the checkpoint")
         self._best_writer = self._background("the best weights")
-        self._waiting_best: dict[str, torch.Tensor] | None = None
+        self._waiting_best: tuple[int, dict[str, torch.Tensor]] | None = None
         self._best_turn = threading.Lock()
         self._taken_step = -1
         self._postponed = self._wished = False
@@ -116,9 +116,16 @@ class Keeper:
         state = model.state_dict()
         with self._best_turn:
             if self._best_writer.is_busy:
-                self._waiting_best = {name: tensor.detach().clone() for name, tensor in state.items()}
+                taken = {name: tensor.detach().clone() for name, tensor in state.items()}
+                self._waiting_best = self._progress.step, taken
             else:
-                self._write_best(state)
+                self._write_best(self._progress.step, state)
+
+    def forget(self) -> None:
+        """Lets go of best weights that are not written yet, since the run goes back to before them."""
+        with self._best_turn:
+            self._waiting_best = None
+            self._best_writer = self._background("the best weights")
 
     def finish(self, open_interval: dict[str, Any] | None) -> None:
         """Leaves a checkpoint of this step, and waits until all is written; all ranks must call it.
@@ -194,8 +201,8 @@ class Keeper:
                 commit.replace_file(path, image.part(names), guard=run.guard)
             checkpoint.write(run.checkpoint(step), image, state, guard=run.guard)
             checkpoint.prove(run, step)
-            best = run.checkpoint(best_step)
-            recorder.status(latest=run.checkpoint(step).name, best=best.name if best.exists() else None)
+            of_best = run.checkpoint(best_step)
+            recorder.status(latest=run.checkpoint(step).name, best=of_best.name if of_best.exists() else None)
             recorder.event(
                 event="checkpoint",
                 step=step,
@@ -220,7 +227,7 @@ class Keeper:
                 return
             if self._waiting_best is not None:
                 waiting, self._waiting_best = self._waiting_best, None
-                self._write_best(waiting)
+                self._write_best(*waiting)
             elif self._best_writer.wants_retry:
                 self._best_writer.again()
 
@@ -231,11 +238,13 @@ class Keeper:
                 self._best_writer.wait(_TURN_S)
             self._look_after_best()
 
-    def _write_best(self, state: dict[str, torch.Tensor]) -> None:
-        run = self._job.run
-        self._best_writer.start(
-            state, lambda image: commit.replace_file(run.weights("best"), image.pieces(), guard=run.guard)
-        )
+    def _write_best(self, step: int, state: dict[str, torch.Tensor]) -> None:
+        run, names = self._job.run, {name: name for name in state}
+
+        def write(image: Image) -> None:
+            commit.replace_file(run.weights("best"), image.part(names, best_weights.labelled(step)), guard=run.guard)
+
+        self._best_writer.start(state, write)
 
     def _background(self, what: str) -> BackgroundWriter:
         def failed(reason: str, again_s: float) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from trainer import replicas
+from trainer import best_weights, replicas
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
 from trainer.evaluations import is_due, record
@@ -208,6 +208,8 @@ class Loop:
     def _roll_back(self, trouble: Trouble) -> Asked:
         self._keeper.settle()
         self._remedy.roll_back(trouble)
+        self._keeper.forget()
+        best_weights.reconcile(self._parts, self._progress)
         self._begin()
         return Asked(rolled_back=True)
 

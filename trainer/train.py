@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 
+from trainer import best_weights
 from trainer.assembly import Parts, assemble
 from trainer.config import Config
 from trainer.data import loader
@@ -55,6 +56,7 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     """
     parts = assemble(config, job.world, job.run)
     progress = restore(parts, accept_changes=config.run.accept_changes, warn=job.console.warn)
+    best_weights.reconcile(parts, progress)
     if job.world.is_rank_zero:
         superseded = job.run.supersede_metrics(progress.step, evaluates_again=progress.pending_evaluation > 0)
         job.trackers.event({"time": time.time(), "event": "start", "step": progress.step, "superseded": superseded})

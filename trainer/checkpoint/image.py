@@ -74,15 +74,16 @@ class Image:
         self._wait()
         yield self._buffer.numpy().data
 
-    def part(self, names: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    def part(self, names: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
         """The content of a file of some of the tensors under other names; waits as `pieces` does.
 
         Args:
             names: name in the new file -> name here.
+            metadata: what the new file says besides; whoever loads its tensors does not see that.
         """
         self._wait()
         ordered = dict(sorted(names.items(), key=lambda item: (-self._shapes[item[1]][1].itemsize, item[0])))
-        yield self._header(ordered)
+        yield self._header(ordered, metadata)
         data = self._data.numpy().data
         for name in ordered.values():
             start, end = self._spans[name]
@@ -92,9 +93,10 @@ class Image:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def _header(self, names: Mapping[str, str]) -> bytes:
+    def _header(self, names: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> bytes:
         """The file's beginning, for tensors in falling order of their elements' size: so each lies aligned."""
-        entries, offset = {}, 0
+        entries: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+        offset = 0
         for name, here in names.items():
             (start, end), (shape, dtype) = self._spans[here], self._shapes[here]
             entries[name] = {

@@ -1,0 +1,96 @@
+"""The best weights are those of the step that the run takes for its best, also when it has forgotten better ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.numerics import runs
+from tests.workers import alone
+from trainer import checkpoint
+from trainer.config import CheckpointConfig, Config, EvaluateConfig
+from trainer.data.naming import samples_of_step
+from trainer.data.sampler import StepPlan
+from trainer.judge import Judge
+from trainer.keeper import Keeper
+from trainer.rundir import RunDir, read_json
+
+Kept = dict[int, dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """The weights at each step that was the best so far."""
+    found: Kept = {}
+    evaluated: Any = Keeper.evaluated
+
+    def watched(self: Any, model: torch.nn.Module, *, best: bool) -> None:
+        if best:
+            found[self._progress.step] = {name: value.clone() for name, value in model.state_dict().items()}
+        evaluated(self, model, best=best)
+
+    monkeypatch.setattr(Keeper, "evaluated", watched)
+    return found
+
+
+def judge_by(monkeypatch: pytest.MonkeyPatch, accuracy: dict[int, list[float]]) -> None:
+    """Has the evaluations at these steps find other accuracies, the first time the first, and so on; else 0.1."""
+    real: Any = Judge.judge
+
+    def judge(self: Judge, standing: Any, metrics: Any, *, step: int, epoch: int) -> bool:
+        values = accuracy.get(step, [])
+        value = (values.pop(0) if len(values) > 1 else values[0]) if values else 0.1
+        return real(self, standing, {**metrics, "val/accuracy": value}, step=step, epoch=epoch)
+
+    monkeypatch.setattr(Judge, "judge", judge)
+
+
+def configuration(*, blank_at: int | None = None, **changes: Any) -> Config:
+    blank: list[int] = []
+    if blank_at is not None:
+        plan = StepPlan(samples=len(runs.digits_with_blanks([]).train), global_batch_size=runs.BATCH)
+        blank = samples_of_step(plan, seed=0, step=blank_at)[:1].tolist()
+    kept = CheckpointConfig(every_steps=10, keep=9)
+    return runs.configuration(blank, epochs=1, checkpoint=kept, evaluate=EvaluateConfig(every=1), **changes)
+
+
+def assert_right(run: RunDir, kept: Kept, *, step: int) -> None:
+    path = run.weights("best")
+    state = load_file(path)
+    assert [at for at, weights in kept.items() if all(torch.equal(weights[n], state[n]) for n in weights)] == [step]
+    assert state.keys() == kept[step].keys()
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"step": str(step)}
+    assert checkpoint.load(run.checkpoint(26)).state["progress"]["best"]["step"] == step
+    # What was found there class by class may be forgotten; it is never another step's.
+    assert (read_json(run.evaluation)["best"] or {"step": step})["step"] == step
+
+
+@pytest.mark.parametrize(("best", "again"), [(10, 10), (2, 11)], ids=["from its checkpoint", "at the next evaluation"])
+def test_a_rollback_forgets_better_weights_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Kept, best: int, again: int
+) -> None:
+    judge_by(monkeypatch, {best: [0.3], 21: [0.9, 0.1], 11: [0.2], 20: [0.1]})
+    monkeypatch.setattr(Keeper, "is_due", lambda self: self._progress.step == 10)
+    config = configuration(blank_at=23, on_nonfinite="rollback")
+    error, said = runs.train_in(alone(), tmp_path / "run", config)
+    assert error is None, said
+    assert "back to step 10" in said
+    assert 21 in kept
+    assert_right(RunDir(tmp_path / "run"), kept, step=again)
+
+
+def test_a_run_that_goes_on_does_not_keep_the_best_weights_of_what_it_has_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Kept
+) -> None:
+    judge_by(monkeypatch, {10: [0.3], 21: [0.9, 0.1]})
+    monkeypatch.setattr(Keeper, "is_due", lambda self: self._progress.step == 10)
+    run = RunDir(tmp_path / "run")
+    runs.train_in(alone(), run.path, configuration())
+    # As it is when it was killed before its last checkpoint.
+    checkpoint.put_aside(run, 26, checkpoint.Damaged("by the test"))
+    runs.train_in(alone(), run.path, configuration())
+    assert_right(run, kept, step=10)

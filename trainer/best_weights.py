@@ -1,0 +1,61 @@
+"""The file of the best weights says of which step they are, and does not outlive what the run knows of that step."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from trainer import checkpoint, commit
+from trainer.assembly import Parts
+from trainer.checkpoint import Damaged, Image
+from trainer.judge import AVERAGED, Standing
+from trainer.rundir import RunDir
+from trainer.state import Progress, weights_in
+
+_STEP = "step"
+
+
+def labelled(step: int) -> dict[str, str]:
+    """The metadata of the best weights' file; a plain state dict is read without it."""
+    return {_STEP: str(step)}
+
+
+def reconcile(parts: Parts, progress: Progress) -> None:
+    """Makes the file agree with a progress that was put back; all ranks must call it.
+
+    The run may have found better weights after its last checkpoint, and has forgotten them. The file then becomes
+    that of the best step which it knows, from the checkpoint of that step; where there is none, the file goes, and the
+    next evaluation counts as the best.
+    """
+    if not parts.world.on_rank_zero(lambda: _is_right(parts, progress.best)):
+        best = progress.best
+        progress.best = Standing(metric=best.metric, improved=best.improved, waited=best.waited)
+
+
+def _is_right(parts: Parts, best: Standing) -> bool:
+    run = parts.run
+    path = run.weights("best")
+    if best.step and (_step_in(path) == best.step or _rebuild(run, best.step, ema=parts.judge.kind == AVERAGED)):
+        return True
+    path.unlink(missing_ok=True)
+    return not best.step
+
+
+def _rebuild(run: RunDir, step: int, *, ema: bool) -> bool:
+    """Writes the file from the checkpoint of a step; whether that could be done."""
+    try:
+        tensors = checkpoint.load(run.checkpoint(step)).tensors
+        image = Image(tensors)
+        image.fill(tensors)
+        pieces = image.part(weights_in(tensors, ema=ema), labelled(step))
+        commit.replace_file(run.weights("best"), pieces, guard=run.guard)
+    except (Damaged, OSError):
+        return False
+    return True
+
+
+def _step_in(path: Path) -> int | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int((file.metadata() or {})[_STEP])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
