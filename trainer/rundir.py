@@ -6,6 +6,7 @@ Standard library only, so that every tool can read a run without importing the t
 import errno
 import fcntl
 import json
+import mmap
 import os
 import socket
 import time
@@ -192,11 +193,7 @@ class RunDir:
 
         superseded = 0
         for path in (self.steps, self.metrics):
-            rows = list(read_json_lines(path))
-            kept = [row for row in rows if not is_superseded(row)]
-            superseded = len(rows) - len(kept)
-            if superseded:
-                write_atomic(path, "".join(json_line(row) for row in kept).encode())
+            superseded = _cut_rows(path, is_superseded)
         return superseded
 
 
@@ -290,6 +287,42 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
         os.close(descriptor)
 
 
+def _cut_rows(path: Path, is_superseded: Callable[[dict[str, Any]], bool]) -> int:
+    """Cuts off the last rows of a .jsonl file up to one that stays, whatever its length; returns how many.
+
+    A damaged line among them, such as one that a crash has cut short, goes with them. The file's length changes at
+    once: a crash leaves the old one or the new one.
+    """
+    try:
+        stream = path.open("r+b")
+    except FileNotFoundError:
+        return 0
+    with stream:
+        if not (size := os.fstat(stream.fileno()).st_size):
+            return 0
+        cut, rows = size, 0
+        with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as content:
+            while cut:
+                start = content.rfind(b"\n", 0, cut - 1) + 1
+                row = _parsed(content[start:cut])
+                if row is not None and not is_superseded(row):
+                    break
+                cut, rows = start, rows + (row is not None)
+        if cut < size:
+            stream.truncate(cut)
+            os.fsync(stream.fileno())
+    return rows
+
+
+def _parsed(line: str | bytes) -> dict[str, Any] | None:
+    """The object in a line of a .jsonl file; None where it is damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the objects of a .jsonl file; a truncated or damaged line is passed over."""
     try:
@@ -298,9 +331,5 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with stream:
         for line in stream:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
+            if (row := _parsed(line)) is not None:
                 yield row
