@@ -26,7 +26,7 @@ from launcher.processes import adopt_orphans, die_with_parent
 from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
-from trainer.errors import InUseError, PacelineError, UnfitError
+from trainer.errors import STOPPED, InUseError, PacelineError, UnfitError
 from trainer.rundir import RunDir, append_json_line, read_json, write_json
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def run_plan() -> int:
         assert stop.signal is not None
         # Nothing was begun, hence nothing was lost: running it again goes on where the last attempt stopped.
         print(f"stopped by {stop.signal.name} before the workers were up\n  again   {plan.again}", file=sys.stderr)
-        _settle(RunDir(plan.run_dir), plan, verdict.STOPPED)
-        return verdict.STOPPED
+        _settle(RunDir(plan.run_dir), plan, STOPPED)
+        return STOPPED
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -244,7 +244,7 @@ def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
     if code == 0:
         return
     name = verdict.signal_name(number)
-    if code != verdict.STOPPED:
+    if code != STOPPED:
         print(f"ended by {name}, without a checkpoint of this moment", file=sys.stderr)
     elif plan.program.kind != "trainer":
         print(f"stopped by {name}", file=sys.stderr)
@@ -274,7 +274,7 @@ def _settle(run: RunDir, plan: JobPlan, code: int) -> None:
     """Leaves no run that claims to be running; a state that the trainer wrote at its end stays."""
     state = run.read_status().get("state", "pending")
     if state in ("running", "pending"):
-        end = {0: "finished", verdict.STOPPED: "stopped"}.get(code, "failed")
+        end = {0: "finished", STOPPED: "stopped"}.get(code, "failed")
         with _telling_of("status.json"):
             run.update_status(state=end, attempt=plan.attempt, exit_code=code)
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-STOPPED = 75
-"""Exit code of a worker, and of a job, that stopped on request with a checkpoint written (EX_TEMPFAIL)."""
+from trainer.errors import STOPPED
 
 _KEPT = (2, 3, STOPPED, 124)
 

@@ -21,8 +21,7 @@ from launcher.output import Output
 from launcher.plan import JobPlan, Program
 from launcher.processes import die_with_parent
 from launcher.stop import STOP_SIGNALS, heard
-from launcher.verdict import STOPPED
-from trainer.errors import PacelineError
+from trainer.errors import STOPPED, PacelineError
 from trainer.rundir import RunDir, write_json
 
 _FINISH_LIMIT_S = 2.0

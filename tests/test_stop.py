@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -209,3 +210,16 @@ def test_an_evaluation_is_broken_off_and_done_by_the_next_attempt(tmp_path: Path
     assert rows[0] == rows[1]
     assert len(rows[0]) == 2
     assert run.weights("last").read_bytes() == whole.weights("last").read_bytes()
+
+
+def test_the_jobs_of_a_sweep_leave_neither_threads_nor_descriptors() -> None:
+    listening = (
+        "import os, threading\n"
+        "from trainer.stop import StopRequest\n"
+        "def held():\n"
+        "    StopRequest().listen()\n"
+        "    return threading.active_count(), len(os.listdir('/proc/self/fd'))\n"
+        "first = held()\n"
+        "assert held() == first, (first, held())\n"
+    )
+    subprocess.run([sys.executable, "-c", listening], cwd=ROOT, check=True, timeout=30)

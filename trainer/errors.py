@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+STOPPED = 75
+"""Exit code of a worker, and of a job, that stopped on request with a checkpoint written (EX_TEMPFAIL)."""
+
 
 class PacelineError(Exception):
     """A problem that a user can understand and mend; printed as a few lines, without a traceback.

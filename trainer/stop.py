@@ -3,6 +3,7 @@
 Acted upon at the next step boundary that all ranks share. Standard library only: it listens before torch is there.
 """
 
+import functools
 import os
 import signal
 import threading
@@ -37,12 +38,7 @@ class StopRequest:
             signal.signal(number, self._remember)
         # A launcher may have held them back until they are understood.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        # Python runs handlers between two of its own instructions: never, while the main thread waits in a
-        # collective that does not end. The bytes in this pipe come all the same.
-        arrived, arrives = os.pipe()
-        os.set_blocking(arrives, False)
-        signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
-        threading.Thread(target=_end_at_second_interrupt, args=(arrived,), name="interrupts", daemon=True).start()
+        _count_interrupts()
 
     def ask(self, why: str) -> None:
         """Asks to stop; from any thread."""
@@ -85,6 +81,17 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if not self.reason:
             self.reason = f"{signal.Signals(number).name} came"
+
+
+@functools.cache
+def _count_interrupts() -> None:
+    """Ends the process at a second SIGINT; begun once, for all jobs of a sweep."""
+    # Python runs handlers between two of its own instructions: never, while the main thread waits in a
+    # collective that does not end. The bytes in this pipe come all the same.
+    arrived, arrives = os.pipe()
+    os.set_blocking(arrives, False)
+    signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second_interrupt, args=(arrived,), name="interrupts", daemon=True).start()
 
 
 def _end_at_second_interrupt(arrived: int) -> None:

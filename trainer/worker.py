@@ -14,7 +14,7 @@ from trainer import environment, keeper, provenance, results, runname
 from trainer.config import Config, TrackingConfig
 from trainer.console import Console, open_console
 from trainer.distributed import World, join
-from trainer.errors import InUseError
+from trainer.errors import STOPPED, InUseError
 from trainer.job import Job
 from trainer.lease import Lease
 from trainer.mishap import report
@@ -25,7 +25,6 @@ from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Outcome, train
 
-STOPPED = 75
 _DEBUG_STEPS = 4
 _DEBUG_MICRO_BATCH = 8
 

@@ -81,6 +81,12 @@ def test_wrong_data_is_refused_with_a_fix(config: DataConfig, problem: str, fix:
     assert fix in caught.value.fix
 
 
+def test_classes_of_any_kind_of_sequence_are_what_a_checkpoint_gives_back() -> None:
+    split = TensorImages(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+    splits = Splits(split, split, ("even", "odd"), Preprocessing(8, 8, 1, (0.5,), (0.5,)))  # type: ignore[arg-type]
+    assert splits.classes == ["even", "odd"]
+
+
 def test_a_type_error_inside_own_code_is_not_taken_for_a_wrong_argument() -> None:
     with pytest.raises(TypeError, match="a mistake inside"):
         datasets.load(own("failing"))

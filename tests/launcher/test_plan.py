@@ -17,7 +17,6 @@ from launcher.plan import (
 )
 from launcher.restarts import Failed, is_crash_loop
 from launcher.verdict import (
-    STOPPED,
     Exit,
     exit_code,
     failure_row,
@@ -29,7 +28,7 @@ from launcher.verdict import (
 from trainer import runname
 from trainer.config import ClusterConfig, Config, RunConfig
 from trainer.cores import cgroup_quota, count_cpus
-from trainer.errors import ConfigError, UnfitError
+from trainer.errors import STOPPED, ConfigError, UnfitError
 
 SCRIPT = Program("script", "my train.py", ("--lr", "1"))
 TRAINER = Program("trainer", "trainer")

@@ -23,13 +23,10 @@ from trainer.config.keys import is_known
 from trainer.config.names import config_root
 from trainer.config.schema import Config
 from trainer.config.suggest import suggest_key
-from trainer.errors import ConfigError, PacelineError
+from trainer.errors import STOPPED, ConfigError, PacelineError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-STOPPED = 75
-"""The exit code of a run that was stopped on request; a sweep ends with it."""
 
 Task = Callable[[Config], int]
 

@@ -89,11 +89,6 @@ def model_names() -> list[str]:
     return [*sorted(_ours()), *sorted(_torchvision())]
 
 
-def has_pretrained_weights(model: str) -> bool:
-    """Whether torchvision publishes weights for a model."""
-    return bool(weights_names(model))
-
-
 def weights_names(model: str) -> list[str]:
     """The names of torchvision's weights for a model with `DEFAULT`; empty for ours and unknown ones."""
     found = _torchvision().get(model.lower())

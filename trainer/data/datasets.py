@@ -89,6 +89,10 @@ class Splits:
     title: str = "your own data"
     verified: bool = False
 
+    def __post_init__(self) -> None:
+        """Takes any sequence for the classes: what is read back from a checkpoint to be compared is a list."""
+        object.__setattr__(self, "classes", list(self.classes))
+
 
 def names() -> list[str]:
     """The data sets that `data.name` knows, sorted."""
