@@ -111,7 +111,7 @@ def test_debug_leaves_an_existing_run_alone(whole: RunDir, command: list[str]) -
     before = whole.status.read_bytes(), whole.config.read_bytes()
     refused = run(command, *SHORT, f"run.dir={whole.path.parent}", "run.name=whole", "debug=true")
     assert refused.returncode == 2, refused.stderr
-    assert "debug was False and is now True" in refused.stderr
+    assert "debug was false and is now true" in refused.stderr
     assert (whole.status.read_bytes(), whole.config.read_bytes()) == before
 
 

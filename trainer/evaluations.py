@@ -39,6 +39,7 @@ def record(recorder: Recorder, scores: Scores, parts: Parts, progress: Progress,
     recorder.evaluation(
         step=step,
         epoch=epoch,
+        ends_epoch=step % parts.plan.steps_per_epoch == 0,
         samples=parts.plan.samples_before(step),
         metrics=metrics,
         best=best,

@@ -96,6 +96,7 @@ class Recorder:
         *,
         step: int,
         epoch: int,
+        ends_epoch: bool,
         samples: int,
         metrics: dict[str, float],
         best: bool,
@@ -106,6 +107,7 @@ class Recorder:
         Args:
             step: steps taken in the run.
             epoch: the last of them's, from 1.
+            ends_epoch: whether that epoch is over.
             samples: seen in the run.
             metrics: by full names.
             best: whether the evaluation is the best so far.
@@ -116,7 +118,7 @@ class Recorder:
         def record() -> None:
             self._trackers.metrics({"step": step, "epoch": epoch, "samples": samples, "time": when, **metrics})
             shown = {name: metrics[name] for name in _SHOWN if name in metrics}
-            self._console.evaluation(step=step, epoch=epoch, metrics=shown, best=best)
+            self._console.evaluation(step=step, epoch=epoch if ends_epoch else None, metrics=shown, best=best)
             write_details()
 
         self._work.put(record)

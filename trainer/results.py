@@ -96,7 +96,11 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
             f"note      {number(summary['skipped_steps'])} steps were skipped for gradients that were not finite"
         )
     lines += hints
+    if config.debug:
+        return lines
     if config.recipe in _TRIAL_RECIPES:
         own = f"{command('paceline')} run recipe=finetune data.root=/path/with/a/folder/per/class"
         lines.append(f"next      your own images:  {own}")
+    else:
+        lines.append(f"next      class by class:  {command('python')} -m trainer.evaluate {short_path(run.path)}")
     return lines

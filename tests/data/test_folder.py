@@ -109,7 +109,7 @@ def test_stray_files_are_counted_and_named_once(tmp_path: Path) -> None:
     make(tmp_path, "loose.png", ".git/c/1.png")
     splits = load(tmp_path)
     (note,) = [note for note in splits.notes if "not images" in note]
-    assert note.startswith("left out 6 files")
+    assert note.startswith("6 files left out")
     assert "and 3 more" in note
     assert len(splits.train) + len(splits.val) == 60
     assert splits.classes == ["a", "b"]
@@ -134,7 +134,7 @@ def test_with_skip_zero_byte_files_are_known_and_in_neither_split(tmp_path: Path
         (str(tmp_path / "a/empty.jpg"), "the file is empty"),
         (str(tmp_path / "b/broken.jpg"), "broken link"),
     ]
-    assert any("left out 2 images that cannot be read" in note for note in splits.notes)
+    assert any("2 images left out, unreadable" in note for note in splits.notes)
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:

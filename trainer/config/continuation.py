@@ -1,5 +1,6 @@
 """Whether a run may be continued with a given configuration."""
 
+import json
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -61,12 +62,17 @@ def check_agreement(before: Config, now: Config, *, name: str) -> None:
     """
     changed = differences(before, now)
     if changed and not now.run.accept_changes:
-        shown = ", ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
+        shown = ", ".join(f"{key} was {_typed(old)} and is now {_typed(new)}" for key, (old, new) in changed.items())
         raise ConfigError(
             f"run {name} was begun with another configuration: {shown}",
             "run.fresh=true starts over beside it, another run.name begins a new one, "
             "run.accept_changes=true continues all the same",
         )
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it in an override."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _is_harmless(name: str) -> bool:

@@ -15,6 +15,7 @@ from trainer.data.decode import decode
 from trainer.data.scan import Layout, Scan, layout, scan, some
 from trainer.errors import ConfigError, UnfitError
 from trainer.preprocessing import Preprocessing
+from trainer.wording import plural
 
 # The usual statistics of photographs: ImageNet's; for grey ones the mean over the channels.
 PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -125,7 +126,7 @@ def from_folder(root: Path, config: DataConfig, *, native: Preprocessing | None 
     else:
         train, val = _pairs(scans[0], classes), _pairs(scans[1], classes)
     if native is None:
-        native, chosen = _native([places.train / path for path, _ in _spread(train)])
+        native, chosen = _native([places.train / path for path, _ in _spread(train)], config)
         notes += chosen
     channels = config.channels or native.channels
     return Splits(
@@ -195,10 +196,10 @@ def _notes(scans: list[Scan], places: Layout) -> list[str]:
         notes.append(f"{places.train} is the training split; not read: {some(places.unused)}")
     strays = [path for found in scans for path in found.strays]
     if strays:
-        notes.append(f"left out {len(strays):,} files that are not images: {some(strays)}")
+        notes.append(f"{plural(len(strays), 'file')} left out, not images: {some(strays)}")
     bad = [bad.path for found in scans for bad in found.bad]
     if bad:
-        notes.append(f"left out {len(bad):,} images that cannot be read (data.on_bad_image=skip): {some(bad)}")
+        notes.append(f"{plural(len(bad), 'image')} left out, unreadable (data.on_bad_image=skip): {some(bad)}")
     notes += [f"{some(found.empty)} in {found.folder} without images: no class" for found in scans if found.empty]
     if len(scans) == 2 and (missing := [name for name in scans[0].images if name not in scans[1].images]):
         notes.append(f"{scans[1].folder} has no images of {some(missing)}")
@@ -220,16 +221,21 @@ def _header(path: Path) -> tuple[tuple[int, int], str] | None:
         return None
 
 
-def _native(paths: list[Path]) -> tuple[Preprocessing, list[str]]:
-    """The input that the images suggest: their own size where all are small squares, else the usual one."""
+def _native(paths: list[Path], config: DataConfig) -> tuple[Preprocessing, list[str]]:
+    """The input that the images suggest: their own size where all are small squares, else the usual one.
+
+    What the configuration has chosen already is not remarked upon.
+    """
     headers = [header for path in paths if (header := _header(path)) is not None]
     sizes = {size for size, _ in headers}
     modes = {mode for _, mode in headers}
     grey = bool(modes) and modes <= {"1", "L", "I", "I;16", "I;16B"}
     mean, std = (_GREY_MEAN, _GREY_STD) if grey else (PHOTO_MEAN, PHOTO_STD)
-    notes = ["the images are grey: one channel; data.channels=3 pins colour"] if grey else []
+    remarks = grey and config.channels is None
+    notes = ["the images are grey: one channel; data.channels=3 pins colour"] if remarks else []
     width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     if width == height and 4 <= width < _USUAL_SIZE:
-        notes.append(f"the images are {width}x{width} pixels and are taken as they are; data.image_size pins a size")
+        if config.image_size is None:
+            notes.append(f"the images have {width}x{width} pixels and are taken as they are; data.image_size=N scales")
         return Preprocessing(width, width, len(mean), mean, std), notes
     return Preprocessing(_USUAL_SIZE, _USUAL_RESIZE, len(mean), mean, std), notes
