@@ -1,5 +1,7 @@
 """What one attempt, job or rank knows is not taken for what another one knows."""
 
+import errno
+import itertools
 import shutil
 import threading
 import time
@@ -18,9 +20,9 @@ from trainer.distributed import World
 from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.recorder import Interval, Recorder
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, append_json_line, read_json_lines
 from trainer.stop import StopRequest
-from trainer.tracking import NullTrackers
+from trainer.tracking import NullTrackers, jsonl
 from trainer.train import train
 
 
@@ -71,3 +73,24 @@ def test_a_rate_counts_the_samples_of_its_own_attempt_alone(tmp_path: Path, monk
     resumed = checkpoint.steps(run)[-1]
     train_in(alone(), run.path, config, StopRequest(), stop_after=20)
     assert seen[-1] == (20, (20 - resumed) * runs.BATCH)
+
+
+def test_rows_of_steps_outlast_a_full_disk_as_those_of_metrics_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def full_for_a_while(path: Path, row: Any) -> None:
+        if 3 < next(calls) < 12:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        append_json_line(path, row)
+
+    monkeypatch.setattr(jsonl, "append_json_line", full_for_a_while)
+    monkeypatch.setattr(jsonl, "_RETRY_S", 0.0)
+    run = RunDir(tmp_path / "run")
+    error, said = runs.train_in(alone(), run.path, runs.configuration([], epochs=2))
+    assert error is None, said
+    assert "was not recorded" not in said
+    rows = list(read_json_lines(run.steps))
+    assert [row["step"] for row in rows] == [r["step"] for r in read_json_lines(run.metrics) if "train/loss" in r]
+    assert [row["first"] for row in rows] == [1, *(row["step"] + 1 for row in rows[:-1])]

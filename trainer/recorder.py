@@ -1,6 +1,5 @@
 """Rows of metrics, status and progress, written beside the training by a thread of rank 0."""
 
-import math
 import queue
 import threading
 import time
@@ -9,10 +8,11 @@ from dataclasses import dataclass
 
 from trainer.console import Console, Progress
 from trainer.figures import Figures
-from trainer.rundir import RunDir, append_json_line
+from trainer.rundir import RunDir
 from trainer.spikes import Spikes
 from trainer.step import StepClock
 from trainer.tracking import Trackers
+from trainer.tracking.jsonl import JsonlTracker
 from trainer.wording import command, short_path, significant
 
 _STATUS_PERIOD_S = 1.0
@@ -79,6 +79,8 @@ class Recorder:
         self._total_steps = total_steps
         self._epochs = epochs
         self._gpu_percent = gpu_percent
+        # No tracker's affair, but its rows are to outlast a full disk as theirs do.
+        self._steps = JsonlTracker(run, self._warn)
         self._status_written = 0.0
         self._spikes = Spikes()
         self._told: set[str] = set()
@@ -149,8 +151,13 @@ class Recorder:
             quiet: say nothing about what cannot be recorded any more.
         """
         self._quiet = quiet
+        self._work.put(lambda: self._steps.finish({}))
         self._work.put(None)
         self._thread.join(_CLOSE_LIMIT_S)
+
+    def _warn(self, text: str) -> None:
+        if not self._quiet:
+            self._console.warn(text)
 
     def _serve(self) -> None:
         while (task := self._work.get()) is not None:
@@ -215,9 +222,9 @@ class Recorder:
 
     def _record_steps(self, interval: Interval, figures: Figures) -> None:
         left_out = [figures.first + index for index, skipped in enumerate(figures.skipped) if skipped]
-        losses = [loss if math.isfinite(loss) else None for loss in figures.step_losses(interval.samples_of)]
+        losses = figures.step_losses(interval.samples_of)
         row = {"first": figures.first, "step": interval.step, "losses": losses, "digest": interval.digests()[0]}
-        append_json_line(self._run.steps, {**row, "left_out": left_out} if left_out else row)
+        self._steps.steps({**row, "left_out": left_out} if left_out else row)
 
     def _look_for_spike(self, interval: Interval, figures: Figures) -> None:
         samples_of = interval.samples_of

@@ -1,4 +1,4 @@
-"""The tracker that is always there: metrics.jsonl, monitor.jsonl and events.jsonl in the run directory."""
+"""The tracker that is always there: metrics.jsonl, monitor.jsonl, events.jsonl (and the recorder's steps.jsonl)."""
 
 import math
 import threading
@@ -51,6 +51,10 @@ class JsonlTracker:
     def event(self, row: Mapping[str, Any]) -> None:
         """Appends to events.jsonl."""
         self._append(self._run.events, row)
+
+    def steps(self, row: Mapping[str, Any]) -> None:
+        """Appends to steps.jsonl; the recorder's, since no other tracker takes single steps."""
+        self._append(self._run.steps, row)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tries once more to write what waits; the summary has a file of its own, which is not ours."""
