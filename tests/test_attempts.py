@@ -94,3 +94,17 @@ def test_rows_of_steps_outlast_a_full_disk_as_those_of_metrics_do(
     rows = list(read_json_lines(run.steps))
     assert [row["step"] for row in rows] == [r["step"] for r in read_json_lines(run.metrics) if "train/loss" in r]
     assert [row["first"] for row in rows] == [1, *(row["step"] + 1 for row in rows[:-1])]
+
+
+def test_a_stop_file_that_comes_after_another_request_does_not_stop_the_next_attempt(tmp_path: Path) -> None:
+    class Asked(StopRequest):
+        def watch(self, file: Path) -> None:
+            self.ask("SIGTERM came")
+            file.touch()
+            super().watch(file)
+
+    config = compose([*DIGITS, f"run.dir={tmp_path}", "run.name=x", "max_steps=20"])
+    assert worker.work(config, Asked(), started=time.time()) == worker.STOPPED
+    run = RunDir(tmp_path / "x")
+    assert run.read_status()["state"] == "preempted"
+    assert not run.stop.exists()

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +193,11 @@ def train_in(
             summary = close_run(outcome, job, seconds=time.time() - started)
     finally:
         stop.unwatch()
+        if zero:
+            # One that came after another request is answered by this end, too; it must not stop the next attempt.
+            with suppress(OSError):
+                run.guard()
+                run.stop.unlink(missing_ok=True)
         monitor.stop()
         trackers.finish(summary)
         console.close()
