@@ -233,3 +233,11 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over_unasked(tmp_path: 
     assert "this run has saved step-00000023, and there is no checkpoint in" in done.stderr
     assert run_dir.metrics.read_bytes() == before
     assert "it starts over" in succeed(TRAINER, *arguments, "run.accept_changes=true")
+
+
+def test_a_disk_that_stays_full_is_told_as_often_as_it_is_tried(small_disk: Path) -> None:
+    arguments = ["epochs=3", "evaluate.every=3", "optim.lr=0.01", f"run.dir={small_disk}", "run.name=f"]
+    done = run(TRAINER, *DIGITS, *arguments)
+    assert done.returncode == 1, done.stderr
+    # The first time, and once more at the end; the waits in between are longer than the run.
+    assert 1 <= done.stderr.count("the best weights could not be written") <= 2

@@ -115,7 +115,7 @@ class Keeper:
             return
         state = model.state_dict()
         with self._best_turn:
-            if self._best_writer.is_busy:
+            if not self._best_writer.is_ready:
                 taken = {name: tensor.detach().clone() for name, tensor in state.items()}
                 self._waiting_best = self._progress.step, taken
             else:
@@ -138,8 +138,7 @@ class Keeper:
         missing = self._taken_step != self._progress.step or self._writer.error is not None
         if self._job.world.from_rank_zero(missing):
             self.save(open_interval, last=True)
-        if self._best_writer.error is not None and not self._best_writer.is_busy:
-            self._best_writer.again()
+        self._look_after_best(last=True)
         self.settle()
         if problem := self._job.world.from_rank_zero(self._problem()):
             if self._writer.is_busy or self._best_writer.is_busy:
@@ -221,14 +220,15 @@ class Keeper:
         except OSError as error:
             self._job.console.warn(f"an old checkpoint could not be deleted: {error.strerror} ({error.filename})")
 
-    def _look_after_best(self) -> None:
+    def _look_after_best(self, *, last: bool = False) -> None:
+        """Writes the best weights that wait for it, or tries again; `last`: however recent a failure is."""
         with self._best_turn:
-            if self._best_writer.is_busy:
+            if self._best_writer.is_busy or not (last or self._best_writer.is_ready):
                 return
             if self._waiting_best is not None:
                 waiting, self._waiting_best = self._waiting_best, None
                 self._write_best(*waiting)
-            elif self._best_writer.wants_retry:
+            elif self._best_writer.error is not None:
                 self._best_writer.again()
 
     def _await_best(self) -> None:
