@@ -1,6 +1,7 @@
 """What one attempt, job or rank knows is not taken for what another one knows."""
 
 import errno
+import io
 import itertools
 import shutil
 import threading
@@ -19,10 +20,11 @@ from trainer.console import LineConsole
 from trainer.distributed import World
 from trainer.errors import TrainingError
 from trainer.job import Job
+from trainer.lease import LeaseLost
 from trainer.recorder import Interval, Recorder
 from trainer.rundir import RunDir, append_json_line, read_json_lines
 from trainer.stop import StopRequest
-from trainer.tracking import NullTrackers, jsonl
+from trainer.tracking import NullTrackers, jsonl, open_trackers
 from trainer.train import train
 
 
@@ -94,6 +96,23 @@ def test_rows_of_steps_outlast_a_full_disk_as_those_of_metrics_do(
     rows = list(read_json_lines(run.steps))
     assert [row["step"] for row in rows] == [r["step"] for r in read_json_lines(run.metrics) if "train/loss" in r]
     assert [row["first"] for row in rows] == [1, *(row["step"] + 1 for row in rows[:-1])]
+
+
+def test_a_job_that_has_lost_the_run_appends_no_rows(tmp_path: Path) -> None:
+    run, said = RunDir(tmp_path), io.StringIO()
+    config = runs.configuration([], epochs=1)
+    console = LineConsole(said, None, clock=time.monotonic)
+    trackers = open_trackers(config, run, attempt=0, warn=console.warn)
+
+    def fenced() -> None:
+        raise LeaseLost(errno.ESTALE, "process 7 on there has taken this run over")
+
+    run.guard = fenced
+    with pytest.raises(TrainingError):
+        train(config, Job(alone(), run, console, trackers, StopRequest(), lambda: None))
+    assert "process 7 on there" in said.getvalue()
+    assert not list(read_json_lines(run.metrics))
+    assert not list(read_json_lines(run.steps))
 
 
 def test_a_stop_file_that_comes_after_another_request_does_not_stop_the_next_attempt(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trainer.console import Console, Progress
 from trainer.figures import Figures
+from trainer.lease import LeaseLost
 from trainer.rundir import RunDir
 from trainer.spikes import Spikes
 from trainer.step import StepClock
@@ -118,6 +119,7 @@ class Recorder:
         when = time.time()
 
         def record() -> None:
+            self._refuse_if_fenced()
             self._trackers.metrics({"step": step, "epoch": epoch, "samples": samples, "time": when, **metrics})
             shown = {name: metrics[name] for name in _SHOWN if name in metrics}
             self._console.evaluation(step=step, epoch=epoch if ends_epoch else None, metrics=shown, best=best)
@@ -155,6 +157,15 @@ class Recorder:
         self._work.put(None)
         self._thread.join(_CLOSE_LIMIT_S)
 
+    def _refuse_if_fenced(self) -> None:
+        """Keeps rows of a job that has lost the run out of the files of the job that has it now."""
+        try:
+            self._run.guard()
+        except LeaseLost:
+            raise
+        except OSError:
+            pass  # it cannot be found out just now: the rows wait in the tracker for the storage
+
     def _warn(self, text: str) -> None:
         if not self._quiet:
             self._console.warn(text)
@@ -170,6 +181,7 @@ class Recorder:
                     self._console.warn(f"a row of metrics or the status was not recorded: {kind}")
 
     def _record(self, interval: Interval) -> None:
+        self._refuse_if_fenced()
         figures = interval.figures()
         loss, norm = figures.mean_loss(interval.samples_of), figures.mean_norm()
         left_out = sum(map(bool, figures.skipped))
