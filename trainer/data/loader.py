@@ -1,5 +1,6 @@
 """Batches on the device, without a stop: loading processes, pinned memory, copies beside the computation."""
 
+import atexit
 import ctypes
 import signal
 import threading
@@ -126,9 +127,18 @@ def explain(error: BaseException) -> TrainingError | None:
     torch raises its own error wherever the training happens to be when it hears of a process's end; what is left to
     do after any error is not interrupted by that any more.
     """
+    _let_them_end()
+    return next((named for loader in list(_LOADERS) if (named := loader.explain(error)) is not None), None)
+
+
+def _let_them_end() -> None:
+    """The end of a loading process is no news any more."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return next((named for loader in list(_LOADERS) if (named := loader.explain(error)) is not None), None)
+
+
+# Where Python itself ends the process, multiprocessing kills the loading processes that are kept for the next epoch.
+atexit.register(_let_them_end)
 
 
 def _await_an_end(processes: Sequence[BaseProcess]) -> None:
