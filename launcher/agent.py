@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from launcher import memory, verdict, worker
+from launcher.output import tidy_terminal
 from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
@@ -243,6 +244,7 @@ def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, st
 def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
     if code == 0:
         return
+    tidy_terminal()
     name = verdict.signal_name(number)
     if code != STOPPED:
         print(f"ended by {name}, without a checkpoint of this moment", file=sys.stderr)
@@ -253,6 +255,7 @@ def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
 
 def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int, *, keep: bool) -> None:
     """Shows the first failure and, with `keep`, leaves it in failure.json; what the trainer wrote of it there stays."""
+    tidy_terminal()
     row = read_json(run.failure)
     log = str(run.log(plan.attempt, failure.rank))
     if (row.get("attempt"), row.get("rank")) == (plan.attempt, failure.rank):

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from launcher.agent import busy_port, in_use
+from launcher.output import tidy_terminal
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from launcher.stop import STOP_SIGNALS, heard
@@ -148,6 +149,7 @@ def run(plan: JobPlan) -> int:
         end_descendants(before, grace_s=_LEFTOVER_GRACE_S)
     if code >= 0:
         return code
+    tidy_terminal()
     number = received[0] if received else -code
     if not received:
         print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)

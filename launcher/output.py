@@ -79,3 +79,10 @@ def _channel(target: int) -> tuple[int, int]:
 
 def _is_same(one: int, other: int) -> bool:
     return os.path.sameopenfile(one, other)
+
+
+def tidy_terminal() -> None:
+    """Gives back what a worker that was killed on a terminal has left: a half progress line, and no cursor."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K\x1b[?25h")
+        sys.stderr.flush()

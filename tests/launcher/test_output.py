@@ -159,3 +159,11 @@ def test_what_our_trainer_says_is_in_the_log_once(tmp_path: Path) -> None:
     said = [line for line in done.stderr.splitlines() if line.strip()]
     assert [line for line in log if line.strip()] == said[-len([line for line in log if line.strip()]) :]
     assert sum("Done in" in line for line in log) == 1
+
+
+def test_a_terminal_gets_its_cursor_back_and_a_file_nothing(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    tidy = [sys.executable, "-c", "from launcher.output import tidy_terminal; tidy_terminal()"]
+    subprocess.run(tidy, stderr=theirs, check=True, cwd=ROOT)
+    assert b"\x1b[?25h" in os.read(ours, 100)
+    assert subprocess.run(tidy, capture_output=True, check=True, cwd=ROOT).stderr == b""
