@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer.errors import ConfigError
+from trainer.wording import command
+
+_ELSEWHERE = {
+    "--multirun": f"{command('python')} -m trainer --multirun KEY=A,B runs one job after the other",
+    "--cfg": f"{command('paceline')} config show KEY=VALUE ... shows the configuration",
+}
+"""Hydra's own options, which `python -m trainer` takes."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +46,9 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_intermixed_args(list(arguments))
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
+            option = unknown[0].partition("=")[0]
+            if option in _ELSEWHERE:
+                raise ConfigError(f"{self.prog} has no option {option}", _ELSEWHERE[option])
             hint = did_you_mean(unknown[0], known)
             raise ConfigError(f"unknown option {unknown[0]}{hint}", f"{self.prog} --help lists them")
         return found

@@ -223,7 +223,7 @@ def torchrun_command(plan: JobPlan) -> str:
     return " ".join(
         [
             *ours,
-            "torchrun",
+            shlex.quote(wording.command("torchrun")),
             where,
             f"--nproc-per-node={plan.workers_per_node}",
             shlex.join([*target, *arguments]),

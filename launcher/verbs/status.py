@@ -102,6 +102,11 @@ def _print_table(views: Sequence[RunView]) -> None:
     if not console.is_terminal:
         # A line is a line where nobody looks at it.
         console.width = 500
+        with console.capture() as shown:
+            console.print(table)
+        # Without the blanks that fill up the last column.
+        print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+        return
     console.print(table)
 
 

@@ -67,7 +67,7 @@ def test_own_data_is_loaded_by_its_import_path_with_its_arguments() -> None:
         (DataConfig(_target_="no_such_package.build"), "cannot be imported", "package.module.function"),
         (own("no_such_function"), "cannot be imported", "package.module.function"),
         (own("NOT_CALLABLE"), "is a int, which cannot be called", "returns a"),
-        (own("tensors", args={"count": 3}), "returned a TensorImages", "Splits"),
+        (own("tensors", args={"count": 3}), "returned TensorImages", "Splits"),
         (own("my_splits", args={"counts": 3}), "'counts'", "it takes count, val, classes"),
         (own("my_splits", args={"count": 0}), "training split .* is empty", "more images"),
         (own("my_splits", args={"val": 0}), "validation split .* is empty", "more images"),

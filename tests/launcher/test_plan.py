@@ -29,6 +29,7 @@ from trainer import runname
 from trainer.config import ClusterConfig, Config, RunConfig
 from trainer.cores import cgroup_quota, count_cpus
 from trainer.errors import STOPPED, ConfigError, UnfitError
+from trainer.wording import command
 
 SCRIPT = Program("script", "my train.py", ("--lr", "1"))
 TRAINER = Program("trainer", "trainer")
@@ -103,7 +104,9 @@ def test_a_plan_survives_its_way_to_the_agent() -> None:
 
 def test_the_command_by_hand_can_be_pasted() -> None:
     plan = planned(program=SCRIPT, workers=2)
-    assert torchrun_command(plan) == ("OMP_NUM_THREADS=4 torchrun --standalone --nproc-per-node=2 'my train.py' --lr 1")
+    assert torchrun_command(plan) == (
+        f"OMP_NUM_THREADS=4 {command('torchrun')} --standalone --nproc-per-node=2 'my train.py' --lr 1"
+    )
     assert torchrun_command(planned(port=1234)).endswith(
         "--rdzv-endpoint=127.0.0.1:1234 --nproc-per-node=2 -m trainer recipe=digits run.fresh=true 'optim.args={a: 1}'"
     )

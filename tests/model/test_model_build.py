@@ -216,7 +216,7 @@ def test_your_own_model_without_arguments_is_called_without() -> None:
         ("no_such_package.Model", "cannot be imported: .*no_such_package"),
         ("torchvision.models.resnet19", "cannot be imported"),
         (f"{__name__}.broken", "RuntimeError: no such layer"),
-        (f"{__name__}.nothing", "returned a str"),
+        (f"{__name__}.nothing", "returned str"),
     ],
 )
 def test_a_bad_target_says_what_is_wrong(target: str, words: str) -> None:

@@ -42,5 +42,5 @@ def test_an_output_with_logits_is_understood_and_another_is_an_error() -> None:
         logits = MAIN
 
     assert torch.equal(logits_and_aux(Output())[0], MAIN)
-    with pytest.raises(TrainingError, match="returned a dict"):
+    with pytest.raises(TrainingError, match="returned dict"):
         logits_and_aux({"scores": MAIN})

@@ -35,7 +35,10 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None, config_
         ConfigError: an unknown key, group or option, a value of the wrong type, an override that cannot be
             read, a mistake in a configuration file.
     """
-    from omegaconf import OmegaConf, open_dict
+    try:
+        from omegaconf import OmegaConf, open_dict
+    except ModuleNotFoundError as error:
+        raise problems.foreign_python(error) from error
 
     with composing(overrides, config_dir=config_dir, config_name=config_name) as raw:
         choice = raw.hydra.runtime.choices.get("recipe")

@@ -154,7 +154,7 @@ def _location(package: str) -> Path:
     """The directory of an installed top-level package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UnfitError(f"{package} is not installed", f"pip install {package}")
+        raise UnfitError(f"{package} is not installed", "use .venv/bin/python (`make setup` makes it)")
     return Path(next(iter(spec.submodule_search_locations)))
 
 

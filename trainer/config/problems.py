@@ -1,12 +1,13 @@
 """Hydra's and OmegaConf's exceptions, retold in two lines for people."""
 
 import re
+import sys
 from pathlib import Path
 
 from trainer.config.keys import all_keys
 from trainer.config.plain import unknown_key, wrong_type
 from trainer.config.suggest import closest, did_you_mean, suggest_key
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UnfitError
 
 _FULL_KEY = re.compile(r"full_key:\s*(\S+)")
 _FILE = re.compile(r"^In '([^']+)'")
@@ -50,12 +51,19 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
         return unknown_key(full_key, where=where)
     if "is None" in str(inner) or isinstance(error, AssertionError):
         return _in_null_section(overrides) or ConfigError(_first_line(error), "`paceline config` lists all keys")
+    if full_key == "recipe" and "'DictConfig'" in str(inner):
+        return ConfigError(f"the keys{where} are not at the top level", "make its first line: # @package _global_")
     path = re.sub(r"\[.*", "", full_key or "")
     if path in all_keys() and "does not support deletion" not in str(inner):
         return _wrong_type(path, inner, where, overrides)
     if full_key and "deletion" in str(inner):
         return ConfigError(f"{full_key} cannot be removed", f"set it: {full_key}=null or another value")
     return ConfigError(_first_line(error) + where, "`paceline config` lists all keys")
+
+
+def foreign_python(error: ModuleNotFoundError) -> UnfitError:
+    """The error for a Python that lacks our packages."""
+    return UnfitError(f"{sys.executable} has no package {error.name}", "use .venv/bin/python (`make setup` makes it)")
 
 
 def malformed(override: str) -> ConfigError:

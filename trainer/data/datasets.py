@@ -169,7 +169,7 @@ def _own(target: str, args: dict[str, Any]) -> Splits:
     splits = _call(build, f"data._target_={target}", args)
     if not isinstance(splits, Splits):
         raise ConfigError(
-            f"data._target_={target} returned a {type(splits).__name__}",
+            f"data._target_={target} returned {type(splits).__name__}",
             "return a trainer.data.datasets.Splits(train, val, classes, preprocessing)",
         )
     return splits

@@ -150,7 +150,7 @@ def _from_target(config: ModelConfig, num_classes: int, channels: int, image_siz
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"model._target_={target} returned a {type(model).__name__}, not a torch.nn.Module",
+            f"model._target_={target} returned {type(model).__name__}, not a torch.nn.Module",
             "give a class of modules, or a function that returns one",
         )
     return model

@@ -37,7 +37,7 @@ def logits_and_aux(output: Any) -> tuple[Tensor, list[Tensor]]:
     if isinstance(logits, Tensor):
         return logits, []
     raise TrainingError(
-        f"the model returned a {type(output).__name__} instead of logits",
+        f"the model returned {type(output).__name__} instead of logits",
         "let its forward return a tensor [batch, classes], or an object with such a `logits`",
     )
 
