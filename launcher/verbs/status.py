@@ -1,6 +1,7 @@
 """`paceline status`: all runs at a glance, or one in detail."""
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from launcher.arguments import Parser
 from launcher.runs import RunView
 from trainer import wording
 from trainer.errors import ConfigError
+from trainer.rundir import read_json
 
 HELP = """\
 paceline status [RUN] [--dir DIR] [--json] [-q]
@@ -82,6 +84,7 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
         "why": _why(view),
         "directory": wording.short_path(view.run.path),
         "next": _next(view, name),
+        "again": _again(view),
     }
     return [name, *(f"  {label:<10} {text}" for label, text in shown.items() if text not in ("", "-"))]
 
@@ -138,3 +141,15 @@ def _next(view: RunView, name: str) -> str:
     if view.state in ("failed", "lost"):
         return f"{paceline} logs {name}{where}"
     return ""
+
+
+def _again(view: RunView) -> str:
+    """The command that goes on with a run that has ended early, and from where it does."""
+    words = [str(word) for word in read_json(view.run.job).get("argv") or []]
+    if view.is_live or view.state == "finished" or words[:2] != ["paceline", "run"]:
+        return ""
+    own = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[2:own] if word.partition("=")[0] not in ("run.name", "run.fresh")]
+    command = shlex.join([wording.command("paceline"), "run", *kept, f"run.name={view.run.name}", *words[own:]])
+    newest = max((path.name for path in view.run.checkpoints.glob("step-????????")), default="")
+    return f"{command}   (from step {int(newest.removeprefix('step-')):,})" if newest else command
