@@ -110,6 +110,9 @@ def _run(plan: JobPlan, stop: Stop) -> int:
     ours = plan.program.kind != "trainer" or not run.is_held()
     if stop.signal is not None:
         _say_stopped(plan, code, stop.signal)
+    elif code == STOPPED:
+        # The trainer's own reasons, such as max_time.
+        print(f"  again   {plan.again}", file=sys.stderr)
     elif failure is not None:
         _say_failed(replace(plan, attempt=attempt), run, failure, code, keep=ours)
         if is_crash_loop(history):

@@ -210,3 +210,16 @@ time.sleep(600)
     assert "lost" in line
     assert "attempt 1" in line
     assert paceline("logs", "job", "--attempt", "1").stdout == "up 0 1\n"
+
+
+def test_a_run_that_ended_early_says_how_and_from_where_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, "x", state="stopped", step=20)
+    write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "run.name=old", "--", "train.py", "--lr", "1"]})
+    for step in (8, 20):
+        run.checkpoint(step).mkdir(parents=True)
+    _, out, _ = said(capsys, "status", "x", "--dir", str(tmp_path))
+    assert "paceline run recipe=digits run.name=x -- train.py --lr 1   (from step 20)" in out
+    write_json(run.status, {"state": "finished", "attempt": 0, "time": NOW})
+    assert "again" not in said(capsys, "status", "x", "--dir", str(tmp_path))[1]
