@@ -16,8 +16,6 @@ import termios
 _CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 16
 _MOST_ROWS = 200
-_HIDE_CURSOR = b"\x1b[?25l"
-_SHOW_CURSOR = b"\x1b[?25h"
 _UP = re.compile(rb"\x1b\[(\d*)A")
 _ESCAPE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_=>78]|[()*+][0-9A-B])")
 
@@ -98,7 +96,6 @@ def main(log_path: str, *pairs: str) -> None:
     log = _Log(log_path)
     targets = {int(source): int(target) for source, target in (pair.split(":") for pair in pairs)}
     lines = {source: PlainLines() for source in targets}
-    hidden: set[int] = set()
     poll = select.poll()
     for source in targets:
         poll.register(source, select.POLLIN)
@@ -107,23 +104,11 @@ def main(log_path: str, *pairs: str) -> None:
             data = _read(source)
             if data:
                 _to_terminal(targets[source], data)
-                _note_cursor(hidden, targets[source], data)
                 log.write(lines[source].feed(data))
                 follow_size(source, targets[source])
             else:
                 poll.unregister(source)
                 log.write(lines.pop(source).rest())
-    for target in hidden:
-        # A live display was killed: what follows begins a line, under a cursor that can be seen.
-        _to_terminal(target, _SHOW_CURSOR + b"\n")
-
-
-def _note_cursor(hidden: set[int], target: int, data: bytes) -> None:
-    hides, shows = data.rfind(_HIDE_CURSOR), data.rfind(_SHOW_CURSOR)
-    if hides > shows:
-        hidden.add(target)
-    elif shows > hides:
-        hidden.discard(target)
 
 
 def _read(source: int) -> bytes:

@@ -8,6 +8,7 @@ from trainer.errors import ConfigError
 
 HELP = """\
 paceline config show [KEY=VALUE ...]        every value, and who set it
+paceline config show RUN                    the configuration of a run
 paceline config explain KEY [KEY=VALUE ...] its value, type, range, meaning and origin
 paceline config diff A B                    what differs; A and B are run directories or config files
 paceline config GROUP                       what a group offers (data, model, recipe), or keys (optim)
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     topic, *words = options.words or [""]
     directory, as_json = Path(options.config_dir) if options.config_dir else None, options.json
     if topic == "show":
+        if len(words) == 1 and any((folder / words[0]).is_dir() for folder in (Path(), Path("runs"))):
+            print(explain.recorded(words[0], as_json))
+            return 0
         check_overrides(words)
         text = explain.show(words, as_json, config_dir=directory)
     elif topic == "explain":

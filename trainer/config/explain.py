@@ -14,7 +14,7 @@ from trainer.config.continuation import differences, flatten
 from trainer.config.keys import Key, all_keys, get, is_known, leaves
 from trainer.config.names import group_files, group_names
 from trainer.config.origins import SCHEMA, Origins, trace
-from trainer.config.plain import from_yaml, to_dict, unknown_key
+from trainer.config.plain import from_yaml, to_dict, to_yaml, unknown_key
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 
@@ -38,6 +38,20 @@ def show(overrides: Sequence[str], as_json: bool = False, *, config_dir: Path | 
         sources = {path: origins.source(path) for path in flatten(origins.config)}
         return _json(config=to_dict(origins.config), sources=sources)
     return "\n".join(_yaml_lines(to_dict(origins.config), "", origins))
+
+
+def recorded(run: str, as_json: bool = False) -> str:
+    """The whole configuration of a run as YAML, or as an object with `config`.
+
+    Args:
+        run: its directory, or its name in `runs`.
+        as_json: which of the two.
+
+    Raises:
+        ConfigError: it has none, or one that cannot be read.
+    """
+    config = _load(run, None)
+    return _json(config=to_dict(config)) if as_json else to_yaml(config).rstrip()
 
 
 def explain(key: str, overrides: Sequence[str] = (), as_json: bool = False, *, config_dir: Path | None = None) -> str:
