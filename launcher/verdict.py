@@ -164,18 +164,18 @@ def panel(row: dict[str, Any], *, again: str) -> str:
         lines += [f"    {line}" for line in message.strip().splitlines()[:4]]
     if row.get("place"):
         lines.append(f"    {row['place']}")
+    # An error of ours carries its meaning and its remedy in its message.
+    told = {"why": row.get("meaning"), "do": row.get("advice")}
     labelled = {
-        "why": row.get("meaning"),
-        "do": row.get("advice"),
+        **{
+            label: text
+            for label, text in told.items()
+            if text and text not in message and (not message or message not in text)
+        },
         "log": row.get("log"),
         "again": again,
     }
-    # An error of ours carries its meaning and its remedy in its message.
-    lines += [
-        f"  {label:<7} {text}"
-        for label, text in labelled.items()
-        if text and text not in message and (not message or message not in text)
-    ]
+    lines += [f"  {label:<7} {text}" for label, text in labelled.items() if text]
     return "\n".join(lines)
 
 

@@ -231,6 +231,9 @@ def test_a_panel_says_each_thing_once() -> None:
     assert "paceline run run.name=x" in text
     killed = failure_row(Exit(3, -signal.SIGKILL), host="h", attempt=0, code=137, log="l")
     assert panel(killed, again="").count("SIGKILL") == 2
+    ended = {**row, "type": "SystemExit", "message": "2", "log": "runs/a-2026/rank-0.log"}
+    assert "runs/a-2026/rank-0.log" in panel(ended, again="paceline run cluster.gpus_per_node=2")
+    assert "cluster.gpus_per_node=2" in panel(ended, again="paceline run cluster.gpus_per_node=2")
     assert killed["meaning"]
 
 
