@@ -13,7 +13,7 @@ from trainer.config import DistributedConfig
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import IGNORED_TARGET
 from trainer.distributed import World, average_buffers, data_parallel
-from trainer.gate import Gate
+from trainer.numerics.gate import Gate
 from trainer.precision import Scaler, choose
 from trainer.step import Stepper
 

@@ -7,8 +7,8 @@ import torch
 
 from trainer.distributed import World
 from trainer.exchange import Exchange
-from trainer.figures import MOST_STEPS, Figures
-from trainer.replicas import collected, spread
+from trainer.numerics.figures import MOST_STEPS, Figures
+from trainer.numerics.replicas import collected, spread
 
 _PERIOD_S = 1.0
 _WISHES = 4

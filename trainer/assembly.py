@@ -15,12 +15,12 @@ from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError
-from trainer.gate import Gate
 from trainer.judge import AVERAGED, RAW, Judge
 from trainer.metrics import TOP, Scores
 from trainer.model.ema import Ema
 from trainer.model.heads import loss_and_logits
 from trainer.network import build_network, input_format
+from trainer.numerics.gate import Gate
 from trainer.optim import build_optimizer
 from trainer.precision import Precision, Scaler, agreed
 from trainer.preprocessing import Preprocessing

@@ -5,17 +5,18 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from trainer import best_weights, replicas
+from trainer import best_weights
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.assembly import Parts
 from trainer.evaluations import is_due, record
-from trainer.figures import Figures
 from trainer.job import Job
 from trainer.keeper import Keeper
-from trainer.nonfinite import Trouble
+from trainer.numerics import replicas
+from trainer.numerics.figures import Figures
+from trainer.numerics.nonfinite import Trouble
+from trainer.numerics.remedy import Remedy
+from trainer.numerics.replicas import Digest
 from trainer.recorder import Interval, Recorder
-from trainer.remedy import Remedy
-from trainer.replicas import Digest
 from trainer.skipped import SkipWatch, refuse_loss
 from trainer.state import Progress
 from trainer.step import StepClock

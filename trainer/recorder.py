@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.console import Console, Progress
-from trainer.figures import Figures
 from trainer.lease import LeaseLost
+from trainer.numerics.figures import Figures
+from trainer.numerics.spikes import Spikes
 from trainer.rundir import RunDir
-from trainer.spikes import Spikes
 from trainer.step import StepClock
 from trainer.tracking import Trackers
 from trainer.tracking.jsonl import JsonlTracker

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from trainer.errors import UnfitError
-from trainer.figures import Figures
+from trainer.numerics.figures import Figures
 
 _FEWEST = 100
 """Samples over which the share is judged, or an epoch where that has fewer."""

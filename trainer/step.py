@@ -20,9 +20,9 @@ from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import Batch
 from trainer.distributed import World
-from trainer.figures import MOST_STEPS, PASSED_OVER, StepRecords
-from trainer.gate import Gate, may_update
 from trainer.model.ema import Ema
+from trainer.numerics.figures import MOST_STEPS, PASSED_OVER, StepRecords
+from trainer.numerics.gate import Gate, may_update
 from trainer.precision import Precision, Scaler
 
 Criterion = Callable[[object, torch.Tensor], torch.Tensor]

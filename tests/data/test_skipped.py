@@ -13,7 +13,7 @@ from trainer.data.loader import choose_workers
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Samples
 from trainer.errors import UnfitError
-from trainer.figures import Figures
+from trainer.numerics.figures import Figures
 from trainer.rundir import read_json
 from trainer.skipped import SkipWatch, refuse_loss
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tests.gpu.test_training import DIGITS, trainer
-from trainer.gate import Gate
+from trainer.numerics.gate import Gate
+from trainer.numerics.replicas import Digest, rounding
 from trainer.parting import compare, trace_of
 from trainer.precision import choose
-from trainer.replicas import Digest, rounding
 from trainer.rundir import RunDir, read_json_lines
 
 

@@ -8,7 +8,7 @@ from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
 from trainer import loop
 from trainer.config import EvaluateConfig
-from trainer.figures import PASSED_OVER, Figures
+from trainer.numerics.figures import PASSED_OVER, Figures
 from trainer.rundir import RunDir, read_json_lines
 
 

@@ -10,13 +10,14 @@ from torch import nn
 
 from tests.numerics.runs import BATCH, configuration, train_in
 from tests.workers import alone, run_workers
-from trainer import checkpoint, nonfinite, remedy
+from trainer import checkpoint
 from trainer.config import CheckpointConfig, Config, ModelConfig, OptimConfig
 from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.gate import Gate
+from trainer.numerics import nonfinite, remedy
+from trainer.numerics.gate import Gate
 from trainer.precision import Scaler
 from trainer.rundir import RunDir, read_json_lines
 

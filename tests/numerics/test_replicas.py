@@ -14,7 +14,7 @@ from trainer import checkpoint
 from trainer.config import CheckpointConfig, ModelConfig
 from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.replicas import Digest, odd_ranks
+from trainer.numerics.replicas import Digest, odd_ranks
 from trainer.rundir import RunDir, read_json_lines
 
 FLIPS_AT = 13

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from trainer import nonfinite
 from trainer.agreement import Asked
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
 from trainer.errors import TrainingError
 from trainer.job import Job
-from trainer.nonfinite import Trouble
+from trainer.numerics import nonfinite
+from trainer.numerics.nonfinite import Trouble
 from trainer.recorder import Recorder
 from trainer.state import Progress, find_newest, put_back, snapshot
 
