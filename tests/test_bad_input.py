@@ -14,7 +14,7 @@ from tests.trainer_command import DIGITS, ROOT, TRAINER, environment, run
 from trainer.rundir import read_json
 
 
-def refused(*arguments: str, code: int, says: list[str], cwd: Path | None = None) -> None:
+def check_refused(*arguments: str, code: int, says: list[str], cwd: Path | None = None) -> None:
     """The trainer must refuse these arguments with this exit code, and say these words in at most a few lines."""
     done = run(TRAINER, *arguments, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
@@ -61,7 +61,7 @@ def folder_of(root: Path) -> list[str]:
     ids=lambda value: value[0] if isinstance(value, list) and value and "=" in value[0] else "",
 )
 def test_a_mistake_in_the_arguments_is_named(arguments: list[str], code: int, says: list[str], tmp_path: Path) -> None:
-    refused(*DIGITS, *arguments, f"run.dir={tmp_path}", code=code, says=says)
+    check_refused(*DIGITS, *arguments, f"run.dir={tmp_path}", code=code, says=says)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,16 +76,16 @@ def test_fewer_samples_than_workers_is_an_error(tmp_path: Path) -> None:
 
 def test_an_empty_root_and_a_single_class_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(*folder_of(tmp_path / "empty"), code=2, says=[str(tmp_path / "empty")])
+    check_refused(*folder_of(tmp_path / "empty"), code=2, says=[str(tmp_path / "empty")])
     single = image_folder(tmp_path / "single", classes=1)
-    refused(*folder_of(single), code=2, says=["class"])
+    check_refused(*folder_of(single), code=2, says=["class"])
 
 
 def test_an_unreadable_image_ends_the_run_unless_it_may_be_skipped(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", per_class=20)
     broken = root / "class_1" / "0.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    refused(*folder_of(root), code=3, says=["class_1/0.png", "data.on_bad_image=skip"])
+    check_refused(*folder_of(root), code=3, says=["class_1/0.png", "data.on_bad_image=skip"])
     done = run(TRAINER, *folder_of(root), "data.on_bad_image=skip", "run.fresh=true")
     assert done.returncode == 0, done.stderr
     assert "1 unreadable image" in done.stderr
@@ -97,7 +97,7 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
     file = tmp_path / "resnet.safetensors"
     save_file(get_model("resnet18").state_dict(), file)
     root = image_folder(tmp_path / "images")
-    refused(*folder_of(root), f"model.weights={file}", code=2, says=["squeezenet1_1", "resnet18"])
+    check_refused(*folder_of(root), f"model.weights={file}", code=2, says=["squeezenet1_1", "resnet18"])
 
 
 def test_a_busy_rendezvous_port_is_named(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_busy_rendezvous_port_is_named(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(*DIGITS, f"run.dir={tmp_path}/file/runs", code=3, says=["file", "run.dir="])
+    check_refused(*DIGITS, f"run.dir={tmp_path}/file/runs", code=3, says=["file", "run.dir="])
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_at_the_start_is_named(full_disk: Path) -> None:
-    refused(*DIGITS, f"run.dir={full_disk}/runs", code=3, says=["full", "run.dir="])
+    check_refused(*DIGITS, f"run.dir={full_disk}/runs", code=3, says=["full", "run.dir="])
 
 
 def test_mistakes_are_told_before_torch_is_imported() -> None:
@@ -158,7 +158,7 @@ def test_mistakes_are_told_before_torch_is_imported() -> None:
 
 
 def test_a_non_finite_loss_ends_the_run_with_what_to_try(tmp_path: Path) -> None:
-    refused(
+    check_refused(
         *DIGITS,
         "optim.lr=1e30",
         "epochs=2",

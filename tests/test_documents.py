@@ -51,7 +51,7 @@ def runnable(command: str) -> list[str]:
     return words
 
 
-def run_one_after_the_other(lines: list[str], folder: Path) -> None:
+def check_one_after_the_other(lines: list[str], folder: Path) -> None:
     """Runs commands as a reader would: in one folder, with photos and a script of the reader's own."""
     image_folder(folder / "photos", classes=2, per_class=40)
     (folder / "train.py").write_text(SCRIPT)
@@ -74,12 +74,12 @@ def test_the_readmes_commands_work(lines: list[str], tmp_path: Path) -> None:
         )
         if fetched.returncode:
             pytest.skip("Fashion-MNIST can be had neither from its mirrors nor from apt here")
-    run_one_after_the_other(lines, tmp_path)
+    check_one_after_the_other(lines, tmp_path)
 
 
 @pytest.mark.parametrize("page", [page.name for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)])
 def test_a_guides_commands_work_one_after_the_other(page: str, tmp_path: Path) -> None:
-    run_one_after_the_other(commands(ROOT / "docs" / page), tmp_path)
+    check_one_after_the_other(commands(ROOT / "docs" / page), tmp_path)
 
 
 def test_the_readme_shows_the_two_commands_first() -> None:

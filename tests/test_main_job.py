@@ -53,7 +53,9 @@ def test_two_workers_under_torchrun_learn_digits_and_leave_a_complete_run(tmp_pa
 
 def test_the_weights_are_a_plain_state_dict_of_the_named_model(whole: RunDir) -> None:
     model = get_model("small_resnet", num_classes=10, image_size=8)
-    model.load_state_dict(weights(whole, "best"), strict=True)
+    told = model.load_state_dict(weights(whole, "best"), strict=True)
+    assert (told.missing_keys, told.unexpected_keys) == ([], [])
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights(whole, "best").items())
 
 
 def test_every_validation_sample_is_counted_once_at_any_world_size(whole: RunDir, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Retention never deletes the last good checkpoint, whatever happens in whatever order."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -47,9 +48,9 @@ class Disk:
         doomed = superfluous(before, verified=self.step, keep=self.keep, keep_every=self.keep_every, best=self.best)
         for step in doomed[:killed_after]:
             del self.whole[step]
-        self.check(before, set(doomed), finished=killed_after is None)
+        self.check_deletions(before, set(doomed), finished=killed_after is None)
 
-    def check(self, before: set[int], doomed: set[int], *, finished: bool) -> None:
+    def check_deletions(self, before: set[int], doomed: set[int], *, finished: bool) -> None:
         """What must hold after a save."""
         assert self.newest() == self.step
         assert doomed <= before
@@ -72,6 +73,15 @@ class Disk:
         return max((step for step, good in self.whole.items() if good), default=0)
 
 
+def check_history(disk: Disk, history: Iterable[tuple[str, int]]) -> None:
+    """Asserts that no operation costs the newest whole checkpoint."""
+    newest = 0
+    for operation, draw in history:
+        disk.do(operation, draw)
+        assert disk.newest() >= newest
+        newest = disk.newest()
+
+
 @given(
     st.integers(1, 4),
     st.none() | st.integers(1, 20),
@@ -81,17 +91,15 @@ class Disk:
 def test_no_history_loses_the_newest_whole_checkpoint(
     keep: int, keep_every: int | None, operations: list[tuple[str, int]]
 ) -> None:
-    disk = Disk(keep, keep_every)
-    for operation, draw in operations:
-        disk.do(operation, draw)
+    check_history(Disk(keep, keep_every), operations)
 
 
 def test_nor_does_any_of_100_000_random_histories() -> None:
     draw = random.Random(0)
     for _ in range(100_000):
         disk = Disk(draw.randint(1, 3), draw.choice((None, 3, 8)))
-        for _ in range(draw.randint(2, 12)):
-            disk.do(draw.choice(OPERATIONS), draw.randrange(100))
+        length = draw.randint(2, 12)
+        check_history(disk, [(draw.choice(OPERATIONS), draw.randrange(100)) for _ in range(length)])
 
 
 def test_what_is_kept_by_example() -> None:

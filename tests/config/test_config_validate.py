@@ -1,3 +1,4 @@
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -106,13 +107,24 @@ def test_all_problems_are_told_at_once() -> None:
     assert [line.split("=")[0].strip() for line in told[1:]] == ["precision", "optim.lr", "run.name"]
 
 
-def test_the_bounds_themselves_are_allowed() -> None:
-    for path, key in leaves().items():
-        for bound in (key.low, key.high):
-            if bound is None or path == "global_batch_size":
-                continue
-            value = int(bound) if key.type is int else bound
-            validate(with_values(**{path.replace(".", "__"): value}), world_size=1)
+def check_accepted(config: Config, world_size: int = 2) -> None:
+    """Asserts that a configuration is valid: its batch arithmetic is said, and no problem."""
+    assert validate(config, world_size=world_size)[0].startswith(f"global batch {config.global_batch_size} = ")
+
+
+BOUNDS = [
+    (path, int(bound) if key.type is int else bound, beyond if key.type is int else math.copysign(1e-9, beyond))
+    for path, key in leaves().items()
+    for bound, beyond in ((key.low, -1), (key.high, 1))
+    if bound is not None and path != "global_batch_size"
+]
+
+
+@pytest.mark.parametrize(("path", "bound", "beyond"), BOUNDS, ids=lambda value: str(value))
+def test_a_bound_itself_is_allowed_and_what_lies_beyond_is_not(path: str, bound: float, beyond: float) -> None:
+    name = path.replace(".", "__")
+    check_accepted(with_values(**{name: bound}), world_size=1)
+    assert f"{path}={bound + beyond} is out of range" in str(refusal(with_values(**{name: bound + beyond})))
 
 
 @pytest.mark.parametrize(
@@ -133,24 +145,25 @@ def test_data_root_must_be_a_directory_with_something_in_it(
 
 def test_a_full_data_root_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    validate(with_values(data__name="folder", data__root=str(tmp_path)), world_size=2)
+    check_accepted(with_values(data__name="folder", data__root=str(tmp_path)))
 
 
 def test_a_weights_file_must_be_a_file(tmp_path: Path) -> None:
     assert "is not a file" in refusal(with_values(model__weights=str(tmp_path))).problem
     (tmp_path / "w.pth").write_bytes(b"x")
-    validate(with_values(model__weights=str(tmp_path / "w.pth")), world_size=2)
+    check_accepted(with_values(model__weights=str(tmp_path / "w.pth")))
 
 
 def test_the_weights_of_a_torchvision_model_are_checked_by_name() -> None:
-    validate(with_values(model__name="ResNet18", model__weights="IMAGENET1K_V1"), world_size=2)
+    check_accepted(with_values(model__name="ResNet18", model__weights="IMAGENET1K_V1"))
     error = refusal(with_values(model__name="resnet18", model__weights="IMAGENET1K_V2"))
     assert "did you mean model.weights=IMAGENET1K_V1?" in error.fix
 
 
 def test_own_targets_need_no_known_name() -> None:
-    config = with_values(model___target_="mine.net", model__name="x", data___target_="mine.data.load", data__name="y")
-    validate(config, world_size=2)
+    unknown = {"model__name": "x", "data__name": "y"}
+    assert "model.name=x" in str(refusal(with_values(**unknown)))
+    check_accepted(with_values(model___target_="mine.net", data___target_="mine.data.load", **unknown))
 
 
 def test_fewer_samples_than_workers_is_an_error() -> None:

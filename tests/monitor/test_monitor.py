@@ -130,6 +130,8 @@ def test_a_torch_store_serves_as_the_side_channel() -> None:
     first, other = Sent(), Sent()
     with monitor(first, nodes=2, store=server), monitor(other, node=1, nodes=2, store=client):
         until(lambda: first.nodes() == {0, 1})
+    assert first.of(1)[0]["host/cpu_percent"] >= 0
+    assert (other.rows, first.events, other.events) == ([], [], [])
 
 
 def test_a_node_that_ends_makes_a_gap_and_rank_zero_goes_on() -> None:
@@ -227,7 +229,10 @@ def test_an_event_that_cannot_be_passed_on_does_not_end_the_monitor() -> None:
         raise OSError("disk full")
 
     with monitor(sent, nodes=2, store=BrokenStore(), on_event=on_event):
-        until(lambda: sent.events and len(sent.rows) > 3)
+        until(lambda: sent.events)
+        told = len(sent.rows)
+        until(lambda: len(sent.rows) > told + 3)
+    assert [event["what"] for event in sent.events] == ["the samples of node 1"]
 
 
 def test_a_sampling_that_fails_altogether_is_told_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
