@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer.config import Config, batch_plan, validate
@@ -186,6 +186,7 @@ def test_a_micro_batch_above_the_share_is_said() -> None:
     ]
 
 
+@example(total=217, workers=2, micro=12)
 @given(total=st.integers(1, 5000), workers=st.integers(1, 64), micro=st.one_of(st.none(), st.integers(1, 600)))
 def test_the_plan_says_what_the_sampler_does(total: int, workers: int, micro: int | None) -> None:
     if total < workers:
@@ -200,6 +201,7 @@ def test_the_plan_says_what_the_sampler_does(total: int, workers: int, micro: in
         for rank in range(workers)
     ]
     sizes = {size for share in shares for size in share}
+    assert plan.micro_batch_size == StepPlan(total, total, workers, 0, micro).largest_micro_batch
     assert plan.share == max(map(sum, shares))
     assert plan.accumulation == max(map(len, shares))
     assert plan.micro_batch_size == max(sizes)

@@ -56,7 +56,10 @@ def batch_plan(global_batch_size: int, world_size: int, micro_batch_size: int | 
             f"global_batch_size={world_size} or more, or cluster.gpus_per_node={global_batch_size} or fewer",
         )
     share = -(-global_batch_size // world_size)
-    accumulation = -(-share // min(micro_batch_size or share, share))
+    most = min(micro_batch_size or share, share)
+    accumulation = -(-share // most)
+    # A worker with one sample fewer may need a micro-batch fewer, and so take more at once.
+    largest = max(-(-taken // -(-taken // most)) for taken in (share, global_batch_size // world_size))
     unit = world_size * min(micro_batch_size or 1, share)
     even = global_batch_size % world_size == 0 and share % accumulation == 0
     below = global_batch_size // unit * unit
@@ -65,7 +68,7 @@ def batch_plan(global_batch_size: int, world_size: int, micro_batch_size: int | 
         global_batch_size=global_batch_size,
         world_size=world_size,
         share=share,
-        micro_batch_size=-(-share // accumulation),
+        micro_batch_size=largest,
         accumulation=accumulation,
         even=even,
         nearest=nearest,

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -125,8 +126,7 @@ class StepPlan:
     @property
     def largest_micro_batch(self) -> int:
         """The most samples that any rank takes at once."""
-        share = -(-min(self.global_batch_size, self.samples) // self.world_size)
-        return -(-share // -(-share // (self.micro_batch_size or share)))
+        return max(self._micro_batches({0, self.steps_per_epoch - 1}))
 
     @property
     def largest_accumulation(self) -> int:
@@ -137,12 +137,12 @@ class StepPlan:
     def smallest_micro_batch(self, total_steps: int) -> int:
         """The fewest samples that any rank takes at once in a run; a rank without samples borrows one."""
         last = min(self.steps_per_epoch, total_steps) - 1
-        return min(
-            max(size, 1)
-            for rank in range(self.world_size)
-            for step in {0, last}
-            for size in replace(self, rank=rank).share(step).micro_batches
-        )
+        return max(1, min(self._micro_batches({0, last})))
+
+    def _micro_batches(self, steps: set[int]) -> Iterator[int]:
+        """The sizes of all ranks' micro-batches in some steps."""
+        for rank, step in product(range(self.world_size), steps):
+            yield from replace(self, rank=rank).share(step).micro_batches
 
     def samples_before(self, step: int) -> int:
         """Samples seen, over all ranks, when `step` steps have been taken."""
