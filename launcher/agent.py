@@ -208,8 +208,7 @@ def _judge(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, st
     if any(exit.code == -signal.SIGKILL for exit in exits):
         meaning = memory.meaning(agent.kills_before, memory.count_kills(), memory.memory_limit())
         exits = [replace(exit, meaning=meaning) if exit.code == -signal.SIGKILL else exit for exit in exits]
-    told = read_json(run.failure)
-    if told.get("attempt") == attempt:
+    if told := run.read_failure(attempt):
         exits = verdict.with_the_trainers_word(exits, told)
     return verdict.with_early_end(exits, agent.early_ends())
 
@@ -259,16 +258,16 @@ def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
 def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int, *, keep: bool) -> None:
     """Shows the first failure and, with `keep`, leaves it in failure.json; what the trainer wrote of it there stays."""
     tidy_terminal()
-    row = read_json(run.failure)
+    row = run.read_failure(plan.attempt)
     log = str(run.log(plan.attempt, failure.rank))
-    if (row.get("attempt"), row.get("rank")) == (plan.attempt, failure.rank):
+    if row.get("rank") == failure.rank:
         row.setdefault("log", log)
     else:
         host = socket.gethostname()
         row = verdict.failure_row(failure, host=host, attempt=plan.attempt, code=code, log=log)
-        if keep:
-            with _telling_of("failure.json"):
-                write_json(run.failure, row)
+    if keep:
+        with _telling_of("failure.json"):
+            write_json(run.failure, row)
     if plan.program.kind == "trainer" and failure.rank == 0 and failure.code > 0:
         # Rank 0 has the terminal and has said it.
         print(f"  log     {row['log']}\n  again   {plan.again}", file=sys.stderr)

@@ -110,9 +110,11 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     job = read_json(run.job)
     attempts: Sequence[dict[str, Any]] = job.get("attempts") or [job]
     launched: dict[str, Any] = attempts[-1]
+    attempt = max(int(status.get("attempt") or 0), int(launched.get("attempt") or 0))
+    failure = run.read_failure(attempt)
     # The holder of a run renews its record, also in an evaluation of an hour.
     updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
-    state = _state(run, str(status.get("state", "pending")), launched, updated, now)
+    state = _state(run, str(status.get("state", "pending")), launched, failure, updated, now)
     running = state == "running"
     eta = status.get("eta_s") if running else None
     return RunView(
@@ -124,18 +126,23 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         images_per_second=status.get("images_per_second") if running else None,
         gpu_percent=status.get("gpu_percent") if running else None,
         eta_s=None if eta is None else max(0.0, float(eta) - (now - float(status.get("time", now)))),
-        attempt=max(int(status.get("attempt") or 0), int(launched.get("attempt") or 0)),
+        attempt=attempt,
         host=str(launched.get("host", "")),
         job_id=launched.get("job_id"),
         updated=updated,
-        failure=read_json(run.failure) if state == "failed" else {},
+        failure=failure if state == "failed" else {},
     )
 
 
-def _state(run: RunDir, state: str, launched: dict[str, Any], updated: float, now: float) -> str:
+def _state(
+    run: RunDir, state: str, launched: dict[str, Any], failure: dict[str, Any], updated: float, now: float
+) -> str:
     if run.is_held():
         # Between the start of an attempt and its first word the status is the last attempt's.
         return "running"
+    if state in ("running", "pending") and failure:
+        # Told by a worker that was not the one to write the state.
+        return "failed"
     silent = now - updated
     if state == "running":
         elsewhere = launched.get("host") not in (None, "", socket.gethostname())

@@ -127,3 +127,11 @@ def test_a_stop_file_that_comes_after_another_request_does_not_stop_the_next_att
     run = RunDir(tmp_path / "x")
     assert run.read_status()["state"] == "preempted"
     assert not run.stop.exists()
+
+
+def test_a_status_that_comes_late_does_not_revive_a_run_that_has_ended(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.update_status(state="failed")
+    train_in(alone(), run.path, runs.configuration([], epochs=1), StopRequest(), stop_after=11)
+    assert run.read_status()["step"] > 0
+    assert run.read_status()["state"] == "failed"

@@ -41,6 +41,9 @@ class Lease:
         on_loss: told, from a thread, that another job has taken it over, and which.
         period_s: seconds between renewals.
         silence_s: seconds without a renewal after which a holder counts as dead; a few periods.
+
+    Attributes:
+        token: what the record has while this lease is good.
     """
 
     def __init__(
@@ -54,12 +57,13 @@ class Lease:
     ) -> None:
         self._run, self._say, self._on_loss = run, say, on_loss
         self._period_s, self._silence_s = period_s, silence_s
+        self.token = os.urandom(8).hex()
         self._mine: dict[str, str | int | float] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "boot": _boot(),
             "since": time.time(),
-            "token": os.urandom(8).hex(),
+            "token": self.token,
         }
         self._descriptor: int | None = None
         self._released = threading.Event()
@@ -86,23 +90,14 @@ class Lease:
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def check(self) -> None:
-        """Makes sure of the lease, by a look at the record; to be called just before something is published.
-
-        Raises:
-            LeaseLost: another job has it.
-            OSError: that cannot be found out.
-        """
-        holder = self._holder()
-        if not holder:
-            raise LeaseLost(errno.ESTALE, f"{self._run.holder} is gone: another job may train in this run")
-        if holder.get("token") != self._mine["token"]:
-            raise LeaseLost(errno.ESTALE, f"{_told(holder)} has taken this run over")
+        """Makes sure of the lease, see `check`."""
+        check(self._run, self.token)
 
     def release(self) -> None:
         """Gives the lease back; the next job need not wait."""
         self._released.set()
         with suppress(OSError):
-            if self._holder().get("token") == self._mine["token"]:
+            if self._holder().get("token") == self.token:
                 write_json(self._run.holder, {**self._mine, RELEASED: time.time()})
         self._close()
 
@@ -187,6 +182,24 @@ class Lease:
             f"run {self._run.name} is being trained by another job: {_told(holder)}",
             "another run.name, run.fresh=true beside it, or wait until it has ended",
         )
+
+
+def check(run: RunDir, token: str) -> None:
+    """Makes sure of a lease, by a look at the record; to be called just before something is published.
+
+    Args:
+        run: the directory.
+        token: the lease's; any process of its job may ask.
+
+    Raises:
+        LeaseLost: another job has it.
+        OSError: that cannot be found out.
+    """
+    holder = read_json(run.holder)
+    if not holder:
+        raise LeaseLost(errno.ESTALE, f"{run.holder} is gone: another job may train in this run")
+    if holder.get("token") != token:
+        raise LeaseLost(errno.ESTALE, f"{_told(holder)} has taken this run over")
 
 
 def _told(holder: dict[str, object]) -> str:

@@ -5,6 +5,7 @@ import sysconfig
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,22 @@ _SILENT = ("Timed out waiting", "wait timeout after", "Watchdog caught collectiv
 _NOT_THEIRS = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
 
 
-def report(error: Exception, run: RunDir | None, console: Console) -> int:
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Which attempt at which run an error belongs to.
+
+    Attributes:
+        run: the run directory.
+        number: the attempt's, from 0.
+        is_ours: whether the run is this job's already; else the error is told beside the attempt's logs alone.
+    """
+
+    run: RunDir
+    number: int
+    is_ours: bool
+
+
+def report(error: Exception, attempt: Attempt | None, console: Console) -> int:
     """Tells an error in a few lines and keeps the rest in failure.json; returns the exit code."""
     rank = int(os.environ.get("RANK", "0"))
     code = error.exit_code if isinstance(error, PacelineError) else 1
@@ -29,23 +45,26 @@ def report(error: Exception, run: RunDir | None, console: Console) -> int:
     if is_echo(error):
         # The collective's own words, in the traceback, name a socket and not a cause.
         problem, fix = "another worker ended, and this one cannot go on alone", "the first error is that worker's"
-    if run is not None and run.path.exists():
+    is_told = False
+    if attempt is not None and attempt.run.path.exists():
+        if code == 1 and not isinstance(error, PacelineError):
+            _log(error, attempt, rank)
         follows = rank > 0 or is_echo(error)
-        if follows and is_known(run, None if is_echo(error) else str(error)):
-            if not is_echo(error):
-                return code
-        else:
-            fix = keep_failure(run, error, rank=rank, code=code, meaning=problem, advice=fix)
+        is_told = follows and is_known(attempt, None if is_echo(error) else str(error))
+        row = None if is_told else describe(error, attempt, rank=rank, code=code, meaning=problem, advice=fix)
+        fix = _keep(attempt, row, rank=rank, code=code, advice=fix)
+    if is_told and not is_echo(error):
+        return code
     console.close()
     console.error(problem, fix)
     return code
 
 
-def is_known(run: RunDir, message: str | None) -> bool:
+def is_known(attempt: Attempt, message: str | None) -> bool:
     """Whether another rank has told its error (this very one, if `message` is given); waits a little for it."""
     deadline = time.monotonic() + _OTHER_RANKS_S
     while time.monotonic() < deadline:
-        told = read_json(run.failure)
+        told = read_json(attempt.run.attempt_failure(attempt.number))
         if told and message in (None, told.get("message")):
             return True
         time.sleep(0.05)
@@ -95,13 +114,12 @@ def _is_theirs(file: Path) -> bool:
     return file.is_absolute() and not installed and not any(file.is_relative_to(folder) for folder in _NOT_THEIRS)
 
 
-def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning: str, advice: str) -> str:
-    """Writes failure.json unless another rank was first; returns the advice, with where the traceback is."""
-    attempt = int(os.environ.get("PACELINE_ATTEMPT") or run.read_status().get("attempt", 0))
+def describe(error: Exception, attempt: Attempt, *, rank: int, code: int, meaning: str, advice: str) -> dict[str, Any]:
+    """The content of failure.json."""
     row: dict[str, Any] = {
         "rank": rank,
         "host": environment.host(),
-        "attempt": attempt,
+        "attempt": attempt.number,
         "type": type(error).__name__,
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
@@ -112,19 +130,34 @@ def keep_failure(run: RunDir, error: Exception, *, rank: int, code: int, meaning
     }
     if isinstance(error, PacelineError) and error.details:
         row["details"] = error.details
-    if code == 1 and not isinstance(error, PacelineError):
-        with suppress(OSError):
-            log = run.log(attempt, rank)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as stream:
-                stream.write(row["traceback"])
+    return row
+
+
+def _log(error: Exception, attempt: Attempt, rank: int) -> None:
+    """Adds the traceback to the rank's own log, whoever tells the error."""
+    with suppress(OSError):
+        log = attempt.run.log(attempt.number, rank)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stream:
+            stream.write("".join(traceback.format_exception(error)))
+
+
+def _keep(attempt: Attempt, row: dict[str, Any] | None, *, rank: int, code: int, advice: str) -> str:
+    """Writes failure.json unless another rank was first; returns the advice, with where the traceback is.
+
+    The state is rank 0's to write, as all of status.json: from another process it could undo a change that rank 0
+    makes meanwhile. Where rank 0 does not come to it, a reader knows by the attempt's failure.json.
+    """
+    run, told = attempt.run, attempt.run.attempt_failure(attempt.number)
     try:
-        run.guard()
-        if read_json(run.failure).get("attempt", attempt) != attempt:
-            # An earlier attempt's, which this one did not come as far as to take away.
-            run.failure.unlink(missing_ok=True)
-        write_json_once(run.failure, row)
-        run.update_status(state="failed")
+        if row is not None:
+            told.parent.mkdir(parents=True, exist_ok=True)
+            write_json_once(told, row)
+        if attempt.is_ours:
+            run.guard()
+            write_json_once(run.failure, read_json(told) or row or {})
+            if rank == 0:
+                run.update_status(state="failed")
     except OSError as refused:
         return f"{advice}\n  {run.failure} could not be written: {refused.strerror}".strip()
-    return f"{advice}\n  traceback: {run.failure}".strip() if code == 1 else advice
+    return f"{advice}\n  traceback: {run.failure}".strip() if code == 1 and row is not None else advice

@@ -222,8 +222,8 @@ class Recorder:
         now = time.monotonic()
         if now - self._status_written >= _STATUS_PERIOD_S:
             self._status_written = now
+            # Not the state: should this come late, the run's end has been written there.
             self._run.update_status(
-                state="running",
                 step=interval.step,
                 total_steps=self._total_steps,
                 epoch=interval.epoch,

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ class RunDir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.guard: Callable[[], None] = lambda: None
+        self._status_lock = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -79,8 +81,12 @@ class RunDir:
 
     @property
     def failure(self) -> Path:
-        """The first error of a failed attempt."""
+        """The first error of the latest attempt, if it failed; of an earlier one until the latest has begun."""
         return self.path / "failure.json"
+
+    def attempt_failure(self, attempt: int) -> Path:
+        """The first error that a worker of an attempt has told; the launcher may know of an earlier one."""
+        return self.path / "logs" / f"attempt-{attempt}" / "failure.json"
 
     @property
     def summary(self) -> Path:
@@ -174,9 +180,16 @@ class RunDir:
         return read_json(self.status)
 
     def update_status(self, **fields: Any) -> None:
-        """Replaces the given fields of status.json atomically and keeps the others."""
-        self.guard()
-        write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
+        """Replaces the given fields of status.json atomically and keeps the others; for one process at a time."""
+        with self._status_lock:
+            self.guard()
+            write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
+
+    def read_failure(self, attempt: int) -> dict[str, Any]:
+        """The first error of an attempt, or an empty dict when none was told."""
+        latest = read_json(self.failure)
+        # What a worker has told stands where nobody was left to say it of the whole run.
+        return latest if latest.get("attempt") == attempt else read_json(self.attempt_failure(attempt))
 
     def supersede_metrics(self, step: int, *, evaluates_again: bool = False) -> int:
         """Drops the rows of metrics and steps beyond `step`, which will be trained again; returns how many of metrics.

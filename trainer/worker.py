@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from trainer.console import Console, open_console
 from trainer.distributed import World, join
 from trainer.errors import STOPPED, InUseError
 from trainer.job import Job
-from trainer.lease import Lease
-from trainer.mishap import report
+from trainer.lease import Lease, check
+from trainer.mishap import Attempt, report
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
 from trainer.rundir import RunDir, read_json_lines, write_json
@@ -41,28 +41,30 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
     if config.max_time:
         stop.end_by(started + parse_duration(config.max_time))
     console = open_console(is_rank_zero=os.environ.get("LOCAL_RANK", "0") == "0", log=None)
-    ours: RunDir | None = None
-    try:
-        config = prepare(config)
-        with join(config.distributed, device=config.device) as world:
-            run = RunDir(world.on_rank_zero(lambda: open_run(config)))
-            if not config.run.accept_changes and world.from_rank_zero(is_finished(run)):
-                console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
-                return 0
-            with held(run, world, stop, console):
-                ours = run
-                attempt = world.from_rank_zero(choose_attempt(run))
+    ours: Attempt | None = None
+    # Until the end of the run has been told, too: what is written of it must not meet the next job's.
+    with ExitStack() as holding:
+        try:
+            config = prepare(config)
+            with join(config.distributed, device=config.device) as world:
+                run = RunDir(world.on_rank_zero(lambda: open_run(config)))
+                if not config.run.accept_changes and world.from_rank_zero(is_finished(run)):
+                    console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
+                    return 0
+                holding.enter_context(held(run, world, stop, console))
+                ours = Attempt(run, world.from_rank_zero(choose_attempt(run)), is_ours=True)
+                attempt = ours.number
                 world.on_rank_zero(lambda: begin(run, config, world, attempt=attempt))
                 # The launcher keeps a log of everything that is printed, this among it.
                 log = None if "PACELINE_RUN_DIR" in os.environ else run.log(attempt, world.rank)
                 console = open_console(is_rank_zero=world.is_rank_zero, log=log)
                 for note in notes:
                     console.say(note)
-                return train_in(run, config, world, console, stop, attempt=attempt, started=started)
-    except Exception as error:
-        return report(error, ours or launched(error), console)
-    finally:
-        keeper.call_off_end()
+                return train_in(run, config, world, console, stop, started=started, attempt=attempt)
+        except Exception as error:
+            return report(error, ours or launched(error), console)
+        finally:
+            keeper.call_off_end()
 
 
 def prepare(config: Config) -> Config:
@@ -103,23 +105,24 @@ def open_run(config: Config) -> str:
 
 
 def begin(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
-    """Writes what was asked for into the run directory, unless the launcher has.
+    """Makes the run directory this attempt's: with what was asked for, unless the launcher has written that.
 
     Raises:
         UnfitError: the directory cannot be written.
     """
-    if "PACELINE_RUN_DIR" in os.environ:
-        return
     try:
-        provenance.begin(
-            run,
-            config,
-            attempt=attempt,
-            argv=sys.argv,
-            folder=Path(__file__).parent,
-            nodes=world.nodes,
-            world_size=world.world_size,
-        )
+        run.failure.unlink(missing_ok=True)
+        if "PACELINE_RUN_DIR" not in os.environ:
+            provenance.begin(
+                run,
+                config,
+                attempt=attempt,
+                argv=sys.argv,
+                folder=Path(__file__).parent,
+                nodes=world.nodes,
+                world_size=world.world_size,
+            )
+        run.update_status(state="running", attempt=attempt)
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
 
@@ -142,8 +145,8 @@ def held(run: RunDir, world: World, stop: StopRequest, console: Console) -> Iter
 
     world.on_rank_zero(take)
     try:
-        if world.is_rank_zero:
-            run.guard = lease.check
+        token = world.from_rank_zero(lease.token)
+        run.guard = lambda: check(run, token)
         yield
     finally:
         if world.is_rank_zero:
@@ -166,9 +169,6 @@ def train_in(
 ) -> int:
     """Trains in a run directory and closes it; returns the exit code."""
     zero = world.is_rank_zero
-    if zero:
-        run.failure.unlink(missing_ok=True)
-        run.update_status(state="running", attempt=attempt)
     environment.write(run, world)
     trackers = open_trackers(config, run, attempt=attempt, warn=console.warn) if zero else NullTrackers()
     monitor = Monitor(
@@ -248,7 +248,10 @@ def _last_lines(outcome: Outcome, summary: dict[str, object], run: RunDir, hints
     return results.closing_lines(summary, run, outcome.parts.config, hints=hints, skipped=skipped)
 
 
-def launched(error: Exception) -> RunDir | None:
-    """The run that the launcher has made for this job, for an error that came before the worker had opened it."""
+def launched(error: Exception) -> Attempt | None:
+    """The attempt that the launcher has begun for this job, for an error that came before the run was this worker's."""
     given = os.environ.get("PACELINE_RUN_DIR")
-    return RunDir(given) if given and not isinstance(error, InUseError) else None
+    if given is None or isinstance(error, InUseError):
+        return None
+    run = RunDir(given)
+    return Attempt(run, choose_attempt(run), is_ours=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher import runs
 from launcher.arguments import Parser
 from trainer.errors import ConfigError
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 
 HELP = """\
 paceline logs RUN [--rank R] [--attempt N] [-f] [--dir DIR]
@@ -38,10 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     if len(options.words) != 1:
         raise ConfigError("logs takes one run", "paceline logs RUN; paceline status lists them")
     run = runs.find(options.words[0], Path(options.dir or "runs"))
-    failure = read_json(run.failure)
     attempt = _number(options.attempt, "--attempt")
     latest = attempt if attempt is not None else max(0, run.next_attempt() - 1)
-    failed_first = int(failure.get("rank", 0)) if failure.get("attempt") == latest else 0
+    failed_first = int(run.read_failure(latest).get("rank", 0))
     rank = _number(options.rank, "--rank")
     rank = failed_first if rank is None else rank
     follow = (options.f or options.follow) and attempt is None

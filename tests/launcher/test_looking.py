@@ -86,7 +86,7 @@ def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_o
     (tmp_path / "no run").mkdir()
     make_run(tmp_path, "done", state="finished", step=936, total_steps=936, best_accuracy=0.918)
     failed = make_run(tmp_path, "failed", state="failed", step=1210, total_steps=9000)
-    write_json(failed.failure, {"rank": 1, "type": "ValueError", "message": "broken on purpose\nmore"})
+    write_json(failed.failure, {"rank": 1, "attempt": 2, "type": "ValueError", "message": "broken on purpose\nmore"})
     figures = {"images_per_second": 21_400.0, "gpu_percent": 97.0, "eta_s": 7500.0}
     live = make_run(tmp_path, "live", state="running", step=61_200, total_steps=112_590, **figures)
     append_json_line(live.metrics, {"step": 100, "val/accuracy": 0.5})
