@@ -1,18 +1,17 @@
 """Requests to stop, from whoever and at whatever moment: all ranks stop at one step, save, and exit 75."""
 
-import os
+import fcntl
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.trainer_command import DIGITS, PACELINE, ROOT, TRAINER, environment
+from tests.waiting import until
 from trainer import checkpoint
 from trainer.rundir import RunDir, read_json, read_json_lines
 
@@ -37,14 +36,6 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def until(reached: Callable[[], bool], *processes: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
-        assert time.monotonic() < deadline
-        os.sched_yield()
 
 
 def has(process: "subprocess.Popen[str]", field: str, number: signal.Signals) -> bool:
@@ -73,7 +64,7 @@ def test_a_signal_to_any_one_worker_stops_all_of_them(tmp_path: Path) -> None:
     workers = [
         start(*LONG, f"run.dir={tmp_path}", "run.name=s", rank=rank, world_size=2, port=port) for rank in range(2)
     ]
-    until(run.metrics.exists, *workers)
+    until(run.metrics.exists, "the training has begun", *workers)
     workers[1].send_signal(signal.SIGUSR1)
     said = check_preempted(run, *workers)
     assert "another worker was asked to stop" in said
@@ -84,7 +75,7 @@ def test_a_signal_before_torch_is_imported_is_a_request_too(tmp_path: Path, numb
     run = RunDir(tmp_path / "s")
     worker = start(*LONG, f"run.dir={tmp_path}", "run.name=s")
 
-    until(lambda: has(worker, "SigCgt", signal.SIGUSR1), worker)
+    until(lambda: has(worker, "SigCgt", signal.SIGUSR1), "it listens", worker)
     assert "torch" not in Path(f"/proc/{worker.pid}/maps").read_text()
     worker.send_signal(number)
     assert f"{number.name} came: stopping" in check_preempted(run, worker)
@@ -100,7 +91,7 @@ def test_a_signal_to_every_process_of_a_job_is_a_request_too(
     run = RunDir(tmp_path / "s")
     arguments = [*LONG, "data.workers=2", f"run.dir={tmp_path}", "run.name=s", "cluster.gpus_per_node=1"]
     first = subprocess.Popen([*command, *arguments], env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    until(run.metrics.exists, first)
+    until(run.metrics.exists, "the training has begun", first)
     tree = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
     assert len(tree) >= 3
     for process in reversed(tree):
@@ -114,14 +105,14 @@ def test_a_signal_to_every_process_of_a_job_is_a_request_too(
 def test_a_file_in_the_run_directory_stops_the_run_once(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "s")
     worker = start(*LONG, f"run.dir={tmp_path}", "run.name=s")
-    until(run.metrics.exists, worker)
+    until(run.metrics.exists, "the training has begun", worker)
     run.stop.touch()
     said = check_preempted(run, worker)
     assert f"{run.stop} was there: stopping" in said
     assert not run.stop.exists()
     first = read_json(run.status)["step"]
     again = start(*LONG, f"run.dir={tmp_path}", "run.name=s")
-    until(lambda: read_json(run.status).get("step", 0) > first, again)
+    until(lambda: read_json(run.status).get("step", 0) > first, "it has gone on", again)
     again.send_signal(signal.SIGTERM)
     check_preempted(run, again)
 
@@ -141,17 +132,17 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     )
     arguments = ["data=digits", "model=resnet18", "model._target_=stuck.Net", *DIGITS[1:], "run.name=s"]
     worker = start(*arguments, f"run.dir={tmp_path}", cwd=tmp_path)
-    until((tmp_path / "waits").exists, worker)
+    until((tmp_path / "waits").exists, "the forward pass has begun", worker)
     worker.send_signal(signal.SIGINT)
     # Two that are pending at once would be one.
-    until(lambda: not has(worker, "ShdPnd", signal.SIGINT), worker)
+    until(lambda: not has(worker, "ShdPnd", signal.SIGINT), "the first one has come", worker)
     worker.send_signal(signal.SIGINT)
     _, said = worker.communicate(timeout=20)
     assert worker.returncode == 128 + signal.SIGINT, said
 
 
 SLOW_EVALUATION = """
-import pathlib, time, torch
+import fcntl, pathlib, time, torch
 class Net(torch.nn.Module):
     def __init__(self, num_classes):
         super().__init__()
@@ -164,8 +155,9 @@ class Net(torch.nn.Module):
                 pathlib.Path('evaluates').touch()
             if pathlib.Path('slow').exists():
                 time.sleep(0.02)
-            while self.evaluated >= 3 and pathlib.Path('slow').exists() and not pathlib.Path('asked').exists():
-                time.sleep(0.02)
+                with open('slow') as slow:
+                    # Held by the test until it has asked.
+                    self.evaluated >= 3 and fcntl.flock(slow, fcntl.LOCK_SH)
         return self.head(self.norm(images.flatten(1)))
 """
 
@@ -187,15 +179,15 @@ def test_an_evaluation_is_broken_off_and_done_by_the_next_attempt(tmp_path: Path
         ]
 
     def stop_while_evaluating(rank: int) -> None:
-        (tmp_path / "slow").touch()
-        workers = start_both("s")
-        until((tmp_path / "evaluates").exists, *workers)
-        workers[rank].send_signal(signal.SIGUSR1)
-        until(lambda: not has(workers[rank], "ShdPnd", signal.SIGUSR1), *workers)
-        (tmp_path / "asked").touch()
+        with (tmp_path / "slow").open("w") as slow:
+            fcntl.flock(slow, fcntl.LOCK_EX)
+            workers = start_both("s")
+            until((tmp_path / "evaluates").exists, "an evaluation has begun", *workers)
+            workers[rank].send_signal(signal.SIGUSR1)
+            until(lambda: not has(workers[rank], "ShdPnd", signal.SIGUSR1), "the signal has come", *workers)
         check_preempted(run, *workers)
         assert not any("val/loss" in row for row in read_json_lines(run.metrics))
-        for name in ("evaluates", "asked", "slow"):
+        for name in ("evaluates", "slow"):
             (tmp_path / name).unlink()
 
     stop_while_evaluating(rank=1)

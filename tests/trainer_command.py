@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER = [sys.executable, "-m", "trainer"]
@@ -56,11 +57,7 @@ def interrupt(command: list[str], *arguments: str, when: Callable[[], bool], num
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not when():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "the moment to send the signal never came"
-        os.sched_yield()
+    until(when, "the moment to send the signal", process)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     return process.returncode, said

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,12 +23,14 @@ class Server:
 
     def __init__(self) -> None:
         self.requests: list[str] = []
+        self.asked = threading.Event()
         self.released = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests.append(self.path)
+                outer.asked.set()
                 if self.path.startswith("/held"):
                     outer.released.wait(60)
                 if self.path == "/missing":
@@ -62,13 +63,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running = Server()
     yield running
     running.close()
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def test_a_file_arrives_whole_with_one_sober_line(
@@ -151,7 +145,7 @@ def test_two_processes_at_once_download_once(server: Server, tmp_path: Path) -> 
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    until(lambda: bool(server.requests), "neither process asked for the file")
+    assert server.asked.wait(30), "neither process asked for the file"
     server.released.set()
     for process in processes:
         out, _ = process.communicate(timeout=30)

@@ -1,10 +1,12 @@
 """Real jobs for the launcher's tests: the command itself, its processes, and scripts that behave as asked."""
 
 import os
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ from trainer.rundir import RunDir, read_json
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 90.0
 
-
-def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        time.sleep(0.05)
+TELLS = """
+import os, sys, select, signal, time
+from pathlib import Path
+rank = int(os.environ["RANK"])
+def tell(word):
+    with open("told", "w") as pipe:
+        pipe.write(f"{word} {rank} {os.getpid()}\\n")
+"""
+"""The beginning of a script whose workers can tell the test where they are; see `Job.hears`."""
 
 
 def parent_of(pid: int) -> int:
@@ -42,6 +47,10 @@ class Job:
         self.script = folder / "script.py"
         self.script.write_text(script)
         self.run = RunDir(folder / "runs" / "job")
+        os.mkfifo(folder / "told")
+        # For writing, too: the workers do not wait for a reader then, and it does not end between two of them.
+        self._told = os.open(folder / "told", os.O_RDWR)
+        self._heard: list[list[str]] = []
         self._processes: list[subprocess.Popen[str]] = []
 
     def start(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
@@ -73,11 +82,17 @@ class Job:
     def go(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> tuple[int, str, str]:
         return self.finish(self.start(*overrides, arguments=arguments, **environment))
 
-    def wait_for_workers(self, count: int = 2) -> list[int]:
-        """The pids that the scripts wrote to `pid-RANK`, once all have."""
-        files = [self.folder / f"pid-{rank}" for rank in range(count)]
-        wait_until(lambda: all(file.exists() and file.read_text() for file in files), "all workers are up")
-        return [int(file.read_text()) for file in files]
+    def hears(self, word: str) -> list[int]:
+        """Waits until both workers have told the word; their pids, by rank."""
+        pids: dict[int, int] = {}
+        while len(pids) < 2:
+            if not self._heard:
+                assert select.select([self._told], [], [], DEADLINE_S)[0], f"not within {DEADLINE_S} s: {word}"
+                self._heard = [line.split() for line in os.read(self._told, 1 << 16).decode().splitlines()]
+            said, rank, pid = self._heard.pop(0)
+            assert said == word
+            pids[int(rank)] = int(pid)
+        return [pids[0], pids[1]]
 
     def alive(self) -> list[int]:
         """Every process of this job that is still there; a zombie has no environment left."""
@@ -88,11 +103,22 @@ class Job:
             if mark in _bytes(folder / "environ").split(b"\0")
         ]
 
+    def check_gone(self, deadline_s: float) -> None:
+        """Waits for the end of every process of this job, which must not take longer."""
+        deadline = time.monotonic() + deadline_s
+        while left := self.alive():
+            with suppress(ProcessLookupError):
+                ends = os.pidfd_open(left[0])
+                in_time, _, _ = select.select([ends], [], [], max(0.0, deadline - time.monotonic()))
+                os.close(ends)
+                assert in_time, f"left after {deadline_s} s: {left}"
+
     @property
     def failure(self) -> dict[str, Any]:
         return read_json(self.run.failure)
 
     def close(self) -> None:
+        os.close(self._told)
         for process in self._processes:
             if process.poll() is None:
                 process.kill()

@@ -6,19 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.launcher.conftest import Job, parent_of, wait_until
+from tests.launcher.conftest import TELLS, Job, parent_of
+from tests.waiting import until
 from trainer.rundir import read_json, read_json_lines
 
 MakeJob = Callable[[str], Job]
-
-UP = """
-import os, sys, signal, time
-from pathlib import Path
-rank = int(os.environ["RANK"])
-def up():
-    Path(f"pid-{rank}.part").write_text(str(os.getpid()))
-    Path(f"pid-{rank}.part").rename(f"pid-{rank}")
-"""
 
 
 def test_a_script_runs_unchanged_on_all_workers_and_leaves_a_complete_run_directory(
@@ -96,7 +88,7 @@ work()
 
 
 def test_a_workers_exit_code_3_ends_the_job_at_once_with_3_and_is_not_tried_again(make_job: MakeJob) -> None:
-    job = make_job(UP + "up()\nif rank == 1: sys.exit(3)\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(600)")
+    job = make_job(TELLS + "tell('up')\nif rank == 1: sys.exit(3)\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(600)")
     code, _, err = job.go("cluster.max_restarts=2")
     assert code == 3, err
     assert job.failure["rank"] == 1
@@ -129,9 +121,9 @@ def test_a_crash_loop_is_left_after_three_attempts_and_says_so(make_job: MakeJob
 
 
 def test_a_killed_worker_is_named_and_gives_128_plus_9(make_job: MakeJob) -> None:
-    job = make_job(UP + "up()\ntime.sleep(600)")
+    job = make_job(TELLS + "tell('up')\ntime.sleep(600)")
     process = job.start()
-    pids = job.wait_for_workers()
+    pids = job.hears("up")
     os.kill(pids[1], signal.SIGKILL)
     code, _, err = job.finish(process)
     assert code == 128 + 9
@@ -145,23 +137,22 @@ def test_sigterm_reaches_each_worker_once_and_the_job_stops_with_75_and_goes_on_
     make_job: MakeJob,
 ) -> None:
     job = make_job(
-        UP
+        TELLS
         + """
 if os.environ["PACELINE_ATTEMPT"] == "1":
     print("went on", flush=True)
     sys.exit(0)
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-up()
-while not asked:
-    time.sleep(0.02)
-time.sleep(0.3)
-print("asked", len(asked), flush=True)
+asked, ask = os.pipe()
+signal.signal(signal.SIGTERM, lambda *_: os.write(ask, b"."))
+tell("up")
+os.read(asked, 1)
+again, _, _ = select.select([asked], [], [], 0.3)
+print("asked", 1 + len(again), flush=True)
 sys.exit(75)
 """
     )
     process = job.start()
-    job.wait_for_workers()
+    job.hears("up")
     process.send_signal(signal.SIGTERM)
     code, out, err = job.finish(process)
     assert code == 75
@@ -178,20 +169,18 @@ sys.exit(75)
 
 def test_a_second_ctrl_c_ends_workers_that_do_not_stop_at_once(make_job: MakeJob) -> None:
     job = make_job(
-        UP
+        TELLS
         + """
-def note(*_):
-    Path(f"asked-{rank}").touch()
-signal.signal(signal.SIGTERM, note)
-up()
+signal.signal(signal.SIGTERM, lambda *_: tell("asked"))
+tell("up")
 while True:
-    time.sleep(0.1)
+    signal.pause()
 """
     )
     process = job.start()
-    job.wait_for_workers()
+    job.hears("up")
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: all((job.folder / f"asked-{rank}").exists() for rank in (0, 1)), "both were asked")
+    job.hears("asked")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     code, _, err = job.finish(process)
@@ -201,17 +190,17 @@ while True:
 
 
 LEAVES_PROCESSES = (
-    UP
+    TELLS
     + """
 import subprocess
 stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
 first = subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True)
 subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600 & setsid sleep 600 & exit"])
-up()
+tell("up")
 left = Path("left")
 if sys.argv[1:] == ["end"]:
     sys.exit(0)
-if left.exists():
+if os.environ["PACELINE_ATTEMPT"] == "1":
     sys.exit(0 if not Path(f"/proc/{left.read_text()}").exists() else 3)
 if sys.argv[1:] == ["fail"] and rank == 0:
     time.sleep(600)
@@ -228,7 +217,7 @@ time.sleep(600)
 def test_nothing_that_workers_have_started_outlives_the_job(make_job: MakeJob, how: str, expected: int) -> None:
     job = make_job(LEAVES_PROCESSES)
     process = job.start("cluster.max_restarts=1", arguments=(how,))
-    workers = job.wait_for_workers()
+    workers = job.hears("up")
     agent = parent_of(workers[0]) if how in ("agent", "command") else 0
     if how == "agent":
         os.kill(agent, signal.SIGKILL)
@@ -238,7 +227,7 @@ def test_nothing_that_workers_have_started_outlives_the_job(make_job: MakeJob, h
     code, _, err = job.finish(process)
     assert code == expected, err
     # Only where the command itself was killed is there nobody left to wait for.
-    wait_until(lambda: not job.alive(), "nothing is left", deadline_s=10 if how == "command" else 0.1)
+    job.check_gone(deadline_s=10 if how == "command" else 0.1)
     state = {"agent": "failed", "command": "running"}.get(how, "finished")
     assert job.run.read_status()["state"] == state
 
@@ -247,7 +236,7 @@ def test_nothing_that_workers_have_started_outlives_the_job(make_job: MakeJob, h
 def test_a_stop_before_the_workers_are_up_costs_nothing_and_is_75(make_job: MakeJob, number: signal.Signals) -> None:
     job = make_job("import time\ntime.sleep(600)")
     process = job.start()
-    wait_until(job.alive, "the agent is there")
+    until(job.alive, "the agent is there", process)
     process.send_signal(number)
     code, _, err = job.finish(process)
     assert code == 75, err
@@ -261,13 +250,13 @@ def test_sigusr1_reaches_who_knows_it_as_itself_and_the_others_as_sigterm_and_no
     make_job: MakeJob,
 ) -> None:
     job = make_job(
-        UP
+        TELLS
         + """
 def end(number, frame):
     print(signal.Signals(number).name, flush=True)
     sys.exit(75 if rank == 0 else 0)
 signal.signal(signal.SIGUSR1 if rank == 0 else signal.SIGTERM, end)
-up()
+tell("up")
 time.sleep(600)
 """
     )
@@ -276,7 +265,7 @@ time.sleep(600)
         process = job.start()
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    job.wait_for_workers()
+    job.hears("up")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGUSR1)
     code, out, err = job.finish(process)

@@ -15,7 +15,7 @@ import pytest
 
 from launcher import runs
 from launcher.cli import main
-from tests.launcher.conftest import ROOT, Job, wait_until
+from tests.launcher.conftest import ROOT, TELLS, Job
 from trainer.rundir import RELEASED, RunDir, append_json_line, write_json
 
 MakeJob = Callable[[str], Job]
@@ -163,16 +163,14 @@ def test_looking_imports_no_torch_and_no_hydra(tmp_path: Path) -> None:
 
 def test_a_job_is_followed_and_stopped_from_another_terminal_and_lost_when_it_was_killed(make_job: MakeJob) -> None:
     job = make_job(
-        """
-import os, signal, sys, time
-from pathlib import Path
-rank = os.environ["RANK"]
+        TELLS
+        + """
 def end(*_):
     print("saved", rank, flush=True)
     sys.exit(75)
 signal.signal(signal.SIGTERM, end)
 print("up", rank, os.environ["PACELINE_ATTEMPT"], flush=True)
-Path(f"pid-{rank}").write_text(str(os.getpid()))
+tell("up")
 time.sleep(600)
 """
     )
@@ -185,7 +183,7 @@ time.sleep(600)
         )
 
     process = job.start()
-    job.wait_for_workers()
+    job.hears("up")
     follower = subprocess.Popen(
         [sys.executable, "-m", "launcher", "logs", "job", "-f", "--rank", "1"],
         cwd=job.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
@@ -202,13 +200,11 @@ time.sleep(600)
     assert job.finish(process)[0] == 75
     assert follower.communicate(timeout=20)[0] == "saved 1\n"
     assert paceline("logs", "job").stdout == "up 0 0\nsaved 0\n"
-    for rank in (0, 1):
-        (job.folder / f"pid-{rank}").unlink()
     process = job.start()
-    job.wait_for_workers()
+    job.hears("up")
     process.send_signal(signal.SIGKILL)
     job.finish(process)
-    wait_until(lambda: not job.alive(), "all of it is gone", deadline_s=10)
+    job.check_gone(deadline_s=10)
     (line,) = [line for line in paceline("status").stdout.splitlines() if line.startswith("job")]
     assert "lost" in line
     assert "attempt 1" in line

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.launcher.conftest import wait_until
 from tests.trainer_command import DIGITS, ROOT, environment
+from tests.waiting import until
 from trainer.rundir import RunDir, read_json
 
 PACELINE = [sys.executable, "-m", "launcher", "run"]
@@ -23,7 +23,7 @@ def test_a_second_job_is_refused_and_the_first_ones_directory_stays_as_it_is(tmp
     run = RunDir(tmp_path / "x")
     arguments = ["epochs=4000", "evaluate.every=end", f"run.dir={tmp_path}", "run.name=x", "cluster.gpus_per_node=1"]
     first = start(*arguments)
-    wait_until(run.metrics.exists, "the first job trains")
+    until(run.metrics.exists, "the first job trains", first)
     second = start(*arguments)
     _, said = second.communicate(timeout=60)
     assert second.returncode == 2
@@ -40,7 +40,7 @@ def test_a_second_job_is_refused_and_the_first_ones_directory_stays_as_it_is(tmp
 def test_a_job_that_loses_the_race_for_a_run_leaves_it_alone(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "x")
     late = start("max_steps=2", f"run.dir={tmp_path}", "run.name=x", "cluster.gpus_per_node=1")
-    wait_until(run.job.exists, "the run directory is there, but the worker is not")
+    until(run.job.exists, "the run directory is there, but the worker is not", late)
     with run.lock.open("w") as ours:
         fcntl.flock(ours, fcntl.LOCK_EX)
         run.update_status(state="running", attempt=0)

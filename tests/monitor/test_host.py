@@ -1,23 +1,16 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
 from trainer.monitor.host import Host, memory_cgroup
 
 
 def _host(root_pid: int | None = None) -> Host:
     return Host(lambda what, problem: pytest.fail(f"{what}: {problem}"), root_pid=root_pid)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def test_the_hosts_figures_are_there_and_plausible() -> None:
@@ -53,7 +46,7 @@ def test_the_jobs_cpu_share_counts_child_processes_and_not_others() -> None:
             ours, childs = _host(root_pid=os.getpid()), _host(root_pid=child.pid)
             ours.sample(), childs.sample()
             begin = _cpu_seconds(child.pid)
-            _until(lambda: _cpu_seconds(child.pid) - begin > 0.3)
+            until(lambda: _cpu_seconds(child.pid) - begin > 0.3, "the child has computed")
             with_child = ours.sample()["host/job_cpu_percent"]
             of_child = childs.sample()["host/job_cpu_percent"]
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.config import MonitorConfig
-from trainer.monitor.sampling import KeyValueStore, Monitor
+from trainer.monitor.sampling import KeyValueStore, Monitor, NodeSampler
 
 Row = dict[str, Any]
 
@@ -34,6 +34,23 @@ class Sent:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.events: list[Row] = []
+        self._came = threading.Condition()
+
+    def row(self, row: Row) -> None:
+        self._take(self.rows, row)
+
+    def event(self, event: Row) -> None:
+        self._take(self.events, event)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Waits, from one thing that comes to the next, until the condition holds."""
+        with self._came:
+            assert self._came.wait_for(condition, timeout=20), "waited for 20 s"
+
+    def _take(self, into: list[Row], it: Row) -> None:
+        with self._came:
+            into.append(it)
+            self._came.notify_all()
 
     def nodes(self) -> set[int]:
         return {row["node"] for row in self.rows}
@@ -52,8 +69,8 @@ def monitor(
         "is_first_on_node": True,
         "is_rank_zero": node == 0,
         "store": store,
-        "sink": sent.rows.append,
-        "on_event": sent.events.append,
+        "sink": sent.row,
+        "on_event": sent.event,
     }
     running = Monitor(MonitorConfig(gpus="none", period_s=0.02), **(arguments | changes))
     running.start()
@@ -63,18 +80,28 @@ def monitor(
         running.stop()
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 20 s"
-        time.sleep(0.005)
+@pytest.fixture
+def samples_begin(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Waits until as many samples more have begun; all but the last of them are then complete."""
+    begun, sample = threading.Semaphore(0), NodeSampler.sample
+
+    def counted(sampler: NodeSampler) -> Row:
+        begun.release()
+        return sample(sampler)
+
+    def wait(count: int) -> None:
+        for _ in range(count):
+            assert begun.acquire(timeout=20), "waited for 20 s"
+
+    monkeypatch.setattr(NodeSampler, "sample", counted)
+    return wait
 
 
 def test_rows_name_their_node_host_and_time() -> None:
     sent = Sent()
     before = time.time()
     with monitor(sent) as running:
-        until(lambda: len(sent.rows) > 2)
+        sent.until(lambda: len(sent.rows) > 2)
         latest = running.latest()
     assert {"time", "node", "host", "host/cpu_percent", "host/memory_used_bytes"} <= set(latest)
     assert before <= sent.rows[0]["time"] <= sent.rows[1]["time"] <= time.time()
@@ -92,7 +119,7 @@ def test_only_the_first_worker_of_a_node_samples() -> None:
 def test_nothing_is_sampled_after_stop_and_stop_without_start_is_fine() -> None:
     sent = Sent()
     with monitor(sent):
-        until(lambda: sent.rows)
+        sent.until(lambda: sent.rows)
     count = len(sent.rows)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("monitor")]
     assert len(sent.rows) == count
@@ -115,7 +142,7 @@ def test_every_nodes_rows_reach_rank_zero_through_one_key_a_node() -> None:
         monitor(other, node=1, nodes=3, store=store),
         monitor(other, node=2, nodes=3, store=store),
     ):
-        until(lambda: all(len(first.of(node)) > 3 for node in range(3)))
+        first.until(lambda: all(len(first.of(node)) > 3 for node in range(3)))
     assert sorted(store.values) == ["paceline/monitor/1", "paceline/monitor/2"]
     assert other.rows == []
     times = [row["time"] for row in first.of(2)]
@@ -129,7 +156,7 @@ def test_a_torch_store_serves_as_the_side_channel() -> None:
     client = TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
     first, other = Sent(), Sent()
     with monitor(first, nodes=2, store=server), monitor(other, node=1, nodes=2, store=client):
-        until(lambda: first.nodes() == {0, 1})
+        first.until(lambda: first.nodes() == {0, 1})
     assert first.of(1)[0]["host/cpu_percent"] >= 0
     assert (other.rows, first.events, other.events) == ([], [], [])
 
@@ -138,10 +165,10 @@ def test_a_node_that_ends_makes_a_gap_and_rank_zero_goes_on() -> None:
     store, first = DictStore(), Sent()
     with monitor(first, nodes=2, store=store):
         with monitor(Sent(), node=1, nodes=2, store=store):
-            until(lambda: first.of(1))
-        until(lambda: len(first.rows) and first.rows[-1]["node"] == 0)
+            first.until(lambda: first.of(1))
+        first.until(lambda: len(first.rows) and first.rows[-1]["node"] == 0)
         last, own = len(first.of(1)), len(first.of(0))
-        until(lambda: len(first.of(0)) > own + 5)
+        first.until(lambda: len(first.of(0)) > own + 5)
     # At most what was on its way may have come.
     assert len(first.of(1)) <= last + 1
 
@@ -161,12 +188,15 @@ class HangingStore(DictStore):
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_store_that_hangs_holds_up_neither_sampling_nor_stopping(node: int) -> None:
+def test_a_store_that_hangs_holds_up_neither_sampling_nor_stopping(
+    node: int, samples_begin: Callable[[int], None]
+) -> None:
     store, sent = HangingStore(), Sent()
     with monitor(sent, node=node, nodes=2, store=store) as running:
-        until(running.latest)
+        samples_begin(2)
         first = running.latest()["time"]
-        until(lambda: running.latest()["time"] > first)
+        samples_begin(2)
+        assert running.latest()["time"] > first
         begin = time.monotonic()
         running.stop(timeout_s=0.2)
         assert time.monotonic() - begin < 2
@@ -181,7 +211,7 @@ class BrokenStore(DictStore):
 def test_a_store_that_fails_is_told_once_and_sampling_goes_on() -> None:
     sent = Sent()
     with monitor(sent, nodes=2, store=BrokenStore()):
-        until(lambda: sent.events and len(sent.rows) > 5)
+        sent.until(lambda: sent.events and len(sent.rows) > 5)
     assert [event["what"] for event in sent.events] == ["the samples of node 1"]
     assert "the other end is gone" in sent.events[0]["problem"]
 
@@ -190,7 +220,7 @@ def test_a_message_that_is_not_ours_does_not_end_the_gathering() -> None:
     store, sent = DictStore(), Sent()
     store.set("paceline/monitor/1", "not json")
     with monitor(sent, nodes=3, store=store), monitor(Sent(), node=2, nodes=3, store=store):
-        until(lambda: sent.nodes() == {0, 2})
+        sent.until(lambda: sent.nodes() == {0, 2})
     assert [event["what"] for event in sent.events] == ["the samples of node 1"]
 
 
@@ -203,7 +233,7 @@ def test_another_nodes_problems_reach_rank_zero_once_each(monkeypatch: pytest.Mo
     monkeypatch.setattr(Host, "_shared_memory", fail)
     store, first, other = DictStore(), Sent(), Sent()
     with monitor(first, nodes=2, store=store), monitor(other, node=1, nodes=2, store=store):
-        until(lambda: len(first.events) == 2 and len(first.of(1)) > 3)
+        first.until(lambda: len(first.events) == 2 and len(first.of(1)) > 3)
     assert sorted(event["node"] for event in first.events) == [0, 1]
     assert all(event["event"] == "monitor_problem" for event in first.events)
     assert other.events == []
@@ -213,11 +243,11 @@ def test_a_sink_that_raises_is_told_once_and_gets_the_next_row() -> None:
     sent = Sent()
 
     def sink(row: Row) -> None:
-        sent.rows.append(row)
+        sent.row(row)
         raise OSError("disk full")
 
     with monitor(sent, sink=sink):
-        until(lambda: len(sent.rows) > 3)
+        sent.until(lambda: len(sent.rows) > 3)
     assert [event["what"] for event in sent.events] == ["sampling"]
 
 
@@ -225,34 +255,32 @@ def test_an_event_that_cannot_be_passed_on_does_not_end_the_monitor() -> None:
     sent = Sent()
 
     def on_event(event: Row) -> None:
-        sent.events.append(event)
+        sent.event(event)
         raise OSError("disk full")
 
     with monitor(sent, nodes=2, store=BrokenStore(), on_event=on_event):
-        until(lambda: sent.events)
+        sent.until(lambda: sent.events)
         told = len(sent.rows)
-        until(lambda: len(sent.rows) > told + 3)
+        sent.until(lambda: len(sent.rows) > told + 3)
     assert [event["what"] for event in sent.events] == ["the samples of node 1"]
 
 
 def test_a_sampling_that_fails_altogether_is_told_once_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.monitor.sampling import NodeSampler
-
-    attempts: list[int] = []
+    attempts = threading.Semaphore(0)
 
     def fail(sampler: NodeSampler) -> Row:
-        attempts.append(1)
+        attempts.release()
         raise RuntimeError("the driver is mad")
 
     monkeypatch.setattr(NodeSampler, "sample", fail)
     sent = Sent()
     with monitor(sent):
-        until(lambda: len(attempts) > 3)
+        assert all(attempts.acquire(timeout=20) for _ in range(4))
     assert [event["problem"] for event in sent.events] == ["RuntimeError: the driver is mad"]
 
 
 _WITH_GPUS = """
-import json, time
+import json, queue, time
 from tests.stand_in_nvml import busy_gpus, write_figures
 from trainer.config import MonitorConfig
 from trainer.monitor.sampling import Monitor, NodeSampler
@@ -266,21 +294,20 @@ for _ in range(100):
 result["cpu_seconds"] = (time.thread_time() - begin) / 100
 result["gpus"] = len([name for name in row if name.endswith("power_watts")])
 
-rows = []
+rows = queue.Queue()
 slow = Monitor(
     MonitorConfig(period_s=0.1), node_rank=0, nodes=1, is_first_on_node=True, is_rank_zero=True, store=None,
-    sink=rows.append, on_event=reports.append, gpus_in_use=2,
+    sink=rows.put, on_event=reports.append, gpus_in_use=2,
 )
 slow.start()
-deadline = time.monotonic() + 20
-while not rows and time.monotonic() < deadline:
-    time.sleep(0.01)
+rows.get(timeout=20)
 result["gpu_percent"] = slow.gpu_percent()
 write_figures(FIGURES, busy_gpus(8) | {"gpu0.power_mw.delay_ms": 60_000})
-seen = None
-while time.monotonic() < deadline and seen != slow.latest()["time"]:
-    seen = slow.latest()["time"]
-    time.sleep(0.5)
+try:
+    while True:
+        rows.get(timeout=0.5)
+except queue.Empty:
+    pass  # No sample any more: the driver hangs.
 begin = time.monotonic()
 slow.stop(timeout_s=0.3)
 result["stop_seconds"] = time.monotonic() - begin

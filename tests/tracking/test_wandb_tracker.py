@@ -38,12 +38,6 @@ def tracker(attempt=0, mode="auto", **more):
 
 def helpers():
     return [p for p in psutil.Process().children() if p.name().startswith("wandb")]
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, said
-        time.sleep(0.01)
 """
 
 
@@ -182,8 +176,10 @@ def test_the_library_is_imported_late_and_leaves_no_trace(two_attempts: tuple[Pa
 def test_a_helper_that_dies_or_hangs_holds_up_neither_training_nor_the_end(tmp_path: Path, sent: str) -> None:
     script = f"""
 t = tracker(finish_s=1.0, queue_rows=500)
+send, is_open = t._send, threading.Event()
+t._send = lambda run: (is_open.set(), send(run))
 t.metrics({{"step": 0}})
-until(lambda: t.sync_command() and helpers())
+assert is_open.wait(30), said
 helper = helpers()[0]
 helper.send_signal(signal.{sent})
 slowest = 0.0

@@ -57,13 +57,21 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def torn_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, was_seen = Path.read_bytes, threading.Event()
+
+    def read_bytes(self: Path) -> bytes:
+        content = read(self)
+        if not content:
+            was_seen.set()
+        return content
+
     def replace(self: Path, target: Path) -> Path:
         with target.open("wb") as stream:
-            stream.flush()
-            time.sleep(0.001)
-            stream.write(self.read_bytes())
+            assert was_seen.wait(20)
+            stream.write(read(self))
         return target
 
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     monkeypatch.setattr(Path, "replace", replace)
 
 
