@@ -37,7 +37,7 @@ def image_folder(root: Path, *, classes: int = 2, per_class: int = 8, split: str
 def folder_of(root: Path) -> list[str]:
     """Arguments that train a small model on a folder, quickly."""
     return [
-        "data=folder", f"data.root={root}", "model.name=squeezenet1_1", "data.image_size=32", "global_batch_size=4",
+        f"data.root={root}", "model.name=squeezenet1_1", "data.image_size=32", "global_batch_size=4",
         "epochs=1", "tracking=none", "device=cpu", "precision=fp32", f"run.dir={root.parent / 'runs'}", "run.name=f",
         "data.val_fraction=0.3",
     ]  # fmt: skip

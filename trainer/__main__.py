@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trainer.age import process_age_s
 from trainer.errors import PacelineError
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ def _started() -> float:
     """UNIX seconds at which this job began: with its command, or as the next one of a sweep."""
     if next(_JOBS) > 0:
         return time.time()
-    import psutil
-
-    return float(os.environ.get("PACELINE_STARTED") or psutil.Process().create_time())
+    return float(os.environ.get("PACELINE_STARTED") or time.time() - process_age_s())
 
 
 _JOBS = itertools.count()

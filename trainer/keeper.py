@@ -11,11 +11,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
 from trainer import best_weights, checkpoint, commit
+from trainer.age import process_age_s
 from trainer.assembly import Parts
 from trainer.checkpoint import BackgroundWriter, Checkpoint, Image, Schedule
 from trainer.errors import TrainingError
@@ -47,7 +47,7 @@ class Keeper:
         self._schedule = Schedule(
             self._options,
             world_size=job.world.world_size,
-            restart_s=time.time() - psutil.Process().create_time(),
+            restart_s=process_age_s(),
             # Not from the training's thread: a log on a storage that hangs would hold it up.
             say=recorder.say if recorder is not None else job.console.say,
         )

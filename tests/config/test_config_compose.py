@@ -25,7 +25,7 @@ def test_the_hydra_under_test_is_the_one_asked_for() -> None:
 def test_without_overrides_a_typed_configuration_comes_out() -> None:
     config = compose([])
     assert isinstance(config, Config)
-    assert (config.recipe, config.data.name, config.model.name) == ("", "fashion_mnist", "small_resnet")
+    assert (config.recipe, config.data.name, config.model.name) == ("", "folder", "resnet18")
     assert config.tracking.wandb is not None
 
 
@@ -263,7 +263,7 @@ def test_configuring_imports_neither_torch_nor_hydra_before_it_composes() -> Non
     script = """
 import sys
 import trainer.config as c
-config = c.from_yaml("optim: {name: adamw}\\nmodel: {name: resnet18, weights: DEFAULT}")
+config = c.from_yaml("data: {name: digits}\\noptim: {name: adamw}\\nmodel: {name: resnet18, weights: DEFAULT}")
 c.validate(config, world_size=2)
 early = {"hydra", "omegaconf", "torch", "torchvision", "numpy"} & set(sys.modules)
 from trainer.config import explain

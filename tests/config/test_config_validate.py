@@ -7,15 +7,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.config import Config, batch_plan, validate
+from trainer.config import Config, DataConfig, ModelConfig, batch_plan, validate
 from trainer.config.keys import get, leaves
 from trainer.data.sampler import StepPlan
 from trainer.errors import ConfigError
 
 
 def with_values(**values: object) -> Config:
-    """The default configuration with `section__key=value` set."""
-    config = Config()
+    """A configuration that is valid, with `section__key=value` set."""
+    config = Config(data=DataConfig(name="digits"), model=ModelConfig(name="small_resnet"))
     for path, value in values.items():
         section, _, name = path.partition("__")
         setattr(get(config, section) if name else config, name or section, value)
@@ -28,8 +28,17 @@ def refusal(config: Config, world_size: int = 2, train_samples: int | None = Non
     return caught.value
 
 
-def test_the_defaults_are_valid_and_the_batch_is_said_in_a_line() -> None:
-    assert validate(Config(), world_size=2) == ["global batch 256 = 2 workers x 128 x 1"]
+def test_the_defaults_want_a_folder_of_images_and_nothing_else(tmp_path: Path) -> None:
+    assert "needs data.root" in refusal(Config()).problem
+    assert "recipe=fashion_mnist" in refusal(Config()).fix
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").touch()
+    check_accepted(Config(data=DataConfig(root=str(tmp_path))))
+
+
+def test_the_batch_is_said_in_a_line() -> None:
+    assert validate(with_values(), world_size=2) == ["global batch 256 = 2 workers x 128 x 1"]
 
 
 @pytest.mark.parametrize(
@@ -167,8 +176,8 @@ def test_own_targets_need_no_known_name() -> None:
 
 
 def test_fewer_samples_than_workers_is_an_error() -> None:
-    assert "3 training images are fewer than 4 workers" in refusal(Config(), 4, train_samples=3).problem
-    assert any("every step takes all 100" in note for note in validate(Config(), world_size=4, train_samples=100))
+    assert "3 training images are fewer than 4 workers" in refusal(with_values(), 4, train_samples=3).problem
+    assert any("every step takes all 100" in note for note in validate(with_values(), world_size=4, train_samples=100))
 
 
 def test_a_batch_that_does_not_divide_is_said_once_with_the_nearest_that_do() -> None:

@@ -68,7 +68,7 @@ class EvaluateConfig:
 class DataConfig:
     """The images."""
 
-    name: str = key("fashion_mnist", "The data set: a name of `paceline config data`.")
+    name: str = key("folder", "The data set: a name of `paceline config data`.")
     root: str | None = key(
         None,
         "For `folder`: the directory with a folder per class. Else: where a copy lies or is downloaded to.",
@@ -119,7 +119,7 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    name: str = key("small_resnet", "A torchvision classification model, or one of ours, by name.")
+    name: str = key("resnet18", "A torchvision classification model, or one of ours, by name.")
     weights: str | None = key(
         None, "`DEFAULT` or another name of torchvision's weights, a .safetensors or .pth file, or null."
     )

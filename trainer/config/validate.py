@@ -161,7 +161,9 @@ def _data(config: Config) -> Iterator[_Problem]:
 def _root(root: str | None, name: str) -> Iterator[_Problem]:
     fix = "data.root=DIR, the directory that holds a folder per class"
     if not root:
-        yield _Problem(f"data.name={name} needs data.root", fix)
+        yield _Problem(
+            f"data.name={name} needs data.root", f"{fix}; or a recipe with data of its own: recipe=fashion_mnist"
+        )
         return
     path = Path(root).expanduser()
     try:
