@@ -29,7 +29,7 @@ def test_a_run_whose_images_vanish_does_not_end_as_finished(tmp_path: Path, keep
     root = image_folder(tmp_path / "images", split="train", per_class=12)
     image_folder(root, split="val", per_class=3)
     arguments = [
-        *folder_of(root)[2:],
+        *folder_of(root)[1:],
         "data._target_=tests.data.vanishing.build",
         f"data.args={{root: {root}, keep: {keep}}}",
         "data.on_bad_image=skip",

@@ -30,7 +30,7 @@ def make_run(
     row = {"attempt": 2, "argv": ["paceline", "run"], "time": NOW - age_s - 5, "host": host, "job_id": None}
     write_json(run.job, {"argv": row["argv"], "attempts": [row]})
     if state:
-        write_json(run.status, {"state": state, "attempt": 2, "time": NOW - age_s, **status})
+        write_json(run.status, {"state": state, "attempt": 2, "time": time.time() - age_s, **status})
     return run
 
 
@@ -92,7 +92,8 @@ def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_o
     append_json_line(live.metrics, {"step": 100, "val/accuracy": 0.5})
     append_json_line(live.metrics, {"step": 200, "val/accuracy": 0.713})
     append_json_line(live.metrics, {"step": 300, "train/loss": 1.0})
-    os.utime(live.status, (NOW + 10, NOW + 10))
+    latest = time.time() + 10
+    os.utime(live.status, (latest, latest))
     with live.lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, out, err = said(capsys, "status", "--dir", str(tmp_path))
