@@ -1,7 +1,10 @@
 """The main job through its public commands: train, look at what it leaves, stop, resume, debug."""
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
-from tests.trainer_command import DIGITS, PACELINE, TORCHRUN, TRAINER, interrupt, run, succeed
+from tests.trainer_command import DIGITS, PACELINE, ROOT, TORCHRUN, TRAINER, environment, interrupt, run, succeed
 from trainer import checkpoint
 from trainer.rundir import RunDir, read_json, read_json_lines
 
@@ -169,3 +172,28 @@ def test_wandb_is_told_by_default_and_offline_without_a_key(tmp_path: Path) -> N
     folder = tmp_path / line.split(" sync ")[1].strip()
     assert list(folder.glob("*.wandb"))
     assert (tmp_path / "runs" / "w" / "metrics.jsonl").exists()
+
+
+def test_make_train_takes_digits_in_a_line_where_fashion_mnist_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "first_run.py", tmp_path / "tools")
+    closed = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "PATH": str(tmp_path / "no-apt")}
+    said = []
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "tools" / "first_run.py")],
+        env={**environment(), **closed},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if "epoch 1 " in line:
+                process.send_signal(signal.SIGTERM)
+    (data,) = (line for line in said if line.startswith("[2/3] data"))
+    assert "Fashion-MNIST cannot be had" in data
+    assert "apt-get" in data
+    assert data.endswith("training on scikit-learn's digits instead\n")
+    assert any("recipe digits: small_resnet" in line for line in said)
+    assert process.returncode == 75

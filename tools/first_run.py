@@ -1,12 +1,12 @@
 """`make train`: the data, then a training through the public command, on whatever this machine has."""
 
 import os
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 from launcher.gpus import count_gpus
+from trainer.errors import PacelineError, UnfitError
 
 HERE = Path(sys.executable).parent
 
@@ -18,15 +18,22 @@ def main() -> int:
     gpus = count_gpus()
     found = f"{gpus} GPUs" if gpus else "no GPU found: 2 CPU workers"
     print(f"[1/3] environment   .venv is ready (torch {metadata.version('torch')}, {found})", flush=True)
-    print("[2/3] data", flush=True)
-    fetched = subprocess.run([sys.executable, "-m", "trainer.data.fetch", "fashion_mnist"], check=False)
-    recipe = "fashion_mnist" if fetched.returncode == 0 else "digits"
-    if recipe == "digits":
-        print("      Fashion-MNIST cannot be had here: training on scikit-learn's digits instead", flush=True)
+    from trainer.data.fetch import fetch  # imports torch: seconds, in which the line above should be read
+
+    recipe = "fashion_mnist"
+    try:
+        print(f"[2/3] data          {fetch(recipe)}", flush=True)
+    except UnfitError as error:
+        recipe = "digits"
+        print(f"[2/3] data          {error.problem}; training on scikit-learn's digits instead", flush=True)
     print(f"[3/3] training      paceline run recipe={recipe}", flush=True)
     command = [str(HERE / "paceline"), "run", f"recipe={recipe}"]
     os.execv(command[0], command)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except PacelineError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

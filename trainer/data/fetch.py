@@ -15,13 +15,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", metavar="DIR", help="where a copy lies or is to be put (default: data)")
     options = parser.parse_args(arguments)
     try:
-        splits = datasets.load(DataConfig(name=options.name, root=options.root))
+        print(fetch(options.name, options.root))
     except PacelineError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    agree = ", checksums agree" if splits.verified else ""
-    print(f"{splits.title}, {len(splits.train) + len(splits.val):,} images{agree}")
     return 0
+
+
+def fetch(name: str, root: str | None = None) -> str:
+    """Fetches and checks a data set; returns what it is, in a line.
+
+    Raises:
+        ConfigError: there is no such data set, or no copy at `root`.
+        UnfitError: it cannot be had here.
+    """
+    splits = datasets.load(DataConfig(name=name, root=root))
+    agree = ", checksums agree" if splits.verified else ""
+    return f"{splits.title}, {len(splits.train) + len(splits.val):,} images{agree}"
 
 
 if __name__ == "__main__":

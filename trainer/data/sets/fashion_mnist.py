@@ -96,7 +96,7 @@ def _fetch(missing: list[str], folder: Path) -> None:
     try:
         _from_mirrors(missing, folder)
     except UnfitError as mirrors:
-        download.say(f"{mirrors.problem}; trying Debian's package {PACKAGE}")
+        download.say(f"the mirrors of Fashion-MNIST do not serve it; trying Debian's package {PACKAGE}")
         try:
             _from_debian(missing, folder)
         except UnfitError as debian:
