@@ -8,9 +8,7 @@ training back, a ratio the median over the rounds of the ratio to synchronous DC
 call that the trainer's own loop makes. What each needs until the checkpoint is on the disk is shown beside it.
 """
 
-import argparse
 import io
-import json
 import os
 import shutil
 import statistics
@@ -21,10 +19,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
+import report
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torchvision
 
 from trainer.assembly import Parts, assemble
 from trainer.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -132,8 +130,7 @@ def measure(optim: OptimConfig, rounds: int, place: Path | None) -> dict[str, li
 
 def main() -> int:
     """Prints the table, or one JSON object; returns 0 whatever the figures are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to write; by default the system's temporary directory")
     options = parser.parse_args()
@@ -155,19 +152,15 @@ def main() -> int:
         cases.append({"model": "resnet50", "optimizer": name, "dcp_sync_ms": sync_ms, "ratios": ratios})
         print(f"resnet50, {name}: {', '.join(shown)}", file=sys.stderr)
     dist.destroy_process_group()
-    report = {
-        "benchmark": "checkpoint",
-        "ratio": worst.pop("paceline"),
-        "goal": GOAL,
-        "rivals": worst,
-        "cases": cases,
-        "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": sys.version.split()[0],
-        },
-    }
-    print(json.dumps(report, indent=None if options.json else 2))
+    report.show(
+        options,
+        benchmark="checkpoint",
+        ratio=worst.pop("paceline"),
+        goal=GOAL,
+        rivals=worst,
+        cases=cases,
+        packages=("torch", "torchvision"),
+    )
     return 0
 
 

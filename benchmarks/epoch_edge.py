@@ -8,7 +8,6 @@ train the same network on the same files with one loading process. An edge is th
 first), timed from the end of the step before; each figure is the median of the edges over the median of other steps.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -19,6 +18,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import report
 import torch
 import torch.nn.functional as F  # torch's own name for it
 import torchvision
@@ -96,8 +96,7 @@ def edge_over_median(seconds: list[float]) -> dict[str, float]:
 
 def main() -> int:
     """Prints the figures, or one JSON object; returns 0 whatever they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = report.parser(__doc__)
     parser.add_argument("--epochs", type=int, default=8)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -108,19 +107,15 @@ def main() -> int:
             "DataLoader": edge_over_median(by_hand(root, options.epochs, persistent=False)),
             "DataLoader, persistent_workers": edge_over_median(by_hand(root, options.epochs, persistent=True)),
         }
-    report = {
-        "benchmark": "epoch_edge",
-        "ratio": figures["paceline"]["ratio"],
-        "goal": GOAL,
-        "rivals": {name: figure["ratio"] for name, figure in figures.items() if name != "paceline"},
-        "figures": figures,
-        "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": sys.version.split()[0],
-        },
-    }
-    print(json.dumps(report, indent=None if options.json else 2))
+    report.show(
+        options,
+        benchmark="epoch_edge",
+        ratio=figures["paceline"]["ratio"],
+        goal=GOAL,
+        rivals={name: figure["ratio"] for name, figure in figures.items() if name != "paceline"},
+        figures=figures,
+        packages=("torch", "torchvision"),
+    )
     return 0
 
 

@@ -8,8 +8,6 @@ three allowances: 50 ms until the first batch, 10 MB of memory, 100 ns an index 
 included).
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+import report
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from trainer.data.sampler import StepPlan, StepSampler
@@ -79,8 +76,7 @@ def memory(field: str) -> int:
 
 def main() -> int:
     """Prints the figures, or one JSON object; returns 0 whatever they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = report.parser(__doc__)
     parser.add_argument("--samples", type=int, default=100_000_000)
     options = parser.parse_args()
     figures = {}
@@ -88,17 +84,17 @@ def main() -> int:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             figures[name] = process.submit(measure, name, options.samples).result()
     ratios = {name: max(figure[key] / most for key, most in ALLOWED.items()) for name, figure in figures.items()}
-    report = {
-        "benchmark": "sampler",
-        "ratio": ratios.pop("paceline"),
-        "goal": GOAL,
-        "rivals": ratios,
-        "samples": options.samples,
-        "allowed": ALLOWED,
-        "figures": figures,
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]},
-    }
-    print(json.dumps(report, indent=None if options.json else 2))
+    report.show(
+        options,
+        benchmark="sampler",
+        ratio=ratios.pop("paceline"),
+        goal=GOAL,
+        rivals=ratios,
+        samples=options.samples,
+        allowed=ALLOWED,
+        figures=figures,
+        packages=("torch", "numpy"),
+    )
     return 0
 
 

@@ -6,7 +6,6 @@
 a small network in DDP and takes one step. All in turn, round after round; each ratio is the median of the rounds'.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -16,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+import report
 
 GOAL = 1.15
 BIN = Path(sys.executable).parent
@@ -88,8 +87,7 @@ def first_step(run: Path) -> float:
 
 def main() -> int:
     """Prints the figures, or one JSON object; returns 0 whatever they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     contestants = {"bare": bare, "torchrun -m trainer": torchrun, "paceline run": paceline}
@@ -105,15 +103,15 @@ def main() -> int:
         for name, took in seconds.items()
         if name != "bare"
     }
-    report = {
-        "benchmark": "startup",
-        "ratio": ratios["torchrun -m trainer"],
-        "goal": GOAL,
-        "rivals": ratios,
-        "seconds": {name: statistics.median(took) for name, took in seconds.items()},
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
-    }
-    print(json.dumps(report, indent=None if options.json else 2))
+    report.show(
+        options,
+        benchmark="startup",
+        ratio=ratios["torchrun -m trainer"],
+        goal=GOAL,
+        rivals=ratios,
+        seconds={name: statistics.median(took) for name, took in seconds.items()},
+        packages=("torch", "torchvision"),
+    )
     return 0
 
 

@@ -8,7 +8,6 @@ turn, round after round; a contestant's figure is the median over the rounds of 
 the rounds' ratios. Lightning, Fabric and accelerate take part when they are installed (`make bench` does).
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -16,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import report
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -60,8 +60,7 @@ def measure(workers: int, accumulation: int, rounds: int) -> dict[str, list[floa
 
 def main() -> int:
     """Prints the table, or one JSON object; returns 0 whatever the figures are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = report.parser(__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=5)
@@ -81,15 +80,15 @@ def main() -> int:
                 f"{workers} workers, accumulation {accumulation}: bare {bare_ms:.3f} ms  {shown}",
                 file=sys.stderr,
             )
-    report = {
-        "benchmark": "step_overhead",
-        "ratio": worst.pop("paceline"),
-        "goal": GOAL,
-        "rivals": worst,
-        "cases": cases,
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
-    }
-    print(json.dumps(report, indent=None if options.json else 2))
+    report.show(
+        options,
+        benchmark="step_overhead",
+        ratio=worst.pop("paceline"),
+        goal=GOAL,
+        rivals=worst,
+        cases=cases,
+        packages=("torch", "lightning", "accelerate"),
+    )
     return 0
 
 

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from tests.trainer_command import DIGITS, ROOT, TRAINER, environment, run
+from tests.mounts import mounted
+from tests.trainer_command import DIGITS, ROOT, TORCHRUN, TRAINER, environment, rank_variables, run
 from trainer.rundir import read_json
 
 
@@ -66,8 +68,6 @@ def test_a_mistake_in_the_arguments_is_named(arguments: list[str], code: int, sa
 
 
 def test_fewer_samples_than_workers_is_an_error(tmp_path: Path) -> None:
-    from tests.trainer_command import TORCHRUN
-
     done = run(TORCHRUN, *DIGITS, "data.limit=1", f"run.dir={tmp_path}", "global_batch_size=2")
     assert done.returncode != 0
     assert "1 training image" in done.stderr
@@ -103,16 +103,9 @@ def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
 def test_a_busy_rendezvous_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        world = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
         done = subprocess.run(
             [*TRAINER, *DIGITS, f"run.dir={tmp_path}"],
-            env={**environment(), **world},
+            env=environment() | rank_variables(0, 1, port),
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -132,18 +125,11 @@ def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system without a free byte."""
-    place = tmp_path / "full"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    with (place / "filler").open("wb", buffering=0) as filler:
-        try:
+    with mounted(tmp_path / "full", size="64k") as place:
+        with (place / "filler").open("wb", buffering=0) as filler, suppress(OSError):
             while True:
                 filler.write(bytes(4096))
-        except OSError:
-            pass
-    yield place
-    subprocess.run(["umount", place], check=True)
+        yield place
 
 
 def test_a_full_disk_at_the_start_is_named(full_disk: Path) -> None:

@@ -3,15 +3,16 @@
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.mounts import mounted
 from tests.test_bad_input import folder_of, image_folder
 from tests.trainer_command import DIGITS, ROOT, TORCHRUN, TRAINER, environment, interrupt, run, succeed
+from tests.waiting import until
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.rundir import RunDir, read_json, read_json_lines
@@ -33,12 +34,8 @@ def test_a_diverged_run_stays_failed_and_keeps_no_diverged_weights(tmp_path: Pat
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a run's small files, and hardly for a checkpoint."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", place], check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    with mounted(tmp_path / "small", size="900k") as place:
+        yield place
 
 
 def test_a_disk_that_fills_up_does_not_end_the_training_but_does_not_pass_for_success(small_disk: Path) -> None:
@@ -55,10 +52,7 @@ def test_a_disk_that_fills_up_does_not_end_the_training_but_does_not_pass_for_su
 def test_a_second_job_on_a_run_directory_is_refused(tmp_path: Path) -> None:
     arguments = [*DIGITS, "epochs=4000", f"run.dir={tmp_path}", "run.name=one"]
     with subprocess.Popen([*TRAINER, *arguments], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL) as first:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "one" / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline
-            assert first.poll() is None
+        until((tmp_path / "one" / "metrics.jsonl").exists, "the first job trains", first)
         second = run(TRAINER, *arguments)
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 75

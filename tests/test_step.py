@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.workers import alone, run_workers
+from tests.workers import alone, check_weights, on_each, run_workers
 from trainer.config import DistributedConfig
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import IGNORED_TARGET
@@ -116,14 +116,7 @@ A_WHOLE_STEP = frozenset(_steps[2].samples.tolist())
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 3), (2, None), (3, 2), (4, 1)])
 def test_weights_equal_those_of_one_big_batch(world_size: int, micro_batch: int | None, bad: frozenset[int]) -> None:
     expected, expected_loss = reference_weights(bad, None)
-    if world_size == 1:
-        results = [train_weights(alone(), micro_batch, bad, None)]
-    else:
-        results = run_workers(world_size, train_weights, micro_batch, bad, None)
-    for weights, loss in results:
-        for one, other in zip(weights, expected, strict=True):
-            assert torch.allclose(one, other, rtol=0, atol=1e-10)
-        assert loss == pytest.approx(expected_loss, abs=1e-9)
+    check_weights(on_each(world_size, train_weights, micro_batch, bad, None), expected, expected_loss)
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 5), (2, 3), (3, None), (4, 2)])
@@ -139,21 +132,12 @@ def test_weights_equal_those_of_one_big_batch(world_size: int, micro_batch: int 
 )
 def test_the_ends_of_epochs_weigh_each_sample_alike(world_size: int, micro_batch: int | None, whole: StepPlan) -> None:
     expected, expected_loss = reference_weights(NOTHING, None, whole)
-    if world_size == 1:
-        results = [train_weights(alone(), micro_batch, NOTHING, None, whole)]
-    else:
-        results = run_workers(world_size, train_weights, micro_batch, NOTHING, None, whole)
-    for weights, loss in results:
-        for one, other in zip(weights, expected, strict=True):
-            assert torch.allclose(one, other, rtol=0, atol=1e-10)
-        assert loss == pytest.approx(expected_loss, abs=1e-9)
+    check_weights(on_each(world_size, train_weights, micro_batch, NOTHING, None, whole), expected, expected_loss)
 
 
 def test_clipping_sees_the_gradient_of_the_whole_step() -> None:
-    expected, _ = reference_weights(NOTHING, 0.05)
-    for weights, _ in run_workers(2, train_weights, 2, NOTHING, 0.05):
-        for one, other in zip(weights, expected, strict=True):
-            assert torch.allclose(one, other, rtol=0, atol=1e-10)
+    expected, expected_loss = reference_weights(NOTHING, 0.05)
+    check_weights(run_workers(2, train_weights, 2, NOTHING, 0.05), expected, expected_loss)
 
 
 def test_what_is_random_in_the_model_depends_on_step_and_rank_not_on_the_past() -> None:

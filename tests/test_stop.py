@@ -2,7 +2,6 @@
 
 import fcntl
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.trainer_command import DIGITS, PACELINE, ROOT, TRAINER, environment
+from tests.trainer_command import DIGITS, PACELINE, ROOT, TRAINER, environment, free_port, rank_variables
 from tests.waiting import until
 from trainer import checkpoint
 from trainer.rundir import RunDir, read_json, read_json_lines
@@ -21,17 +20,9 @@ LONG = [*DIGITS, "epochs=4000", "evaluate.every=end"]
 def start(
     *arguments: str, rank: int = 0, world_size: int = 1, port: int = 0, cwd: Path = ROOT
 ) -> "subprocess.Popen[str]":
-    ranks = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     return subprocess.Popen(
         [*TRAINER, *arguments],
-        env=environment() | (ranks if world_size > 1 else {}),
+        env=environment() | (rank_variables(rank, world_size, port) if world_size > 1 else {}),
         cwd=cwd,
         stderr=subprocess.PIPE,
         text=True,
@@ -58,9 +49,7 @@ def check_preempted(run: RunDir, *processes: "subprocess.Popen[str]") -> str:
 
 def test_a_signal_to_any_one_worker_stops_all_of_them(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "s")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     workers = [
         start(*LONG, f"run.dir={tmp_path}", "run.name=s", rank=rank, world_size=2, port=port) for rank in range(2)
     ]
@@ -171,9 +160,7 @@ def test_an_evaluation_is_broken_off_and_done_by_the_next_attempt(tmp_path: Path
     run, whole = RunDir(tmp_path / "s"), RunDir(tmp_path / "whole")
 
     def start_both(name: str) -> "list[subprocess.Popen[str]]":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         return [
             start(*arguments, f"run.name={name}", rank=rank, world_size=2, port=port, cwd=tmp_path) for rank in (0, 1)
         ]

@@ -4,10 +4,11 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from typing import Any
 
 
 def until(
-    reached: Callable[[], object], what: str, *processes: "subprocess.Popen[str]", deadline_s: float = 120.0
+    reached: Callable[[], object], what: str, *processes: "subprocess.Popen[Any]", deadline_s: float = 120.0
 ) -> None:
     """Returns once `reached()` holds; fails with `what` at the deadline, or with a process's words if that ends."""
     deadline = time.monotonic() + deadline_s

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 import trainer.worker  # noqa: F401  # with all that it imports
-from tests.trainer_command import environment
+from tests.trainer_command import environment, free_port, rank_variables
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.warm"])
@@ -19,20 +18,10 @@ _SERVER.set_forkserver_preload(["tests.warm"])
 
 def start(*arguments: str, world_size: int, folder: Path) -> list[BaseProcess]:
     """Starts the ranks of a training with `folder` as their directory; what they say is in `rank-R.txt` there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes: list[BaseProcess] = []
     for rank in range(world_size):
-        ranks = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        values = environment() | (ranks if world_size > 1 else {})
+        values = environment() | (rank_variables(rank, world_size, port) if world_size > 1 else {})
         process = _SERVER.Process(target=_trainer, args=(list(arguments), values, str(folder), rank))
         process.start()
         processes.append(process)

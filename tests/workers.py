@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import socket
 import sys
 import tempfile
 import time
@@ -10,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 
+from tests.trainer_command import free_port, rank_variables
 from trainer.config import DistributedConfig, compose
 from trainer.console import LineConsole
 from trainer.distributed import World, join
@@ -28,25 +29,30 @@ def run_workers(world_size: int, function: Callable[..., Any], *arguments: Any) 
     The processes are forked, so torch is imported once.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         mp.start_processes(
-            _work, (world_size, port, folder, function, arguments), nprocs=world_size, start_method="fork"
+            _work, (world_size, free_port(), folder, function, arguments), nprocs=world_size, start_method="fork"
         )
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
 
 
+def on_each(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """As `run_workers`; a world of one is this process itself, without a process group, as in the trainer."""
+    if world_size == 1:
+        return [function(alone(), *arguments)]
+    return run_workers(world_size, function, *arguments)
+
+
+def check_weights(results: list[tuple[list[torch.Tensor], float]], weights: list[torch.Tensor], loss: float) -> None:
+    """Asserts that every rank's float64 weights and summed loss are these, up to rounding."""
+    for found, found_loss in results:
+        for one, other in zip(found, weights, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-10)
+        assert found_loss == pytest.approx(loss, abs=1e-9)
+
+
 def _work(rank: int, world_size: int, port: int, folder: str, function: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    os.environ.update(rank_variables(rank, world_size, port))
     with join(DistributedConfig(timeout_s=60), device="cpu") as world:
         result = function(world, *arguments)
     (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))

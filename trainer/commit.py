@@ -44,10 +44,7 @@ def write_folder(
     Raises:
         OSError: disk full, not writable, ...; what was there before is there still.
     """
-    made = not folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if made:
-        sync_directory(folder.parent.parent)
+    _make_directory(folder.parent)
     temporary, replaced = hidden(folder, "tmp"), hidden(folder, "replaced")
     temporary.mkdir()
     try:
@@ -73,10 +70,7 @@ def replace_file(path: Path, pieces: Iterable[Piece], *, guard: Callable[[], Non
     Raises:
         OSError: disk full, not writable, ...; what was there before is there still.
     """
-    made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if made:
-        sync_directory(path.parent.parent)
+    _make_directory(path.parent)
     temporary = hidden(path, "tmp")
     try:
         _write_file(temporary, pieces)
@@ -177,6 +171,13 @@ def sync_ancestors(path: Path, levels: int = 3) -> None:
 def hidden(path: Path, ending: str) -> Path:
     """A name beside `path` that no reader takes for anything, and no other writer for its own."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{time.time_ns():x}.{ending}")
+
+
+def _make_directory(path: Path) -> None:
+    """Makes a directory, where there is none, that survives a power cut."""
+    if not path.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        sync_directory(path.parent)
 
 
 def _write_file(path: Path, pieces: Iterable[Piece]) -> dict[str, int | str]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from tests.trainer_command import DIGITS
-from tests.workers import alone, run_workers, train_here
+from tests.workers import check_weights, on_each, run_workers, train_here
 from trainer.config import DistributedConfig
 from trainer.data.decode import BadImage
 from trainer.data.mixing import Mix, Mixing
@@ -131,14 +131,7 @@ def test_the_weights_are_those_of_one_big_mixed_batch(
     world_size: int, micro_batch: int | None, bad: frozenset[int]
 ) -> None:
     expected, expected_loss = reference_weights(BOTH, bad)
-    if world_size == 1:
-        results = [mixed_weights(alone(), BOTH, micro_batch, bad)]
-    else:
-        results = run_workers(world_size, mixed_weights, BOTH, micro_batch, bad)
-    for weights, loss in results:
-        for one, other in zip(weights, expected, strict=True):
-            assert torch.allclose(one, other, rtol=0, atol=1e-10)
-        assert loss == pytest.approx(expected_loss, abs=1e-9)
+    check_weights(on_each(world_size, mixed_weights, BOTH, micro_batch, bad), expected, expected_loss)
     unmixed, _ = reference_weights(None, bad)
     assert max(float((one - other).abs().max()) for one, other in zip(expected, unmixed, strict=True)) > 1e-3
 

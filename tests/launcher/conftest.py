@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.mounts import mounted
 from trainer.rundir import RunDir, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,13 +141,6 @@ def make_job(tmp_path: Path) -> Iterator[Callable[[str], Job]]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB, which takes root to mount."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small file system is not allowed here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    """A file system of 64 KiB."""
+    with mounted(tmp_path / "disk", size="64k") as place:
+        yield place

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.numerics.runs import BATCH, configuration, train_in
-from tests.workers import alone, run_workers
+from tests.workers import alone, on_each, run_workers
 from trainer import checkpoint
 from trainer.config import CheckpointConfig, Config, ModelConfig, OptimConfig
 from trainer.data.naming import samples_of_step
@@ -49,7 +49,7 @@ def stopped(world: World, folder: Path) -> tuple[str, dict[str, object]]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_step_and_its_samples_are_named_and_no_later_checkpoint_is_kept(world_size: int, tmp_path: Path) -> None:
-    results = run_workers(world_size, stopped, tmp_path) if world_size > 1 else [stopped(alone(), tmp_path)]
+    results = on_each(world_size, stopped, tmp_path)
     bad = step_of(BLANK)
     plan = plan_of(world_size)
     for problem, details in results:
