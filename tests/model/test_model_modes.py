@@ -1,11 +1,13 @@
 """A part of a model that it keeps in evaluation mode stays so, whatever the trainer does in between."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo.utils import counters
 
 from tests.numerics import runs
 from tests.workers import alone
@@ -60,3 +62,17 @@ def test_a_lone_sample_is_fine_before_a_frozen_batchnorm(tmp_path: Path) -> None
     samples = len(runs.digits_with_blanks([]).train)
     config = runs.configuration([], model=ModelConfig(_target_=f"{HERE}.FrozenNorm"), global_batch_size=samples - 1)
     assert runs.train_in(alone(), tmp_path, config)[0] is None
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_model_learns_the_same(tmp_path: Path) -> None:
+    """Its weights carry the names and, but for rounding, the values of the one that was not compiled."""
+    counters.clear()
+    found = []
+    for compiles in (False, True):
+        folder = tmp_path / str(compiles)
+        model = ModelConfig(_target_=f"{HERE}.Normalised", compile=compiles)
+        assert runs.train_in(alone(), folder, runs.configuration([], model=model, epochs=1))[0] is None
+        found.append(load_file(RunDir(folder).weights("last")))
+    assert counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
