@@ -46,7 +46,7 @@ def runnable(command: str) -> list[str]:
         words += QUICKLY
     if "debug=true" in words:
         words += ["device=cpu"]
-    if trains and "recipe=finetune" in words:
+    if trains and ("recipe=finetune" in words or "data.root=photos" in words):
         words += ["model.weights=null", "data.image_size=32"]
     return words
 
