@@ -13,7 +13,7 @@ from launcher.plan import Program, plan_job
 from trainer import provenance
 from trainer.config import Config, DataConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir, append_json_line, read_json
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
     assert from_yaml(run.config.read_text()) == kept
     assert from_yaml(run.attempt_config(1).read_text()).data.workers == 3
     changed = replace(config, optim=OptimConfig(lr=0.25))
+    run.update_status(latest="step-00000010")
     with pytest.raises(ConfigError, match=r"optim\.lr was 0\.5"):
         provenance.agree(run, changed)
     accepted = replace(changed, run=RunConfig(accept_changes=True))
@@ -81,6 +82,26 @@ def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
     begin(run, accepted, attempt=2, folder=tmp_path)
     assert from_yaml(run.config.read_text()).optim.lr == 0.25
     provenance.agree(run, changed)
+
+
+@pytest.mark.parametrize("trace", ["nothing", "status", "event", "folder"])
+def test_only_a_run_that_has_saved_nothing_takes_another_configuration(tmp_path: Path, trace: str) -> None:
+    run = RunDir(tmp_path / "x")
+    begin(run, Config(), folder=tmp_path)
+    run.update_status(state="failed")
+    append_json_line(run.events, {"event": "start", "step": 0})
+    if trace == "status":
+        run.update_status(latest="step-00000010")
+    if trace == "event":
+        append_json_line(run.events, {"event": "checkpoint", "step": 10})
+    if trace == "folder":
+        run.checkpoint(10).mkdir(parents=True)
+    changed = Config(optim=OptimConfig(lr=0.25))
+    if trace == "nothing":
+        provenance.agree(run, changed)
+    else:
+        with pytest.raises(ConfigError, match=r"optim\.lr was"):
+            provenance.agree(run, changed)
 
 
 def test_a_secret_reaches_the_workers_but_no_file_and_is_no_difference(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer import saved
 from trainer.config.continuation import check_agreement, differences
 from trainer.config.plain import from_dict, from_yaml, to_dict, to_yaml
 from trainer.config.schema import Config
@@ -32,9 +33,9 @@ def agree(run: RunDir, config: Config) -> None:
     """Refuses to continue a run with a configuration that would compute something else.
 
     Raises:
-        ConfigError: see above; a run that has no configuration yet agrees with every one.
+        ConfigError: see above; a run that has saved nothing yet agrees with every one: it begins anew.
     """
-    if run.config.exists():
+    if run.config.exists() and (saved.last_checkpoint(run) or any(run.checkpoints.glob("step-*"))):
         check_agreement(from_yaml(run.config.read_text()), _shown(config, run), name=run.name)
 
 

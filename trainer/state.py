@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import checkpoint
+from trainer import checkpoint, saved
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
 from trainer.distributed import averaged_statistics
@@ -111,17 +111,17 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
         TrainingError: all checkpoints are damaged.
         UnfitError: this node does not see the checkpoint, or those that there were are gone.
     """
-    saved = find_newest(parts, warn=warn)
-    if saved is None:
+    newest = find_newest(parts, warn=warn)
+    if newest is None:
         parts.world.on_rank_zero(lambda: _check_missing(parts.run, accept_changes=accept_changes, warn=warn))
         return Progress()
-    _check_data(saved.state["data"], data_identity(parts), accept_changes=accept_changes)
-    if change := _numerical_change(saved.state, parts):
+    _check_data(newest.state["data"], data_identity(parts), accept_changes=accept_changes)
+    if change := _numerical_change(newest.state, parts):
         warn(change)
-    before, now = saved.state["optimizer_name"], type(parts.stepper.optimizer).__name__
+    before, now = newest.state["optimizer_name"], type(parts.stepper.optimizer).__name__
     if before != now:
         warn(f"the optimizer was {before} and is now {now}: it begins without a memory")
-    return put_back(parts, saved)
+    return put_back(parts, newest)
 
 
 def find_newest(parts: Parts, *, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -220,7 +220,7 @@ def _check_names(state: dict[str, Any], step: int) -> None:
 
 def _check_missing(run: RunDir, *, accept_changes: bool, warn: Callable[[str], None]) -> None:
     """Begins at the start only what has never had a checkpoint: a disk that is not mounted looks like an empty one."""
-    if latest := run.read_status().get("latest"):
+    if latest := saved.last_checkpoint(run):
         problem = f"this run has saved {latest}, and there is no checkpoint in {run.checkpoints} any more"
         if not accept_changes:
             raise UnfitError(
@@ -228,6 +228,7 @@ def _check_missing(run: RunDir, *, accept_changes: bool, warn: Callable[[str], N
                 "if their disk is not mounted, mount it; run.fresh=true starts over beside this run, "
                 "run.accept_changes=true starts it over here",
             )
+        saved.start_over(run, latest)
         warn(f"{problem}: it starts over")
 
 
