@@ -6,10 +6,12 @@ import itertools
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.numerics import runs
 from tests.trainer_command import DIGITS
@@ -18,7 +20,7 @@ from trainer import checkpoint, keeper, worker
 from trainer.config import Config, EvaluateConfig, compose
 from trainer.console import LineConsole
 from trainer.distributed import World
-from trainer.errors import TrainingError
+from trainer.errors import TrainingError, UnfitError
 from trainer.job import Job
 from trainer.lease import LeaseLost
 from trainer.recorder import Interval, Recorder
@@ -113,6 +115,7 @@ def test_a_job_that_has_lost_the_run_appends_no_rows(tmp_path: Path) -> None:
     assert "process 7 on there" in said.getvalue()
     assert not list(read_json_lines(run.metrics))
     assert not list(read_json_lines(run.steps))
+    assert not list(read_json_lines(run.events))
 
 
 def test_a_stop_file_that_comes_after_another_request_does_not_stop_the_next_attempt(tmp_path: Path) -> None:
@@ -135,3 +138,32 @@ def test_a_status_that_comes_late_does_not_revive_a_run_that_has_ended(tmp_path:
     train_in(alone(), run.path, runs.configuration([], epochs=1), StopRequest(), stop_after=11)
     assert run.read_status()["step"] > 0
     assert run.read_status()["state"] == "failed"
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_taken_for_a_new_one_whatever_is_left_of_its_status(
+    tmp_path: Path,
+) -> None:
+    run, config = RunDir(tmp_path / "run"), runs.configuration([], epochs=1)
+    assert runs.train_in(alone(), run.path, config)[0] is None
+    run.checkpoints.rename(tmp_path / "elsewhere")
+    for status in (run.status.read_text(), "{"):
+        run.status.write_text(status)
+        before = run.metrics.read_bytes()
+        error, _ = runs.train_in(alone(), run.path, config)
+        assert isinstance(error, UnfitError)
+        assert "this run has saved step-00000026, and there is no checkpoint in" in str(error)
+        assert run.metrics.read_bytes() == before
+    # Asked to start over, and ended before it has saved anything: now nothing is missing.
+    run.update_status(latest="step-00000026")
+    accepted = replace(config, run=replace(config.run, accept_changes=True))
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_in(alone(), run.path, replace(accepted, model=replace(config.model, _target_=f"{__name__}.Ended")))
+    assert run.read_status()["latest"] is None
+    assert runs.train_in(alone(), run.path, config)[0] is None
+
+
+class Ended(runs.Stretching):
+    """As if somebody pressed Ctrl-C in the first step."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt

@@ -26,18 +26,19 @@ def reconcile(parts: Parts, progress: Progress) -> None:
     that of the best step which it knows, from the checkpoint of that step; where there is none, the file goes, and the
     next evaluation counts as the best.
     """
-    if not parts.world.on_rank_zero(lambda: _is_right(parts, progress.best)):
+    if not parts.world.on_rank_zero(lambda: put_right(parts, progress.best.step)):
         best = progress.best
         progress.best = Standing(metric=best.metric, improved=best.improved, waited=best.waited)
 
 
-def _is_right(parts: Parts, best: Standing) -> bool:
+def put_right(parts: Parts, best_step: int) -> bool:
+    """Makes the file that of a step (0: of none), or else removes it; rank 0's. Whether it is that step's."""
     run = parts.run
     path = run.weights("best")
-    if best.step and (_step_in(path) == best.step or _rebuild(run, best.step, ema=parts.judge.kind == AVERAGED)):
+    if best_step and (_step_in(path) == best_step or _rebuild(run, best_step, ema=parts.judge.kind == AVERAGED)):
         return True
     path.unlink(missing_ok=True)
-    return not best.step
+    return not best_step
 
 
 def _rebuild(run: RunDir, step: int, *, ema: bool) -> bool:

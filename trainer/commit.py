@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import xxhash
@@ -22,6 +22,7 @@ from trainer.rundir import sync_directory
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _BLOCK = 1 << 24
+_ANY_TIME = nullcontext()
 
 
 Piece = bytes | memoryview
@@ -64,8 +65,20 @@ def write_folder(
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def replace_file(path: Path, pieces: Iterable[Piece], *, guard: Callable[[], None] = lambda: None) -> None:
+def replace_file(
+    path: Path,
+    pieces: Iterable[Piece],
+    *,
+    guard: Callable[[], None] = lambda: None,
+    turn: AbstractContextManager[object] = _ANY_TIME,
+) -> None:
     """Writes one file in the same way: a reader, or a crash, sees either the old content or the new one.
+
+    Args:
+        path: where.
+        pieces: its content.
+        guard: called just before the file gets its name; what it raises leaves nothing behind.
+        turn: held over that call and the renaming.
 
     Raises:
         OSError: disk full, not writable, ...; what was there before is there still.
@@ -74,8 +87,9 @@ def replace_file(path: Path, pieces: Iterable[Piece], *, guard: Callable[[], Non
     temporary = hidden(path, "tmp")
     try:
         _write_file(temporary, pieces)
-        guard()
-        temporary.replace(path)
+        with turn:
+            guard()
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -31,6 +31,10 @@ _FILES_OF_A_SAVE = 4
 _SLOW_DISK_BYTES_PER_S = 50e6
 
 
+class _Forgotten(Exception):
+    """The run has gone back to before the best weights that were about to be put in place."""
+
+
 class Keeper:
     """Writes checkpoints and weights beside the training; where that fails, the run goes on and it is tried again.
 
@@ -58,6 +62,8 @@ class Keeper:
         self._best_writer = self._background("the best weights")
         self._waiting_best: tuple[int, dict[str, torch.Tensor]] | None = None
         self._best_turn = threading.Lock()
+        self._naming = threading.Lock()
+        self._forgotten = threading.Event()
         self._taken_step = -1
         self._postponed = self._wished = False
 
@@ -125,6 +131,10 @@ class Keeper:
         """Lets go of best weights that are not written yet, since the run goes back to before them."""
         with self._best_turn:
             self._waiting_best = None
+            # Those that are overdue end at any time: before this, or with nothing done.
+            with self._naming:
+                self._forgotten.set()
+            self._forgotten = threading.Event()
             self._best_writer = self._background("the best weights")
 
     def finish(self, open_interval: dict[str, Any] | None) -> None:
@@ -240,9 +250,17 @@ class Keeper:
 
     def _write_best(self, step: int, state: dict[str, torch.Tensor]) -> None:
         run, names = self._job.run, {name: name for name in state}
+        forgotten = self._forgotten
+
+        def guard() -> None:
+            run.guard()
+            if forgotten.is_set():
+                raise _Forgotten
 
         def write(image: Image) -> None:
-            commit.replace_file(run.weights("best"), image.part(names, best_weights.labelled(step)), guard=run.guard)
+            pieces = image.part(names, best_weights.labelled(step))
+            with suppress(_Forgotten):
+                commit.replace_file(run.weights("best"), pieces, guard=guard, turn=self._naming)
 
         self._best_writer.start(state, write)
 

@@ -132,6 +132,14 @@ class Recorder:
         row = {"time": time.time(), **fields}
         self._work.put(lambda: self._trackers.event(row))
 
+    def supersede(self, step: int, *, evaluates_again: bool) -> None:
+        """Drops what was recorded of steps beyond one, to which the run goes back; returns at once.
+
+        In its turn: rows that are still to be written, for the disk is slow or full, are among them.
+        """
+        self._work.put(lambda: self._trackers.supersede(step, evaluates_again=evaluates_again))
+        self._work.put(lambda: self._steps.supersede_steps(step))
+
     def say(self, text: str) -> None:
         """Says something on the terminal and in the log; returns at once."""
         self._work.put(lambda: self._console.say(text))

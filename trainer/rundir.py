@@ -99,6 +99,11 @@ class RunDir:
         return self.path / "evaluation.json"
 
     @property
+    def evaluation_lock(self) -> Path:
+        """Held for the moment in which evaluation.json is changed."""
+        return self.path / ".evaluation.lock"
+
+    @property
     def classes(self) -> Path:
         """The class names in the order of the logits."""
         return self.path / "classes.json"
@@ -198,15 +203,9 @@ class RunDir:
             step: of the checkpoint from which the run goes on.
             evaluates_again: the evaluation of that very step will be done again, too.
         """
-
-        def is_superseded(row: dict[str, Any]) -> bool:
-            if evaluates_again and row.get("step") == step and any(name.startswith("val/") for name in row):
-                return True
-            return row.get("step", 0) > step
-
         superseded = 0
         for path in (self.steps, self.metrics):
-            superseded = _cut_rows(path, is_superseded)
+            superseded = supersede_rows(path, step, evaluates_again=evaluates_again)
         return superseded
 
 
@@ -294,13 +293,30 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
-        if os.write(descriptor, line) < len(line):
+        # A row that lacks nothing but its end of line is there: it must not come a second time.
+        if os.write(descriptor, line) < len(line) - 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 
 
-def _cut_rows(path: Path, is_superseded: Callable[[dict[str, Any]], bool]) -> int:
+def is_superseded(row: Mapping[str, Any], step: int, *, evaluates_again: bool) -> bool:
+    """Whether a row of metrics or steps will be written again by a run that goes on, or back, to after `step`."""
+    if evaluates_again and row.get("step") == step and any(name.startswith("val/") for name in row):
+        return True
+    return row.get("step", 0) > step
+
+
+def supersede_rows(path: Path, step: int, *, evaluates_again: bool) -> int:
+    """Drops the last rows of metrics.jsonl or steps.jsonl that `is_superseded` names; returns how many.
+
+    Raises:
+        OSError: the file cannot be changed.
+    """
+    return _cut_rows(path, lambda row: is_superseded(row, step, evaluates_again=evaluates_again))
+
+
+def _cut_rows(path: Path, is_over: Callable[[dict[str, Any]], bool]) -> int:
     """Cuts off the last rows of a .jsonl file up to one that stays, whatever its length; returns how many.
 
     A damaged line among them, such as one that a crash has cut short, goes with them. The file's length changes at
@@ -318,7 +334,7 @@ def _cut_rows(path: Path, is_superseded: Callable[[dict[str, Any]], bool]) -> in
             while cut:
                 start = content.rfind(b"\n", 0, cut - 1) + 1
                 row = _parsed(content[start:cut])
-                if row is not None and not is_superseded(row):
+                if row is not None and not is_over(row):
                     break
                 cut, rows = start, rows + (row is not None)
         if cut < size:

@@ -1,13 +1,18 @@
 """evaluation.json: the last and the best evaluation in full, with a row for each class and the confusions."""
 
+import fcntl
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from trainer.metrics import Scores
 from trainer.rundir import RunDir, read_json, write_atomic
+
+_PATIENCE_S = 10.0
 
 
 def entry(
@@ -48,15 +53,50 @@ def write(run: RunDir, evaluation: Mapping[str, Any], *, best: bool, best_step: 
     Raises:
         OSError: disk full, not writable, ...; the file that was there is intact.
     """
-    before = read_json(run.evaluation)
-    kept = before.get("best")
-    if best:
-        kept = evaluation
-    elif kept is not None and kept.get("step") != best_step:
-        kept = None
-    save(run, {**before, "last": evaluation, "best": kept})
+    with _locked(run):
+        before = read_json(run.evaluation)
+        kept = before.get("best")
+        if best:
+            kept = evaluation
+        elif kept is not None and kept.get("step") != best_step:
+            kept = None
+        _save(run, {**before, "last": evaluation, "best": kept})
 
 
-def save(run: RunDir, content: Mapping[str, Any]) -> None:
-    """Writes evaluation.json atomically; on one line, for a matrix of confusions has a million numbers at most."""
+def add(run: RunDir, evaluation: Mapping[str, Any]) -> None:
+    """Puts an evaluation that somebody has asked for beside those of the training, which may be going on.
+
+    Raises:
+        OSError: disk full, not writable, ...; the file that was there is intact.
+    """
+    with _locked(run):
+        _save(run, {**read_json(run.evaluation), "on_request": evaluation})
+
+
+@contextmanager
+def _locked(run: RunDir) -> Generator[None]:
+    """Keeps other processes from changing evaluation.json meanwhile, where the file system has locks."""
+    descriptor = os.open(run.evaluation_lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _lock(descriptor) and time.monotonic() < deadline:
+            # One that was stopped while it had the lock must not hold up a training for ever.
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no locks here: the moment is short
+    return True
+
+
+def _save(run: RunDir, content: Mapping[str, Any]) -> None:
+    # On one line, for a matrix of confusions has a million numbers at most.
     write_atomic(run.evaluation, (json.dumps(content, ensure_ascii=False) + "\n").encode())

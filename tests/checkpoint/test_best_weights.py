@@ -1,5 +1,6 @@
 """The best weights are those of the step that the run takes for its best, also when it has forgotten better ones."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.numerics import runs
 from tests.workers import alone
-from trainer import checkpoint
+from trainer import checkpoint, commit
+from trainer.checkpoint import BackgroundWriter
 from trainer.config import CheckpointConfig, Config, EvaluateConfig
 from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan
@@ -94,3 +96,51 @@ def test_a_run_that_goes_on_does_not_keep_the_best_weights_of_what_it_has_forgot
     checkpoint.put_aside(run, 26, checkpoint.Damaged("by the test"))
     runs.train_in(alone(), run.path, configuration())
     assert_right(run, kept, step=10)
+
+
+@pytest.mark.parametrize(
+    ("best", "ends", "right"),
+    [(10, "after", 10), (2, "after", 2), (2, "just before", 11)],
+)
+def test_best_weights_that_hang_over_a_rollback_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Kept, best: int, ends: str, right: int
+) -> None:
+    judge_by(monkeypatch, {best: [0.3], 21: [0.9, 0.1], 11: [0.2], 20: [0.1]})
+    monkeypatch.setattr(Keeper, "is_due", lambda self: self._progress.step == 10)
+    defaults: Any = BackgroundWriter.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "patience_s", 0.3)
+    replace_file, forget, evaluated = commit.replace_file, Keeper.forget, Keeper.evaluated
+    goes_back, went_back, hung = threading.Event(), threading.Event(), list[threading.Thread]()
+
+    def hanging(path: Path, pieces: Any, *, guard: Any, **more: Any) -> None:
+        def slow() -> None:
+            guard()
+            assert goes_back.wait(60)
+
+        if path.name != "best.safetensors" or 21 not in kept or hung:
+            replace_file(path, pieces, guard=guard, **more)
+            return
+        hung.append(threading.current_thread())
+        if ends == "after":
+            assert went_back.wait(60)
+        replace_file(path, pieces, guard=guard if ends == "after" else slow, **more)
+
+    def forgetting(self: Keeper) -> None:
+        goes_back.set()
+        forget(self)
+
+    def watched(self: Keeper, model: torch.nn.Module, *, best: bool) -> None:
+        evaluated(self, model, best=best)
+        if hung and self._progress.step == 13:
+            self._best_writer.wait()
+            went_back.set()
+            hung[0].join(60)
+
+    monkeypatch.setattr(commit, "replace_file", hanging)
+    monkeypatch.setattr(Keeper, "forget", forgetting)
+    monkeypatch.setattr(Keeper, "evaluated", watched)
+    error, said = runs.train_in(alone(), tmp_path / "run", configuration(blank_at=23, on_nonfinite="rollback"))
+    assert error is None, said
+    assert "the best weights has been under way for" in said
+    assert went_back.is_set()
+    assert_right(RunDir(tmp_path / "run"), kept, step=right)

@@ -97,10 +97,7 @@ def test_without_other_workers_no_error_is_another_ones_echo(monkeypatch: pytest
     assert is_echo(RESET)
 
 
-@pytest.fixture
-def loading() -> Iterator[loader.Loader]:
-    """Processes of which the second will be killed."""
-    before = signal.getsignal(signal.SIGCHLD)
+def load() -> loader.Loader:
     splits = build("SIGKILL")
     samples = Samples(
         splits.train,
@@ -111,9 +108,16 @@ def loading() -> Iterator[loader.Loader]:
         report=None,
     )
     indices = [Indices(0, np.arange(first, first + 8)) for first in range(0, 40, 8)]
-    batches = loader.load_batches(
+    return loader.load_batches(
         samples, indices, workers=2, prefetch=1, device=torch.device("cpu"), timeout_s=20, persistent=True
     )
+
+
+@pytest.fixture
+def loading() -> Iterator[loader.Loader]:
+    """Processes of which the second will be killed."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = load()
     yield batches
     batches._iterator._shutdown_workers()
     signal.signal(signal.SIGCHLD, before)
@@ -124,3 +128,20 @@ def test_after_any_error_the_dead_are_asked_for_and_no_further_one_interrupts(lo
         list(loading)
     assert f"was ended by SIGKILL at sample {FATAL}" in str(loader.explain(RESET))
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
+def test_the_next_job_of_a_sweep_hears_of_its_own_dead_and_of_no_others(loading: loader.Loader) -> None:
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(loading)
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert callable(handler)
+    loader.explain(RESET)
+    of_the_first = [process.pid for process in loading._iterator._workers]
+    second = load()
+    batches = iter(second)
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
+        list(batches)
+    assert not any(str(pid) in str(raised.value) for pid in of_the_first)
+    assert f"was ended by SIGKILL at sample {FATAL}" in str(second.explain(raised.value))
+    second._iterator._shutdown_workers()

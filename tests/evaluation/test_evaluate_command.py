@@ -1,9 +1,13 @@
 """`python -m trainer.evaluate RUN` finds what the training found, and scikit-learn from the same weights."""
 
+import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,11 @@ import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
 from tests import warm
 from tests.test_bad_input import image_folder
 from tests.trainer_command import DIGITS, ROOT, environment, run, succeed
+from trainer import scorecard
 from trainer.config import from_yaml
+from trainer.console import LineConsole
 from trainer.data import datasets
+from trainer.evaluate import command
 from trainer.evaluate.__main__ import main
 from trainer.rundir import RunDir, read_json, read_json_lines
 
@@ -215,3 +222,33 @@ def test_weights_of_another_network_and_damaged_ones_are_refused(
     copied.weights("last").write_bytes(b"nothing")
     assert main([str(copied.path), "weights=last", "device=cpu"]) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_an_evaluation_beside_a_running_training_takes_nothing_of_it_away(tmp_path: Path) -> None:
+    run_dir, console = RunDir(tmp_path), LineConsole(io.StringIO(), None, clock=time.monotonic)
+
+    def train() -> None:
+        for step in range(1, 30):
+            scorecard.write(run_dir, {"step": step}, best=True, best_step=step)
+            assert read_json(run_dir.evaluation)["best"]["step"] == step
+
+    def evaluate() -> None:
+        for number in range(1, 30):
+            command.keep(run_dir, {"number": number}, console)
+            assert read_json(run_dir.evaluation)["on_request"]["number"] == number
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(train), pool.submit(evaluate)]:
+            done.result()
+
+
+def test_a_loading_process_that_dies_in_an_evaluation_is_named(
+    copied: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    overrides = ["data._target_=tests.data.dying.build_validation", "data.args={how: SIGKILL}", "data.workers=1"]
+    try:
+        assert main([str(copied.path), *overrides, "device=cpu", "evaluate.batch_size=8"]) == 1
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert "was ended by SIGKILL at sample 13 (/far/13.png)" in capsys.readouterr().err

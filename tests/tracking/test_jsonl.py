@@ -1,3 +1,4 @@
+import errno
 import resource
 import threading
 from collections.abc import Generator
@@ -6,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer.lease import LeaseLost
 from trainer.rundir import RunDir, append_json_line, read_json_lines
-from trainer.tracking import jsonl
+from trainer.tracking import Trackers, jsonl
 from trainer.tracking.jsonl import JsonlTracker
 
 
@@ -127,3 +129,75 @@ def test_a_line_that_a_crash_cut_short_does_not_swallow_the_next(tmp_path: Path)
     append_json_line(path, {"step": 3})
     append_json_line(path, {"step": 4})
     assert list(read_json_lines(path)) == [{"step": 1}, {"step": 3}, {"step": 4}]
+
+
+def test_a_job_that_has_lost_the_run_adds_nothing_to_any_of_its_files(tmp_path: Path) -> None:
+    run, said = RunDir(tmp_path), list[str]()
+    trackers = Trackers([JsonlTracker(run, said.append)], said.append)
+    trackers.event({"event": "start"})
+
+    def fenced() -> None:
+        raise LeaseLost(errno.ESTALE, "process 7 on there has taken this run over")
+
+    run.guard = fenced
+    trackers.monitor({"node": 0})
+    trackers.event({"event": "late"})
+    trackers.metrics({"step": 1})
+    trackers.finish({})
+    assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
+    assert list(read_json_lines(run.events)) == [{"event": "start"}]
+    assert len(said) == 1
+    assert "process 7 on there has taken this run over" in said[0]
+
+
+def test_rows_wait_while_nobody_can_tell_who_has_the_run(tmp_path: Path) -> None:
+    run, clock = RunDir(tmp_path), Clock()
+    tracker = JsonlTracker(run, lambda text: None, clock=clock)
+
+    def unreadable() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    run.guard = unreadable
+    tracker.event({"event": "one"})
+    assert not run.events.exists()
+    run.guard, clock.now = (lambda: None), clock.now + 10
+    tracker.event({"event": "two"})
+    assert [row["event"] for row in read_json_lines(run.events)] == ["one", "two"]
+
+
+@pytest.mark.parametrize("room", [0, 45, 1000], ids=["none written", "some written", "all written"])
+def test_rows_that_wait_for_space_do_not_come_back_when_their_steps_are_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    run, clock, cut = RunDir(tmp_path), Clock(), jsonl.supersede_rows
+    tracker = JsonlTracker(run, lambda text: None, clock=clock)
+
+    def refused(path: Path, step: int, *, evaluates_again: bool) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with files_of_at_most(room):
+        for step in range(1, 7):
+            tracker.metrics({"step": step, "of": "first"})
+            tracker.steps({"step": step, "of": "first"})
+        # Where even the cut fails, nothing is written after the rows that should have gone.
+        clock.now += 10
+        monkeypatch.setattr(jsonl, "supersede_rows", refused)
+        tracker.supersede(3, evaluates_again=False)
+        tracker.supersede_steps(3)
+        for step in range(4, 6):
+            tracker.metrics({"step": step, "of": "second"})
+            tracker.steps({"step": step, "of": "second"})
+    monkeypatch.setattr(jsonl, "supersede_rows", cut)
+    clock.now += 10
+    tracker.event({"event": "again"})
+    expected = [(1, "first"), (2, "first"), (3, "first"), (4, "second"), (5, "second")]
+    for path in (run.metrics, run.steps):
+        assert [(row["step"], row["of"]) for row in read_json_lines(path)] == expected
+
+
+def test_a_row_that_lacks_its_end_of_line_alone_is_not_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with files_of_at_most(len('{"step":1}')):
+        append_json_line(path, {"step": 1})
+    append_json_line(path, {"step": 2})
+    assert list(read_json_lines(path)) == [{"step": 1}, {"step": 2}]

@@ -33,6 +33,9 @@ class Memory:
     def event(self, row: Mapping[str, Any]) -> None:
         self._take("event", row)
 
+    def supersede(self, step: int, *, evaluates_again: bool) -> None:
+        self._take("supersede", {"step": step, "evaluates_again": evaluates_again})
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._take("finish", summary)
 

@@ -6,11 +6,12 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 import torch
@@ -83,16 +84,21 @@ class Loader(Iterable[Any]):
     Args:
         batches: the DataLoader.
         samples: what it reads.
+
+    Attributes:
+        is_over: whether the training that it was for has failed.
     """
 
     def __init__(self, batches: "DataLoader[Any]", samples: Samples) -> None:
         self._batches, self._samples = batches, samples
         self._iterator: Any = None
+        self.is_over = False
         _LOADERS.add(self)
 
     def __iter__(self) -> Iterator[Any]:
         """Begins anew; persistent processes go on."""
         if self._batches.num_workers:
+            _hear_of_ends()
             with _held_back():
                 self._iterator = iter(self._batches)
         else:
@@ -117,6 +123,11 @@ class Loader(Iterable[Any]):
             error, self._samples.split, self._samples.bench.look(), exit_codes, timeout_s=int(self._batches.timeout)
         )
 
+    def close(self) -> None:
+        """Ends the processes of a training that is over."""
+        if self.is_over and hasattr(self._iterator, "_shutdown_workers"):
+            self._iterator._shutdown_workers()
+
 
 _LOADERS: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
@@ -128,13 +139,31 @@ def explain(error: BaseException) -> TrainingError | None:
     do after any error is not interrupted by that any more.
     """
     _let_them_end()
+    for loader in list(_LOADERS):
+        loader.is_over = True
     return next((named for loader in list(_LOADERS) if (named := loader.explain(error)) is not None), None)
 
 
 def _let_them_end() -> None:
     """The end of a loading process is no news any more."""
+    global _torchs_handler
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _torchs_handler = before if callable(before) else _torchs_handler
+
+
+def _hear_of_ends() -> None:
+    """It is again in the next job of a sweep: torch installs its handler once in a process."""
+    if _torchs_handler is None or threading.current_thread() is not threading.main_thread():
+        return
+    for loader in list(_LOADERS):
+        # The dead of the job before are not this one's news.
+        loader.close()
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:
+        signal.signal(signal.SIGCHLD, _torchs_handler)
+
+
+_torchs_handler: Callable[[int, FrameType | None], Any] | None = None
 
 
 # Where Python itself ends the process, multiprocessing kills the loading processes that are kept for the next epoch.

@@ -20,7 +20,7 @@ from trainer.evaluate.tables import show
 from trainer.judge import RAW
 from trainer.network import build_network, input_format
 from trainer.precision import agreed
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 from trainer.validation import Validation, metrics_of
 from trainer.worker import prepare
 
@@ -29,14 +29,19 @@ def run(request: Request) -> None:
     """Evaluates, prints and writes what was found.
 
     Raises:
-        PacelineError: the data cannot be read, or the weights or classes do not fit.
+        PacelineError: the data cannot be read, a loading process has died, or the weights or classes do not fit.
     """
     # Compiling would take longer than it saves here.
     config = replace(request.config, model=replace(request.config.model, compile=False))
     request = replace(request, config=prepare(config))
     with join(config.distributed, device=config.device) as world:
         console = open_console(is_rank_zero=world.is_rank_zero, log=None)
-        found = evaluate(request, world, console)
+        try:
+            found = evaluate(request, world, console)
+        except Exception as error:
+            if (named := loader.explain(error)) is not None:
+                raise named from error
+            raise
         if not world.is_rank_zero:
             return
         keep(request.run, found, console)
@@ -139,6 +144,6 @@ def load(model: nn.Module, request: Request) -> None:
 def keep(run: RunDir, found: dict[str, Any], console: Console) -> None:
     """Writes the evaluation beside those of the training; without a right to, it has been shown all the same."""
     try:
-        scorecard.save(run, {**read_json(run.evaluation), "on_request": found})
+        scorecard.add(run, found)
     except OSError as error:
         console.warn(f"{run.evaluation} could not be written: {error.strerror}")

@@ -80,11 +80,10 @@ class Remedy:
             setattr(progress, name, getattr(back, name))
         if rank_zero:
             assert self._recorder is not None
-            self._recorder.flush()
-            superseded = self._job.run.supersede_metrics(back.step, evaluates_again=back.pending_evaluation > 0)
+            self._recorder.supersede(back.step, evaluates_again=back.pending_evaluation > 0)
             self._recorder.event(
                 event="rollback", step=trouble.step, to_step=back.step, left_out=[first, trouble.step],
-                rollbacks=back.rollbacks, superseded=superseded,
+                rollbacks=back.rollbacks,
             )  # fmt: skip
         self._job.console.warn(
             f"{nonfinite.described(trouble.details(parts), self._job.world.world_size)}; back to step {back.step:,}, "

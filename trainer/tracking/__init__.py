@@ -31,6 +31,9 @@ class Tracker(Protocol):
     def event(self, row: Row) -> None:
         """Takes something that happened: `time`, `event` and whatever belongs to it."""
 
+    def supersede(self, step: int, *, evaluates_again: bool) -> None:
+        """Hears that the run goes back to after `step`: rows of metrics beyond it will come again."""
+
     def finish(self, summary: Row) -> None:
         """Takes the results (empty when the run failed) and hands over all that waits, in bounded time."""
 
@@ -62,6 +65,10 @@ class Trackers:
     def event(self, row: Row) -> None:
         """Passes something that happened on: `time`, `event` and whatever belongs to it."""
         self._each(lambda tracker: tracker.event(row))
+
+    def supersede(self, step: int, *, evaluates_again: bool) -> None:
+        """Passes on that rows of metrics beyond `step` will come again, and with it perhaps its evaluation."""
+        self._each(lambda tracker: tracker.supersede(step, evaluates_again=evaluates_again))
 
     def finish(self, summary: Row) -> None:
         """Passes the results on, none when the run failed, and lets every tracker end in bounded time."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir import RunDir, append_json_line
+from trainer.lease import LeaseLost
+from trainer.rundir import RunDir, append_json_line, is_superseded, supersede_rows
 
 # Rows that are kept while the disk is full: an hour of samples of one node, about 5 MB.
 _WAITING_ROWS = 4096
@@ -20,6 +21,8 @@ class JsonlTracker:
 
     While the disk is full, or away, rows wait in bounded memory and are tried again every few seconds; the
     oldest are lost first, and counted. Numbers that are not finite become null, since JSON has no others.
+
+    In a job that has lost the run to another one every call raises LeaseLost: the files are that job's.
 
     Args:
         run: the run directory, which exists.
@@ -37,6 +40,7 @@ class JsonlTracker:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Path, dict[str, Any]]] = deque()
+        self._superseded: list[tuple[Path, int, bool]] = []
         self._lost = 0
         self._retry_at: float | None = None
 
@@ -56,6 +60,14 @@ class JsonlTracker:
         """Appends to steps.jsonl; the recorder's, since no other tracker takes single steps."""
         self._append(self._run.steps, row)
 
+    def supersede(self, step: int, *, evaluates_again: bool) -> None:
+        """Drops rows of metrics beyond a step, those that wait as well; nothing more is written before that is done."""
+        self._supersede(self._run.metrics, step, evaluates_again=evaluates_again)
+
+    def supersede_steps(self, step: int) -> None:
+        """The same for steps.jsonl."""
+        self._supersede(self._run.steps, step, evaluates_again=False)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tries once more to write what waits; the summary has a file of its own, which is not ours."""
         with self._lock:
@@ -71,12 +83,26 @@ class JsonlTracker:
         return None
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
-        message: str | None = None
         with self._lock:
             self._waiting.append((path, {key: _plain(value) for key, value in row.items()}))
             if len(self._waiting) > _WAITING_ROWS:
                 self._waiting.popleft()
                 self._lost += 1
+        self._try_to_write()
+
+    def _supersede(self, path: Path, step: int, *, evaluates_again: bool) -> None:
+        with self._lock:
+            self._waiting = deque(
+                (of, row)
+                for of, row in self._waiting
+                if of != path or not is_superseded(row, step, evaluates_again=evaluates_again)
+            )
+            self._superseded.append((path, step, evaluates_again))
+        self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        message: str | None = None
+        with self._lock:
             if self._retry_at is None or self._clock() >= self._retry_at:
                 message = self._write_waiting()
         # Outside the lock: a console that hangs must not hold up the monitor's thread.
@@ -86,15 +112,25 @@ class JsonlTracker:
     def _write_waiting(self) -> str | None:
         """Writes until the disk refuses; returns what is to be said about it, on a change only."""
         failed_before = self._retry_at is not None
+        path = self._run.path
         try:
+            if self._superseded or self._waiting:
+                self._run.guard()
+            while self._superseded:
+                path, step, evaluates_again = self._superseded[0]
+                supersede_rows(path, step, evaluates_again=evaluates_again)
+                self._superseded.pop(0)
             while self._waiting:
-                append_json_line(*self._waiting[0])
+                path, row = self._waiting[0]
+                append_json_line(path, row)
                 self._waiting.popleft()
+        except LeaseLost:
+            self._waiting.clear()
+            raise
         except OSError as error:
             self._retry_at = self._clock() + _RETRY_S
             if failed_before:
                 return None
-            path = self._waiting[0][0]
             return f"{path} cannot be written ({error.strerror}); training goes on, and writing is tried again"
         self._retry_at = None
         if not failed_before:

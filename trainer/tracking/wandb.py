@@ -110,6 +110,9 @@ class WandbTracker:
     def event(self, row: Mapping[str, Any]) -> None:
         """Leaves events to events.jsonl: W&B has no place for them."""
 
+    def supersede(self, step: int, *, evaluates_again: bool) -> None:
+        """Leaves what W&B has: it knows no taking back, and shows the later of two values of a step."""
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Sends what waits and the summary, and ends W&B's helper process; within `finish_s` or little more.
 
