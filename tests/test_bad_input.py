@@ -68,7 +68,8 @@ def test_a_mistake_in_the_arguments_is_named(arguments: list[str], code: int, sa
 
 
 def test_fewer_samples_than_workers_is_an_error(tmp_path: Path) -> None:
-    done = run(TORCHRUN, *DIGITS, "data.limit=1", f"run.dir={tmp_path}", "global_batch_size=2")
+    one = ["data=synthetic", "data.args={n: 1}"]
+    done = run(TORCHRUN, *DIGITS, *one, f"run.dir={tmp_path}", "global_batch_size=2")
     assert done.returncode != 0
     assert "1 training image" in done.stderr
     assert "2 workers" in done.stderr
@@ -79,6 +80,7 @@ def test_an_empty_root_and_a_single_class_are_named(tmp_path: Path) -> None:
     check_refused(*folder_of(tmp_path / "empty"), code=2, says=[str(tmp_path / "empty")])
     single = image_folder(tmp_path / "single", classes=1)
     check_refused(*folder_of(single), code=2, says=["class"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unreadable_image_ends_the_run_unless_it_may_be_skipped(tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ def test_the_chosen_recipe_is_in_the_configuration() -> None:
 def test_every_recipe_composes_and_passes_validation(recipe: str, tmp_path: Path) -> None:
     # What --cfg job prints comes from Hydra alone, so the file has to say its name itself.
     assert f"\nrecipe: {recipe}\n" in (config_root() / "recipe" / f"{recipe}.yaml").read_text()
-    (tmp_path / "images" / "cat").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.jpg").touch()
     config = compose([f"recipe={recipe}", f"data.root={tmp_path / 'images'}"])
     assert config.recipe == recipe
     validate(config, world_size=2)

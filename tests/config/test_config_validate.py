@@ -1,4 +1,5 @@
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -136,25 +137,158 @@ def test_a_bound_itself_is_allowed_and_what_lies_beyond_is_not(path: str, bound:
     assert f"{path}={bound + beyond} is out of range" in str(refusal(with_values(**{name: bound + beyond})))
 
 
+def _images(*names: str) -> Callable[[Path], object]:
+    """Makes a root with files called so."""
+
+    def make(root: Path) -> None:
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("no image, but not empty")
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("make", "problem"),
+    ("make", "problem", "fix"),
     [
-        (lambda path: None, "does not exist"),
-        (lambda path: path.write_text("x"), "is not a directory"),
-        (lambda path: path.mkdir(), "is empty"),
+        (lambda path: None, "does not exist", "a folder per class"),
+        (lambda path: path.write_text("x"), "is a file", "unpack it"),
+        (lambda path: path.mkdir(), "no images in folders, one for each class: it holds nothing", "images/CLASS/"),
+        (_images("a.jpg", "b.png"), "it holds only a.jpg, b.png", "images/CLASS/"),
+        (_images("cats/deep/a.jpg", "dogs/notes.txt", ".dogs/a.jpg"), "images of only one class, cats", "two classes"),
+        (_images("train/a.jpg", "val/b.jpg"), "they hold no folder per class", "images/train/CLASS/"),
+        (_images("train/cats/a.jpg", "train/dogs/a.jpg", "val/a.jpg"), "its images have no labels", "as in"),
+        (_images("train/cats/a.jpg", "train/dogs/a.jpg", "val/cats/a.txt"), "val has no images in folders", "/CLASS/"),
     ],
 )
-def test_data_root_must_be_a_directory_with_something_in_it(
-    make: Callable[[Path], object], problem: str, tmp_path: Path
+@pytest.mark.parametrize("name", ["folder", "imagenet"])
+def test_a_folder_that_is_no_data_set_is_refused_before_anything_starts(
+    name: str, make: Callable[[Path], object], problem: str, fix: str, tmp_path: Path
 ) -> None:
     root = tmp_path / "images"
     make(root)
-    assert problem in refusal(with_values(data__name="folder", data__root=str(root))).problem
+    error = refusal(with_values(data__name=name, data__root=str(root)))
+    assert problem in error.problem
+    assert fix in error.fix
 
 
-def test_a_full_data_root_is_accepted(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cats/deep/er/a.JPG", "dogs/a.webp"),
+        ("Training/cats/a.jpg", "Training/dogs/a.jpg", "test/dogs/a.jpg"),
+        ("stray.txt", "cats/stray.txt", "cats/a.jpg", "dogs/a.jpg", "empty/.gitkeep"),
+    ],
+)
+def test_a_folder_of_images_is_accepted(names: tuple[str, ...], tmp_path: Path) -> None:
+    _images(*names)(tmp_path)
     check_accepted(with_values(data__name="folder", data__root=str(tmp_path)))
+
+
+def test_a_glance_at_ten_thousand_classes_reads_few_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10_000):
+        (tmp_path / f"{number:05}").mkdir()
+    read: list[object] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: read.append(folder) or scandir(folder))
+    config = with_values(data__name="folder", data__root=str(tmp_path))
+    # Whether there are images at all, only the worker finds out.
+    check_accepted(config)
+    assert len(read) <= 80
+    for number in (3, 5):
+        (tmp_path / f"{number:05}" / "a.jpg").touch()
+    read.clear()
+    check_accepted(config)
+    assert len(read) <= 10
+
+
+SETS = """
+from somewhere_else import other as borrowed
+def build(count, *, flip=False): ...
+@borrowed
+def decorated(count): ...
+class Net: ...
+Lazy = build
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "problem", "fix"),
+    [
+        ({"data___target_": "no_such_package.build"}, "there is no module no_such_package", "working directory"),
+        ({"data___target_": "own.no_such.build"}, "there is no module own.no_such", "working directory"),
+        ({"data___target_": "own.sets.biuld"}, "sets.py has no biuld", "did you mean data._target_=own.sets.build?"),
+        ({"data___target_": "own.broken.build"}, "broken.py:2: ", "mend the file"),
+        ({"data___target_": "own.sets.build"}, "missing a required argument: 'count'", "it takes count, flip"),
+        (
+            {"data___target_": "own.sets.build", "data__args": {"count": 1, "counts": 1}},
+            "unexpected keyword argument 'counts'",
+            "it takes count, flip",
+        ),
+        ({"data__args": {"size": 3}}, "data.args does not fit data.name=digits", "it takes no arguments"),
+        (
+            {"data__name": "synthetic", "data__args": {"clases": 3}},
+            "unexpected keyword argument 'clases'",
+            "it takes n, n_val, classes, size, channels",
+        ),
+        ({"model___target_": "own.sets.Nett"}, "sets.py has no Nett", "did you mean model._target_=own.sets.Net?"),
+        ({"model___target_": "torchvision.modells.resnet18"}, "has no modells", "torchvision.models.resnet18"),
+    ],
+)
+def test_a_target_that_cannot_be_imported_is_refused_without_importing_it(
+    values: dict[str, object], problem: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_package(tmp_path, monkeypatch)
+    error = refusal(with_values(**values))
+    assert problem in error.problem
+    assert fix in error.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "target"),
+    [
+        ("data", "own.sets.decorated"),
+        ("data", "own.sets.borrowed"),
+        ("data", "own.sets.Lazy"),
+        ("data", "own.sets.Net.made"),
+        ("data", "own.dynamic.anything"),
+        ("data", "own.starred.anything"),
+        ("model", "own.sets.Net"),
+        ("model", "torchvision.models.resnet18"),
+        ("model", "torch.nn.Identity"),
+    ],
+)
+def test_a_target_that_may_be_there_is_left_to_the_import(
+    key: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_package(tmp_path, monkeypatch)
+    check_accepted(with_values(**{f"{key}___target_": target, "data__args": {"count": 1} if key == "data" else {}}))
+
+
+def in_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes to a folder with a package `own` (without `__init__.py`), whose modules must not be imported."""
+    (folder / "own").mkdir()
+    modules = {
+        "sets": SETS,
+        "broken": "\ndef build(:\n",
+        "dynamic": "globals()['x'] = 1\n",
+        "starred": "from os import *",
+    }
+    for name, source in modules.items():
+        (folder / "own" / f"{name}.py").write_text(f"{source}\nraise SystemExit('must not run')\n")
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(1, 2), (3, 4)])
+def test_a_limit_below_the_number_of_workers_is_refused(limit: int, workers: int) -> None:
+    error = refusal(with_values(data__limit=limit), workers)
+    assert error.problem == f"data.limit={limit} leaves fewer training images than the {workers} workers"
+    assert error.fix == f"data.limit={workers} or more"
+    check_accepted(with_values(data__limit=workers), workers)
+    # Which takes a limit of its own.
+    check_accepted(with_values(data__limit=limit, debug=True), workers)
 
 
 def test_a_weights_file_must_be_a_file(tmp_path: Path) -> None:
@@ -172,7 +306,7 @@ def test_the_weights_of_a_torchvision_model_are_checked_by_name() -> None:
 def test_own_targets_need_no_known_name() -> None:
     unknown = {"model__name": "x", "data__name": "y"}
     assert "model.name=x" in str(refusal(with_values(**unknown)))
-    check_accepted(with_values(model___target_="mine.net", data___target_="mine.data.load", **unknown))
+    check_accepted(with_values(model___target_="torch.nn.Identity", data___target_="collections.Counter", **unknown))
 
 
 def test_fewer_samples_than_workers_is_an_error() -> None:

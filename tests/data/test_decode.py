@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.decode import BadImage, decode
+from trainer.data.bad_image import BadImage
+from trainer.data.decode import decode
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Samples
 

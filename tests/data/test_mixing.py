@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from tests.trainer_command import DIGITS
 from tests.workers import check_weights, on_each, run_workers, train_here
 from trainer.config import DistributedConfig
-from trainer.data.decode import BadImage
+from trainer.data.bad_image import BadImage
 from trainer.data.mixing import Mix, Mixing
 from trainer.data.sampler import KeyedPermutation, StepPlan, StepSampler
 from trainer.data.samples import Samples

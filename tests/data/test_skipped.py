@@ -8,7 +8,7 @@ import torch
 
 from tests.test_bad_input import folder_of, image_folder
 from tests.trainer_command import TRAINER, run
-from trainer.data.decode import BadImage
+from trainer.data.bad_image import BadImage
 from trainer.data.loader import choose_workers
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Samples

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 
 from trainer.config import DataConfig
+from trainer.config.targets import check_arguments
 from trainer.data import sets
-from trainer.data.decode import BadImage
+from trainer.data.bad_image import BadImage
 from trainer.data.sampler import KeyedPermutation
 from trainer.errors import ConfigError
 from trainer.preprocessing import Preprocessing
@@ -182,18 +183,7 @@ def _call(build: Callable[..., Any], origin: str, args: dict[str, Any], *positio
     except ValueError:
         # Some classes written in C do not tell their signature: the call itself will complain.
         return build(*positional, **args)
-    try:
-        signature.bind(*positional, **args)
-    except TypeError as error:
-        accepted = [
-            name
-            for name, parameter in list(signature.parameters.items())[len(positional) :]
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        ]
-        raise ConfigError(
-            f"data.args does not fit {origin}: {error}",
-            f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments: data.args={}",
-        ) from error
+    check_arguments(signature, origin, args, positional)
     return build(*positional, **args)
 
 

@@ -8,6 +8,8 @@ from typing import cast
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from trainer.data.bad_image import BadImage
+
 # What the file itself can be blamed for. All else (EIO, ESTALE, ENOTCONN, EMFILE, ENOMEM ...) is trouble of the machine
 # or the network, and never a reason to skip an image.
 _FAULTS_OF_THE_FILE = {
@@ -21,23 +23,6 @@ _FAULTS_OF_THE_FILE = {
     errno.ENXIO,
 }
 _UPRIGHT = 1
-
-
-class BadImage(Exception):
-    """An image that cannot be read.
-
-    Attributes:
-        path: the file, printable whatever bytes its name has.
-        reason: why, in a few words.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        self.path = os.fsencode(path).decode("utf-8", "replace")
-        self.reason = reason
-        super().__init__(self.path, reason)
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class StorageTrouble(OSError):

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from trainer.data.bad_image import BadImage
 from trainer.data.bench import Bench
-from trainer.data.decode import BadImage, StorageTrouble
+from trainer.data.decode import StorageTrouble
 from trainer.data.sampler import Indices, mix_seed
 from trainer.data.transforms import BatchAugment
 from trainer.rundir import append_json_line

@@ -1,11 +1,14 @@
-"""What lies in a folder of images: classes, images, broken files, strays, separate train and val folders."""
+"""What lies in a folder of images: classes, images, broken files, strays, separate train and val folders.
+
+Standard library only: the folder is glanced at before anything heavy is imported.
+"""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.data.decode import BadImage
+from trainer.data.bad_image import BadImage
 from trainer.errors import ConfigError, UnfitError
 
 EXTENSIONS = (
@@ -18,6 +21,8 @@ _TRAIN_NAMES = ("train", "training")
 _VAL_NAMES = ("val", "valid", "validation", "test")
 _THREADS = 8
 _NAMED = 3
+_FEWEST_CLASSES = 2
+_GLANCES = 64
 
 
 @dataclass(slots=True)
@@ -86,6 +91,41 @@ def layout(root: Path) -> Layout:
     return Layout(train, val, sorted(path.name for path in folders.values() if path not in (train, val)))
 
 
+def glance(root: Path) -> None:
+    """Refuses a folder that surely is no data set; reads so few directories that a slow disk does not matter.
+
+    What a few dozen directories do not tell, such as a big set whose first classes are empty, passes here.
+
+    Raises:
+        ConfigError: the layout is not that of a data set, or there are too few classes.
+        UnfitError: it cannot be read.
+    """
+    places = layout(root)
+    for folder, fewest in ((places.train, _FEWEST_CLASSES), (places.val, 1)):
+        if folder is not None and not _may_have_classes(folder, fewest):
+            check_classes(scan(folder), fewest)
+
+
+def check_classes(found: Scan, fewest: int = _FEWEST_CLASSES) -> None:
+    """Refuses a folder with less than `fewest` classes.
+
+    Raises:
+        ConfigError: says what it holds instead.
+    """
+    if not found.images:
+        files = [str(bad) for bad in found.bad] or found.strays
+        holds = f"only {some(files)}" if files else "nothing"
+        raise ConfigError(
+            f"{found.folder} has no images in folders, one for each class: it holds {holds}",
+            f"put the images into {found.folder}/CLASS/, or give another data.root",
+        )
+    if len(found.images) < fewest:
+        raise ConfigError(
+            f"{found.folder} has the images of only one class, {some(list(found.images))}",
+            "a classifier needs a folder for each of two classes or more",
+        )
+
+
 def scan(folder: Path) -> Scan:
     """Everything below a folder with a folder per class, in an order that does not depend on the file system.
 
@@ -95,7 +135,7 @@ def scan(folder: Path) -> Scan:
     found = Scan(folder)
     names = []
     for entry in _entries(folder):
-        if entry.name.startswith(".") or not _is_folder(entry):
+        if _is_hidden(entry) or not _is_folder(entry):
             found.strays.append(entry.name)
         else:
             names.append(entry.name)
@@ -131,19 +171,63 @@ def _scan_class(folder: Path, name: str) -> tuple[list[str], list[BadImage], lis
         parent, above = unseen.pop()
         for entry in _entries(folder / parent):
             path = f"{parent}/{entry.name}"
-            if entry.name.startswith("."):
+            if _is_hidden(entry):
                 strays.append(path)
             elif _is_folder(entry):
                 if (place := _place(entry.path)) not in above:
                     inside = _with_parents(Path(entry.path)) if entry.is_symlink() else {place}
                     unseen.append((path, above | inside))
-            elif not entry.name.lower().endswith(EXTENSIONS):
+            elif not _is_called_image(entry):
                 strays.append(path)
             elif reason := _why_unreadable(entry):
                 bad.append(BadImage(entry.path, reason))
             else:
                 images.append(path)
     return images, bad, strays
+
+
+def _may_have_classes(folder: Path, fewest: int) -> bool:
+    """Whether `fewest` class folders hold an image, by the files' names; also where too few are read to tell."""
+    found, left = 0, _GLANCES
+    for class_folder in _folders(folder):
+        unseen = [class_folder]
+        while unseen:
+            if left == 0:
+                return True
+            left -= 1
+            has_image, inside = _peek(unseen.pop())
+            if has_image:
+                found += 1
+                break
+            unseen += inside
+        if found == fewest:
+            return True
+    return False
+
+
+def _peek(folder: Path) -> tuple[bool, list[Path]]:
+    """Whether a folder itself holds an image, and the folders in it if not; stops reading at the first image."""
+    inside: list[Path] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_hidden(entry):
+                    continue
+                if _is_folder(entry):
+                    inside.append(Path(entry.path))
+                elif _is_called_image(entry):
+                    return True, []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return False, inside
+
+
+def _is_hidden(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.startswith(".")
+
+
+def _is_called_image(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.lower().endswith(EXTENSIONS)
 
 
 def _why_unreadable(entry: "os.DirEntry[str]") -> str:
@@ -175,7 +259,7 @@ def _with_parents(folder: Path) -> frozenset[tuple[int, int]]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    found = [Path(entry.path) for entry in _entries(folder) if not entry.name.startswith(".") and _is_folder(entry)]
+    found = [Path(entry.path) for entry in _entries(folder) if not _is_hidden(entry) and _is_folder(entry)]
     return sorted(found)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from trainer.config import DataConfig
 from trainer.data.datasets import Splits, held_out
 from trainer.data.decode import decode
-from trainer.data.scan import Layout, Scan, layout, scan, some
+from trainer.data.scan import Layout, Scan, check_classes, layout, scan, some
 from trainer.errors import ConfigError, UnfitError
 from trainer.preprocessing import Preprocessing
 from trainer.wording import plural
@@ -141,21 +141,10 @@ def from_folder(root: Path, config: DataConfig, *, native: Preprocessing | None 
 
 
 def _check(scans: list[Scan]) -> None:
-    for found in scans:
-        if found.images:
-            continue
-        files = [bad.path for bad in found.bad] or found.strays
-        holds = f"only {some(files)}" if files else "nothing"
-        raise ConfigError(
-            f"{found.folder} has no images in folders, one for each class: it holds {holds}",
-            f"put the images into {found.folder}/CLASS/, or give another data.root",
-        )
-    train = scans[0]
-    if len(train.images) < 2:
-        raise ConfigError(
-            f"{train.folder} has the images of only one class, {some(list(train.images))}",
-            "a classifier needs a folder for each of two classes or more",
-        )
+    train, *rest = scans
+    check_classes(train)
+    for found in rest:
+        check_classes(found, fewest=1)
     unknown = [name for name in scans[-1].images if name not in train.images]
     if unknown:
         raise ConfigError(

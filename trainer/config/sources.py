@@ -1,0 +1,127 @@
+"""Checks where the images and the network come from: names, folders, files, and what `_target_` names."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from inspect import Signature
+from pathlib import Path
+from typing import Any
+
+from trainer.config import names, targets
+from trainer.config.schema import Config
+from trainer.config.suggest import did_you_mean
+from trainer.data import scan
+from trainer.errors import ConfigError
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".bin")
+
+
+def data_problems(config: Config) -> Iterator[ConfigError]:
+    """What is wrong with `data`.
+
+    Raises:
+        UnfitError: its folder cannot be read.
+    """
+    data = config.data
+    if data._target_ is not None:
+        yield from _target("data._target_", data._target_, args=data.args)
+    elif data.name in names.dataset_names():
+        signature = targets.find("data.name", f"trainer.data.sets.{data.name}.build")
+        yield from _misfit(signature, f"data.name={data.name}", data.args, positional=(data,))
+    else:
+        yield ConfigError(
+            f"data.name={data.name} is not a data set",
+            did_you_mean(data.name, names.dataset_names(), prefix="data.name="),
+        )
+    if data.channels == 2:
+        yield ConfigError("data.channels=2 is neither grey nor colour", "data.channels=1 or data.channels=3")
+    if data._target_ is None and data.name in ("folder", "imagenet"):
+        yield from _root(data.root, data.name)
+
+
+def _root(root: str | None, name: str) -> Iterator[ConfigError]:
+    if not root:
+        yield ConfigError(
+            f"data.name={name} needs data.root",
+            "data.root=DIR, the directory that holds a folder per class; or a recipe with data of its own: "
+            "recipe=fashion_mnist",
+        )
+        return
+    path = Path(root).expanduser()
+    if name == "imagenet" and any(path.glob("*.tar*")):
+        # Its archives: unpacked before the very first training.
+        return
+    try:
+        scan.glance(path)
+    except ConfigError as error:
+        yield error
+
+
+def model_problems(config: Config) -> Iterator[ConfigError]:
+    """What is wrong with `model`."""
+    model = config.model
+    if model._target_ is not None:
+        yield from _target("model._target_", model._target_)
+    elif model.name.lower() not in names.model_names():
+        yield ConfigError(
+            f"model.name={model.name} is not an image classification model",
+            did_you_mean(model.name, names.model_names(), prefix="model.name="),
+        )
+        return
+    if model.weights is None:
+        return
+    if is_weights_file(model.weights):
+        yield from _weights_file(model.weights)
+    elif model._target_ is None:
+        known = names.weights_names(model.name)
+        if not known:
+            yield ConfigError(
+                f"model.weights={model.weights}: {model.name} has no pretrained weights",
+                "model.weights=null, or a .safetensors or .pth file",
+            )
+        elif model.weights not in known:
+            yield ConfigError(
+                f"model.weights={model.weights}: {model.name} has no weights of that name",
+                did_you_mean(model.weights, known, prefix="model.weights="),
+            )
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether `model.weights` means a file rather than the name of torchvision's weights."""
+    return "/" in weights or os.sep in weights or weights.lower().endswith(_WEIGHT_FILES)
+
+
+def _weights_file(weights: str) -> Iterator[ConfigError]:
+    path = Path(weights).expanduser()
+    fix = "name a .safetensors or .pth file"
+    if not path.exists():
+        yield ConfigError(f"model.weights={weights} does not exist", fix)
+    elif not path.is_file():
+        yield ConfigError(f"model.weights={weights} is not a file", fix)
+    elif not os.access(path, os.R_OK):
+        yield ConfigError(f"model.weights={weights} cannot be read", "check its permissions")
+
+
+def _target(key: str, target: str, args: Mapping[str, Any] | None = None) -> Iterator[ConfigError]:
+    if not _DOTTED.fullmatch(target):
+        yield ConfigError(f"{key}={target} is not a dotted path", f"{key}=package.module.callable")
+        return
+    try:
+        signature = targets.find(key, target)
+    except ConfigError as error:
+        yield error
+        return
+    if args is not None:
+        yield from _misfit(signature, f"{key}={target}", args)
+
+
+def _misfit(
+    signature: Signature | None, origin: str, args: Mapping[str, Any], positional: tuple[object, ...] = ()
+) -> Iterator[ConfigError]:
+    if signature is None:
+        return
+    try:
+        targets.check_arguments(signature, origin, args, positional)
+    except ConfigError as error:
+        yield error
