@@ -11,8 +11,9 @@ from torch import nn
 from tests.workers import alone, check_weights, on_each, run_workers
 from trainer.config import DistributedConfig
 from trainer.data.sampler import StepPlan, StepSampler
-from trainer.data.samples import IGNORED_TARGET
 from trainer.distributed import World, average_buffers, data_parallel
+from trainer.model.ema import Ema, decay_at
+from trainer.numerics.figures import NO_SAMPLE
 from trainer.numerics.gate import Gate
 from trainer.precision import Scaler, choose
 from trainer.step import Stepper
@@ -56,13 +57,9 @@ def stepper(world: World, model: nn.Module, plan: StepPlan, *, counts_targets: b
 def batches(plan: StepPlan, steps: int, bad: frozenset[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for indices in StepSampler(range(SAMPLES), plan, seed=3, first_step=0, last_step=steps):
         kept = [sample for sample in indices.samples.tolist() if sample not in bad] if bad else indices.samples
-        if len(kept) == 0:
-            yield torch.zeros(1, FEATURES, dtype=torch.float64), torch.tensor([IGNORED_TARGET])
-            continue
-        targets = TARGETS[kept].clone()
         if not indices.counts:
-            targets.fill_(IGNORED_TARGET)
-        yield INPUTS[kept], targets
+            kept = []
+        yield INPUTS[kept], TARGETS[kept]
 
 
 def train_weights(
@@ -224,18 +221,53 @@ def test_a_step_without_a_sample_moves_nothing_but_the_schedule(fused: bool, pol
     if policy is not None:
         take.gate = Gate(model, take.optimizer, torch.device("cpu"), only_looks=policy == "rollback")
     good = (INPUTS[:10], TARGETS[:10])
-    empty = (torch.zeros(1, FEATURES, dtype=torch.float64), torch.tensor([IGNORED_TARGET]))
+    empty = (INPUTS[:0], TARGETS[:0])
     stream = iter([empty, good, empty, good])
+    take.ema = ema = Ema(model, 0.9)
 
     def weights_after(step: int) -> torch.Tensor:
         take(plan.share(step), stream)
         return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-    weights = [weights_after(step) for step in range(4)]
+    weights, averages = [], []
+    for step in range(4):
+        weights.append(weights_after(step))
+        averages.append(nn.utils.parameters_to_vector(ema.model.parameters()).clone())
     assert torch.equal(weights[0], before)
     assert not torch.equal(weights[1], weights[0])
     assert torch.equal(weights[2], weights[1])
     assert not torch.equal(weights[3], weights[2])
+    assert torch.equal(averages[0], before)
+    assert torch.equal(averages[1], before.lerp(weights[1], 1 - decay_at(2, 0.9)))
+    assert torch.equal(averages[2], averages[1])
+    assert torch.equal(averages[3], averages[2].lerp(weights[3], 1 - decay_at(4, 0.9)))
     assert take.applied_steps == 4
-    assert take.records.drain()[2].tolist() == [0, 0, 0, 0]
+    assert take.records.drain()[2].tolist() == [NO_SAMPLE, 0, NO_SAMPLE, 0]
+
+
+def statistics(world: World, micro_batch: int | None) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """Running statistics before and after a step in which the last rank has no image, and the weights."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(FEATURES, 7), nn.BatchNorm1d(7), nn.Linear(7, CLASSES)).double()
+    plan = StepPlan(SAMPLES, 4 * world.world_size, world.world_size, world.rank, micro_batch)
+    take = stepper(world, model, plan, counts_targets=True, clip=None)
+    size = micro_batch or 4
+    good = [(INPUTS[start : start + size], TARGETS[start : start + size]) for start in range(0, 4, size)]
+    take(plan.share(0), iter(good))
+    before = [buffer.clone() for buffer in model.buffers()]
+    is_last = world.rank == world.world_size - 1
+    take(plan.share(1), iter([(INPUTS[:0], TARGETS[:0])] * len(good) if is_last else good))
+    return before, list(model.buffers()), nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, None), (2, None), (2, 2)])
+def test_a_micro_batch_without_an_image_leaves_no_trace_in_running_statistics(
+    world_size: int, micro_batch: int | None
+) -> None:
+    *others, last = on_each(world_size, statistics, micro_batch)
+    before, after, weights = last
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    for before, after, same in others:
+        assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert torch.equal(weights, same)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from trainer.errors import UnfitError
-from trainer.numerics.figures import Figures
+from trainer.numerics.figures import NO_SAMPLE, Figures
 
 _FEWEST = 100
 """Samples over which the share is judged, or an epoch where that has fewer."""
@@ -33,7 +33,7 @@ class SkipWatch:
         for step, (counted, left_out) in enumerate(
             zip(figures.counted, figures.skipped, strict=True), start=figures.first
         ):
-            if step > self._seen and not left_out:
+            if step > self._seen and left_out in (0.0, NO_SAMPLE):
                 self._seen = step
                 self._dealt += self._samples_of(step)
                 self._counted += round(counted)

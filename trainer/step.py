@@ -18,10 +18,10 @@ from torch import nn
 
 from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepShare, mix_seed, seed_generators
-from trainer.data.samples import Batch
+from trainer.data.samples import IGNORED_TARGET, Batch
 from trainer.distributed import World
 from trainer.model.ema import Ema
-from trainer.numerics.figures import MOST_STEPS, PASSED_OVER, StepRecords
+from trainer.numerics.figures import MOST_STEPS, NO_SAMPLE, PASSED_OVER, StepRecords
 from trainer.numerics.gate import Gate, may_update
 from trainer.precision import Precision, Scaler
 
@@ -113,11 +113,11 @@ class Stepper:
         place = self.records.begin()
         if self.world.is_rank_zero:
             self.records.skipped[place].fill_(PASSED_OVER)
-        self._advance()
+        self.applied_steps += 1
 
     def _update(self, place: int) -> None:
         """Clips and updates, unless that must be left out; the records say what was done."""
-        gate, records = self.gate, self.records
+        gate, records, left_out = self.gate, self.records, self._empty
         if gate is None or self.scaler.enabled:
             may = may_update(self.optimizer, self._empty)
         else:
@@ -137,15 +137,16 @@ class Stepper:
                 records.skipped[place].add_(gate.closed)
             elif overflowed:
                 records.skipped[place].fill_(1)
+            if self._empty is not None:
+                records.skipped[place].add_(self._empty, alpha=NO_SAMPLE)
         if gate is not None:
+            left_out = gate.closed if left_out is None else torch.maximum(gate.closed, left_out)
             gate.end()
-        if counts:
-            self._advance()
-
-    def _advance(self) -> None:
+        if not counts:
+            return
         self.applied_steps += 1
         if self.ema is not None:
-            self.ema.update(self.applied_steps)
+            self.ema.update(self.applied_steps, left_out)
 
     def _micro_batches(self, share: StepShare, batches: Iterator[Batch], place: int) -> None:
         clock = self.clock
@@ -155,6 +156,9 @@ class Stepper:
             batch = next(batches)
             fetched = time.perf_counter()
             clock.data += fetched - started
+            statistics: list[torch.Tensor] = []
+            if not len(batch[1]):
+                batch, statistics = _stand_in(batch), [buffer.clone() for buffer in self.model.buffers()]
             # Dropout and the like depend on step, rank and micro-batch, not on what was drawn before (loading draws,
             # too, when it happens in this process): resume is exact, and so is another number of data workers.
             seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank, index))
@@ -164,6 +168,8 @@ class Stepper:
                 forwarded = time.perf_counter()
                 clock.forward += forwarded - fetched
                 self.scaler.scale(loss).backward(self._weight_of(share.samples, loss.dtype))
+            if statistics:
+                torch._foreach_copy_(list(self.model.buffers()), statistics)
             self.records.losses[place].add_(loss.detach())
             clock.backward += time.perf_counter() - forwarded
 
@@ -206,3 +212,12 @@ class Stepper:
         # The true number is known on the device only: correcting the gradients afterwards keeps the host free.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         torch._foreach_mul_(gradients, (share.samples / total).to(gradients[0].dtype))
+
+
+def _stand_in(nothing: Batch) -> Batch:
+    """Black images that count for nothing, with which a rank without samples takes part in the exchange of gradients.
+
+    Two, since BatchNorm refuses a single one.
+    """
+    images, targets = nothing[0].new_zeros(2, *nothing[0].shape[1:]), nothing[1].new_full((2,), IGNORED_TARGET)
+    return (images, targets) if len(nothing) == 2 else (images, targets, targets.new_zeros(2), targets)

@@ -169,7 +169,7 @@ def evaluate(
     with evaluating(list(models.values())):
         for number in range(1, most_batches + 1):
             batch = next(mine, None)
-            if batch is not None:
+            if batch is not None and len(batch[1]):
                 images, targets = batch
                 for name, model in models.items():
                     with precision.autocast(world.device):

@@ -13,7 +13,7 @@ from trainer.data.loader import choose_workers
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Samples
 from trainer.errors import UnfitError
-from trainer.numerics.figures import Figures
+from trainer.numerics.figures import NO_SAMPLE, Figures
 from trainer.rundir import read_json
 from trainer.skipped import SkipWatch, refuse_loss
 
@@ -55,9 +55,33 @@ def test_not_one_good_image_is_an_error() -> None:
     assert batch.problem == "not one of 3 images can be read"
 
 
+@pytest.mark.parametrize(
+    ("mixes", "dealt", "counts"), [(False, [0], True), (True, [0, 1], True), (True, [1, 1], False)]
+)
+def test_a_batch_without_an_image_that_counts_is_empty_but_has_their_shape(
+    mixes: bool, dealt: list[int], counts: bool
+) -> None:
+    class FirstBad:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            if index == 0:
+                raise BadImage("a.png", "broken")
+            return torch.ones(3, 8, 8, dtype=torch.uint8), 1
+
+    samples = Samples(FirstBad(), lambda image: image, seed=0, skip_bad=True, mixes=mixes)
+    batch = samples.__getitems__(Indices(0, np.array(dealt), counts))
+    assert not isinstance(batch, BadBatch)
+    images, *others = batch
+    assert (images.shape, images.dtype) == ((0, 3, 8, 8), torch.uint8)
+    assert [(part.shape, part.dtype) for part in others] == [((0,), torch.int64)] * (3 if mixes else 1)
+
+
 def figures(first: int, counted: list[int]) -> Figures:
     zeros = [0.0] * len(counted)
-    return Figures(first, zeros, [float(count) for count in counted], zeros, zeros)
+    skipped = [0.0 if count else NO_SAMPLE for count in counted]
+    return Figures(first, zeros, [float(count) for count in counted], skipped, zeros)
 
 
 def test_half_of_the_latest_hundred_samples_may_be_missing_but_no_more() -> None:

@@ -54,5 +54,6 @@ def test_the_average_is_updated_without_waiting_for_the_device() -> None:
     with no_waiting():
         for update in range(1, 4):
             ema.update(update)
+        ema.update(4, left_out=torch.ones((), device="cuda"))
         ema.follow_buffers()
     assert torch.allclose(ema.state()["0.weight"], dict(model.named_parameters())["0.weight"])

@@ -1,5 +1,6 @@
 """The figures of single steps: what a row of metrics is made of, and that they do not pile up."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
 from trainer import loop
 from trainer.config import EvaluateConfig
-from trainer.numerics.figures import PASSED_OVER, Figures
+from trainer.numerics.figures import NO_SAMPLE, PASSED_OVER, Figures
 from trainer.rundir import RunDir, read_json_lines
 
 
@@ -16,7 +17,15 @@ def test_a_rows_loss_and_pace_are_those_of_the_steps_that_were_computed() -> Non
     figures = Figures(1, [64.0, 0.0, 0.0, 128.0], [0.0] * 4, [0.0, PASSED_OVER, 1.0, 0.0], [0.0] * 4)
     assert figures.mean_loss(lambda step: 64) == 1.0
     assert figures.passed_over(lambda step: 64) == 64
-    assert Figures(1, [0.0], [0.0], [PASSED_OVER], [0.0]).mean_loss(lambda step: 64) != 0.0
+
+
+@pytest.mark.parametrize("why", [PASSED_OVER, NO_SAMPLE])
+def test_steps_without_a_sample_have_no_loss(why: float) -> None:
+    nothing = Figures(1, [0.0], [0.0], [why], [0.0])
+    assert math.isnan(nothing.mean_loss(lambda step: 64))
+    assert math.isnan(nothing.step_losses(lambda step: 64)[0])
+    more = Figures.joined([nothing, Figures(2, [30.0], [15.0], [0.0], [0.0])])
+    assert more.mean_loss(lambda step: 64) == 2.0
 
 
 def test_figures_of_steps_that_follow_one_another_are_joined() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from tests.numerics.runs import BATCH, configuration, train_in
 from tests.workers import alone, on_each, run_workers
 from trainer import checkpoint
-from trainer.config import CheckpointConfig, Config, ModelConfig, OptimConfig
+from trainer.config import CheckpointConfig, Config, EmaConfig, ModelConfig, OptimConfig
 from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.distributed import World
@@ -121,12 +121,12 @@ OPTIMIZERS = [OptimConfig(lr=0.05, args={"momentum": 0.9}), OptimConfig("adamw",
 
 @pytest.mark.usefixtures("single_steps")
 @pytest.mark.parametrize(("world_size", "optim"), [*((1, optim) for optim in OPTIMIZERS), (2, OPTIMIZERS[0])])
-def test_a_skipped_step_leaves_no_trace_in_weights_optimizer_and_statistics(
+def test_a_skipped_step_leaves_no_trace_in_weights_average_optimizer_and_statistics(
     world_size: int, optim: OptimConfig, tmp_path: Path
 ) -> None:
     """As if it had never been taken, which is how a rollback passes over it."""
     for policy in ("skip", "rollback"):
-        config = configuration([BLANK], on_nonfinite=policy, optim=optim, micro_batch_size=24)
+        config = configuration([BLANK], on_nonfinite=policy, optim=optim, micro_batch_size=24, ema=EmaConfig(0.99))
         folder = tmp_path / policy
         if world_size == 1:
             finished(alone(), folder, config)
@@ -134,6 +134,7 @@ def test_a_skipped_step_leaves_no_trace_in_weights_optimizer_and_statistics(
             run_workers(world_size, finished, folder, config)
     skip, back = weights_of(tmp_path / "skip"), weights_of(tmp_path / "rollback")
     assert skip.keys() == back.keys()
+    assert any(name.startswith("ema.") for name in skip)
     for name, tensor in skip.items():
         assert tensor.isfinite().all(), name
         assert torch.equal(tensor, back[name]), name

@@ -177,8 +177,7 @@ class Indices(NamedTuple):
     Attributes:
         epoch: from 0.
         samples: int64 [B].
-        counts: False for a rank without samples in a step: it takes one of another rank's, so that it can join the
-            step's communication, and that one must count for nothing.
+        counts: False for a rank without samples in a step: it is given one of another rank's, which must not count.
     """
 
     epoch: int

@@ -24,7 +24,8 @@ Transform = Callable[[Any], torch.Tensor]
 
 
 Batch = tuple[torch.Tensor, ...]
-"""Images, uint8 [B, C, H, W] (or what a user's own data set gives), and targets, int64 [B].
+"""Images, uint8 [B, C, H, W] (or what a user's own data set gives), and targets, int64 [B]; B is 0 where no image that
+counts was dealt, or none can be read.
 
 For mixing there may be one image more than targets, and two tensors more: int64 [B] each, which of the images is an
 image's partner (the image itself where that is missing), and the partner's target."""
@@ -84,7 +85,7 @@ class Samples(Dataset[Any]):
         self._report = report
         self._mixes = mixes
         self._reported: set[str] = set()
-        self._black: torch.Tensor | None = None
+        self._no_images: torch.Tensor | None = None
 
     def begin_work(self, workers: int) -> None:
         """Has each of the loading processes, which are still to be started, tell what it is at."""
@@ -123,10 +124,7 @@ class Samples(Dataset[Any]):
             return BadBatch(str(error), "look at the files; skipped_images.jsonl in the run directory lists them")
         finally:
             self.bench.rest()
-        if not indices.counts and not isinstance(batch, BadBatch):
-            for targets in batch[1::2]:
-                targets.fill_(IGNORED_TARGET)
-        return batch
+        return batch if indices.counts else tuple(part[:0] for part in batch)
 
     def _slice(self, indices: Indices) -> Batch:
         assert self._batch_augment is not None
@@ -153,13 +151,11 @@ class Samples(Dataset[Any]):
             images.append(image)
             targets.append(target)
             places.append(place)
-        if self._black is None and images:
-            self._black = torch.zeros_like(images[0]).unsqueeze(0)
+        if self._no_images is None:
+            image = images[0] if images else self._any_image()
+            self._no_images = image.new_empty(0, *image.shape)
         if not places or (self._mixes and places[0] == len(indices.samples) - 1):
-            # Every rank must take part in the step: a black image that counts for nothing.
-            if self._black is None:
-                self._black = torch.zeros_like(self._any_image()).unsqueeze(0)
-            images, targets, places = [self._black[0]], [IGNORED_TARGET], [0]
+            return self._no_images, *torch.empty(3 if self._mixes else 1, 0, dtype=torch.int64)
         batch = torch.stack(images), torch.tensor(targets)
         return _paired(*batch, places, last=len(indices.samples) - 1) if self._mixes else batch
 

@@ -45,13 +45,20 @@ class Ema:
         self._latest: list[torch.Tensor] = [p for p in model.parameters() if p.is_floating_point()]
 
     @torch.no_grad()
-    def update(self, update: int) -> None:
-        """Takes in the weights after a step; where its update was left out they are what they were.
+    def update(self, update: int, left_out: torch.Tensor | None = None) -> None:
+        """Takes in the weights after a step.
 
         Args:
             update: the number of such steps so far, from 1.
+            left_out: scalar on the device, 1 where the step did not happen, which must move nothing; None: it did.
         """
-        torch._foreach_lerp_(self._averages, self._latest, 1 - decay_at(update, self._decay))
+        weight = 1 - decay_at(update, self._decay)
+        if left_out is None:
+            torch._foreach_lerp_(self._averages, self._latest, weight)
+            return
+        weights = weight * (1 - left_out.double())
+        of_type = {kind: weights.to(kind) for kind in {average.dtype for average in self._averages}}
+        torch._foreach_lerp_(self._averages, self._latest, [of_type[average.dtype] for average in self._averages])
 
     @torch.no_grad()
     def follow_buffers(self) -> None:

@@ -13,6 +13,9 @@ MOST_STEPS = 500
 PASSED_OVER = 2.0
 """What `skipped` is for a step that was not computed at all: it has no loss."""
 
+NO_SAMPLE = 3.0
+"""What it is for a step of which no image could be read: it has no loss either."""
+
 _ROWS = ("losses", "counted", "skipped", "norms")
 
 
@@ -26,7 +29,8 @@ class StepRecords:
     Attributes:
         losses: for each place a float64 scalar: sum of this rank's losses.
         counted: samples behind it, where they are counted.
-        skipped: 1 where the update was left out, PASSED_OVER where the whole step was; rank 0's alone.
+        skipped: 1 where the update was left out, PASSED_OVER where the whole step was, NO_SAMPLE where it had none;
+            rank 0's alone.
         norms: norm of the gradients before clipping, where they are clipped; rank 0's alone.
     """
 
@@ -59,7 +63,7 @@ class Figures:
         first: the first of these steps, counted from 1.
         losses: sum of the losses of each step's samples.
         counted: samples behind it, 0 where all that were dealt count.
-        skipped: 1 where the update was left out, PASSED_OVER where the whole step was.
+        skipped: 1 where the update was left out, PASSED_OVER where the whole step was, NO_SAMPLE where it had none.
         norms: norm of the gradients before clipping, 0 where they are not clipped.
     """
 
@@ -92,7 +96,7 @@ class Figures:
         kept = [
             i
             for i, (loss, skipped) in enumerate(zip(self.losses, self.skipped, strict=True))
-            if not skipped or (skipped != PASSED_OVER and math.isfinite(loss))
+            if not skipped or (skipped < PASSED_OVER and math.isfinite(loss))
         ]
         samples = sum(self.counted[i] for i in kept) or sum(samples_of(self.first + i) for i in kept)
         # Rounded once, so that it does not matter in what portions the figures came.
@@ -103,9 +107,9 @@ class Figures:
         return [int(counted) or samples_of(self.first + i) for i, counted in enumerate(self.counted)]
 
     def step_losses(self, samples_of: Callable[[int], int]) -> list[float]:
-        """Each step's mean loss over its samples; NaN where the step was passed over."""
+        """Each step's mean loss over its samples; NaN where it was passed over or has none."""
         steps = zip(self.losses, self.samples(samples_of), self.skipped, strict=True)
-        return [math.nan if skipped == PASSED_OVER else loss / max(count, 1) for loss, count, skipped in steps]
+        return [math.nan if skipped >= PASSED_OVER else loss / max(count, 1) for loss, count, skipped in steps]
 
     def passed_over(self, samples_of: Callable[[int], int]) -> int:
         """Samples that were dealt to steps that were passed over."""
