@@ -18,7 +18,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from launcher import memory, verdict, worker
 from launcher.output import tidy_terminal
@@ -28,7 +28,7 @@ from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
 from trainer.errors import STOPPED, InUseError, PacelineError, UnfitError
-from trainer.rundir import RunDir, append_json_line, read_json, write_json
+from trainer.rundir import RunDir, append_json_line, write_json
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.api import RunResult
@@ -60,10 +60,10 @@ def run_plan() -> int:
             _preload(plan)
         return _run(plan, stop)
     except StoppedEarly:
-        assert stop.signal is not None
         # Nothing was begun, hence nothing was lost: running it again goes on where the last attempt stopped.
-        print(f"stopped by {stop.signal.name} before the workers were up\n  again   {plan.again}", file=sys.stderr)
-        _settle(RunDir(plan.run_dir), plan, STOPPED)
+        reason = f"{stop.reason} before the workers were up"
+        print(f"{reason}\n  again   {plan.again}", file=sys.stderr)
+        _settle(RunDir(plan.run_dir), plan, STOPPED, reason)
         return STOPPED
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -87,7 +87,7 @@ def _run(plan: JobPlan, stop: Stop) -> int:
     history: list[Failed] = []
 
     def is_worth(agent: Agent, result: "RunResult") -> bool:
-        failure = verdict.first_failure(_judge(run, plan.attempt + agent.restarts, agent, result, stopped=False))
+        failure = verdict.first_failure(_judge(run, plan.attempt + agent.restarts, agent, result))
         cause = (failure.what, failure.message, failure.place) if failure else ("", "", "")
         checkpoint = run.read_status().get("latest") if plan.program.kind == "trainer" else None
         history.append(Failed(cause, checkpoint, agent.seconds))
@@ -95,7 +95,7 @@ def _run(plan: JobPlan, stop: Stop) -> int:
 
     def on_restart(agent: Agent, result: "RunResult") -> None:
         attempt = plan.attempt + agent.restarts - 1
-        _say_restart(plan, run, verdict.first_failure(_judge(run, attempt, agent, result, stopped=False)), attempt)
+        _say_restart(plan, run, verdict.first_failure(_judge(run, attempt, agent, result)), attempt)
 
     agent = Agent(plan, _rendezvous(plan), stop, is_worth=is_worth, on_restart=on_restart)
     try:
@@ -103,13 +103,17 @@ def _run(plan: JobPlan, stop: Stop) -> int:
     except SignalException as error:
         return 128 + error.sigval
     attempt = plan.attempt + agent.restarts
-    exits = _judge(run, attempt, agent, result, stopped=stop.signal is not None)
-    code = verdict.exit_code(exits, stop.signal)
+    exits, reason = _judge(run, attempt, agent, result), ""
+    if stop.signal is not None:
+        own = verdict.not_asked_for(_exits(run, attempt, agent, result), agent.killed)
+        reason = "" if own else _how_it_stopped(stop, agent, plan)
+        exits = own or exits
+    code = verdict.exit_code(exits, stop.signal if reason else None)
     failure = verdict.first_failure(exits)
     # If it is held although our workers have ended, another job trains here, and what lies here is its own.
     ours = plan.program.kind != "trainer" or not run.is_held()
-    if stop.signal is not None:
-        _say_stopped(plan, code, stop.signal)
+    if reason:
+        _say_stopped(plan, code, reason)
     elif code == STOPPED:
         # The trainer's own reasons, such as max_time.
         print(f"  again   {plan.again}", file=sys.stderr)
@@ -118,7 +122,7 @@ def _run(plan: JobPlan, stop: Stop) -> int:
         if is_crash_loop(history):
             print(f"  {CRASH_LOOP} failures in a row without progress: it is not tried again", file=sys.stderr)
     if ours:
-        _settle(run, plan, code)
+        _settle(run, plan, code, reason)
     return code
 
 
@@ -202,15 +206,26 @@ def _preload(plan: JobPlan) -> None:
     gc.enable()
 
 
-def _judge(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, stopped: bool) -> list[Exit]:
-    """How the workers ended, with all that is known of it."""
-    exits = _exits(run, attempt, agent, result, stopped=stopped)
+def _judge(run: RunDir, attempt: int, agent: "Agent", result: "RunResult") -> list[Exit]:
+    """How the workers ended, and who ended too early for the others."""
+    return verdict.with_early_end(_exits(run, attempt, agent, result), agent.early_ends())
+
+
+def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult") -> list[Exit]:
+    """How the workers ended, with all that is known of it; after a failure without those ended because of it."""
+    if result.return_values:
+        return [Exit(rank, int(code or 0)) for rank, code in sorted(result.return_values.items())]
+    exits = []
+    for rank, code in agent.exit_codes().items():
+        exit = worker.exit_of(run.log(attempt, rank), rank, code)
+        if exit.time is not None or rank in result.failures or rank in agent.ended:
+            exits.append(exit)
     if any(exit.code == -signal.SIGKILL for exit in exits):
         meaning = memory.meaning(agent.kills_before, memory.count_kills(), memory.memory_limit())
         exits = [replace(exit, meaning=meaning) if exit.code == -signal.SIGKILL else exit for exit in exits]
     if told := run.read_failure(attempt):
         exits = verdict.with_the_trainers_word(exits, told)
-    return verdict.with_early_end(exits, agent.early_ends())
+    return exits
 
 
 def _say_restart(plan: JobPlan, run: RunDir, failure: Exit | None, attempt: int) -> None:
@@ -229,29 +244,23 @@ def _say_restart(plan: JobPlan, run: RunDir, failure: Exit | None, attempt: int)
         append_json_line(run.events, {**row, "message": failure.message, "time": time.time()})
 
 
-def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult", *, stopped: bool) -> list[Exit]:
-    """How the workers ended; after a failure without those that were ended because of it."""
-    if result.return_values:
-        return [Exit(rank, int(code or 0)) for rank, code in sorted(result.return_values.items())]
-    exits = []
-    for rank, code in agent.exit_codes().items():
-        record = read_json(worker.exit_record(run.log(attempt, rank)))
-        if not (record or stopped or rank in result.failures):
-            continue
-        known: dict[str, Any] = {key: value for key, value in record.items() if key != "host"}
-        exits.append(Exit(rank, code, **known))
-    return exits
+def _how_it_stopped(stop: Stop, agent: "Agent", plan: JobPlan) -> str:
+    """Who asked, and whether the workers did as they were asked, in words."""
+    if not agent.killed:
+        return stop.reason
+    ranks = f"rank{'s' if len(agent.killed) > 1 else ''} {', '.join(map(str, agent.killed))}"
+    late = f"within cluster.grace_seconds={plan.stop_grace_s:g}"
+    return f"{stop.reason}; killed {ranks}: {'Ctrl-C came again' if stop.is_insisted_on else f'no end {late}'}"
 
 
-def _say_stopped(plan: JobPlan, code: int, number: int) -> None:
+def _say_stopped(plan: JobPlan, code: int, reason: str) -> None:
     if code == 0:
         return
     tidy_terminal()
-    name = verdict.signal_name(number)
-    if code != STOPPED:
-        print(f"ended by {name}, without a checkpoint of this moment", file=sys.stderr)
-    elif plan.program.kind != "trainer":
-        print(f"stopped by {name}", file=sys.stderr)
+    if plan.program.kind != "trainer":
+        print(reason, file=sys.stderr)
+    elif code != STOPPED:
+        print(f"{reason}; no checkpoint of this moment", file=sys.stderr)
     print(f"  again   {plan.again}", file=sys.stderr)
 
 
@@ -275,13 +284,20 @@ def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int, *, keep: b
         print(verdict.panel(row, again=plan.again), file=sys.stderr)
 
 
-def _settle(run: RunDir, plan: JobPlan, code: int) -> None:
-    """Leaves no run that claims to be running; a state that the trainer wrote at its end stays."""
+def _settle(run: RunDir, plan: JobPlan, code: int, reason: str = "") -> None:
+    """Leaves no run that claims to be running; a state that the trainer wrote at its end stays.
+
+    Args:
+        run: the run.
+        plan: the job.
+        code: its exit code.
+        reason: who asked it to stop and how it did, if that is how it ended.
+    """
     state = run.read_status().get("state", "pending")
     if state in ("running", "pending"):
-        end = {0: "finished", STOPPED: "stopped"}.get(code, "failed")
+        end = "finished" if code == 0 else "stopped" if code == STOPPED or reason else "failed"
         with _telling_of("status.json"):
-            run.update_status(state=end, attempt=plan.attempt, exit_code=code)
+            run.update_status(state=end, attempt=plan.attempt, exit_code=code, reason=reason)
 
 
 @contextmanager

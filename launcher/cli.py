@@ -32,7 +32,7 @@ VERBS = {
     "run": Verb("train on this machine", ("start", "train", "launch", "go", "fit", "exec"), starts=True),
     "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "jobs")),
     "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat")),
-    "stop": Verb("ask a run to save a checkpoint and end", ("kill", "cancel", "end", "scancel", "abort")),
+    "stop": Verb("ask a run to end; a training saves first", ("kill", "cancel", "end", "scancel", "abort")),
     "diff": Verb("the first step at which two runs part", ("compare", "cmp", "versus")),
     "replay": Verb("do some steps again, and compare", ("redo", "reproduce", "rerun")),
     "doctor": Verb("what is wrong with this machine, or with a disk", ("check", "env", "diagnose", "health", "info")),

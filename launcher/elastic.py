@@ -18,12 +18,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher import worker
+from launcher import verdict, worker
 from launcher.memory import count_kills
 from launcher.output import Output
 from launcher.plan import JobPlan
 from launcher.processes import die_with_parent, end_descendants
 from launcher.stop import STOP_SIGNALS, Stop
+from trainer.errors import STOPPED
 from trainer.rundir import RunDir, read_json
 
 FAILURE_GRACE_S = 2
@@ -46,6 +47,10 @@ class Agent(LocalElasticAgent):
         stop: the requests to stop; the workers are asked once, and killed at its deadline.
         is_worth: called with the agent and how an attempt failed: whether another one is worth it.
         on_restart: called likewise, when what the workers have printed is out, before they are started anew.
+
+    Attributes:
+        killed: global ranks of workers that had not ended when their time to stop was over.
+        ended: `exit_codes()` before the engine saw any failure, and ended the others because of it.
     """
 
     def __init__(
@@ -69,6 +74,8 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
         self._stop = stop
         self._asked = False
+        self.killed: list[int] = []
+        self.ended: dict[int, int] = {}
         self._is_worth = is_worth
         self._on_restart = on_restart
         self._started, self.kills_before = time.monotonic(), count_kills()
@@ -153,6 +160,11 @@ class Agent(LocalElasticAgent):
         self._look_for_stop_file()
         self._pass_on_stop()
         self._count_good_ends()
+        self.ended = self.exit_codes()
+        if self._is_stopping_in_order():
+            # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and
+            # end the others, which may still be saving.
+            return RunResult(WorkerState.HEALTHY)
         result = self._result = super()._monitor_workers(worker_group)
         # Starting again changes neither a configuration nor a machine.
         final = any(failure.exitcode in _FINAL_CODES for failure in result.failures.values())
@@ -171,10 +183,10 @@ class Agent(LocalElasticAgent):
             # If it cannot be removed, it will stop the next attempt as well: whoever made it must remove it.
             with suppress(OSError):
                 file.unlink()
-            self._stop.ask()
+            self._stop.ask(f"asked to stop ({file.name} in the run directory)")
 
     def _pass_on_stop(self) -> None:
-        if self._stop.signal is None or self._stop.deadline is None:
+        if self._stop.signal is None:
             return
         if not self._asked:
             self._asked = True
@@ -182,17 +194,32 @@ class Agent(LocalElasticAgent):
             self._worker_group.spec.max_restarts = self.restarts
             self._remaining_restarts = 0
             self._ask_workers(self._stop.signal)
-        elif time.monotonic() >= self._stop.deadline:
-            for process in self._processes():
+        elif self._stop.is_over and not self.killed:
+            for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
                 if process.is_alive():
+                    self.killed.append(member.global_rank)
                     os.kill(process.pid, signal.SIGKILL)
 
+    def _is_stopping_in_order(self) -> bool:
+        """Whether workers that were asked to stop are still at it, and all that have ended did so as asked."""
+        if not self._asked or self._stop.is_over or not any(process.is_alive() for process in self._processes()):
+            return False
+        if self._plan.program.kind == "trainer":
+            return all(code in (0, STOPPED) for code in self.ended.values())
+        run, attempt = RunDir(self._plan.run_dir), self._plan.attempt + self.restarts
+        ended = [worker.exit_of(run.log(attempt, rank), rank, code) for rank, code in self.ended.items()]
+        return not verdict.not_asked_for(ended)
+
     def _ask_workers(self, number: signal.Signals) -> None:
-        """Hands on SIGUSR1 and SIGUSR2 to who has a handler for them; SIGTERM is what everybody understands."""
-        own = number in (signal.SIGUSR1, signal.SIGUSR2)
+        """Hands on what a worker knows to tell apart: SIGTERM is what everybody understands."""
+        # A script has a handler for SIGINT without knowing of it, Python's own.
+        ours = self._plan.program.kind == "trainer"
+        own = number in (signal.SIGUSR1, signal.SIGUSR2) or (ours and number == signal.SIGINT)
         for process in self._processes():
             if process.is_alive():
-                os.kill(process.pid, number if own and catches(process.pid, number) else signal.SIGTERM)
+                # Our trainer holds them back until it listens.
+                takes = own and (ours or catches(process.pid, number))
+                os.kill(process.pid, number if takes else signal.SIGTERM)
 
     def _count_good_ends(self) -> None:
         """Gives the engine the results of workers that have ended; it would await them for ever."""

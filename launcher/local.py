@@ -21,6 +21,7 @@ from launcher.processes import adopt_orphans, descendants, end_descendants
 from launcher.stop import STOP_SIGNALS, heard
 from trainer import runname
 from trainer.rundir import RunDir
+from trainer.stop import asked_by
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -157,7 +158,9 @@ def run(plan: JobPlan) -> int:
     # Nobody else is left to say so.
     with suppress(OSError):
         if run.read_status().get("state", "pending") in ("running", "pending") and not run.is_held():
-            run.update_status(state="failed", attempt=plan.attempt, exit_code=128 + number)
+            reason = f"{asked_by(number)}; the agent was killed" if received else ""
+            state = "stopped" if received else "failed"
+            run.update_status(state=state, attempt=plan.attempt, exit_code=128 + number, reason=reason)
     return 128 + number
 
 

@@ -1,6 +1,6 @@
 """Runs as their directories show them, from any terminal: what state they are in, where, and how far."""
 
-import difflib
+import argparse
 import json
 import os
 import socket
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import runname
 from trainer.errors import ConfigError
 from trainer.rundir import RELEASED, RunDir, read_json
 
@@ -40,6 +41,7 @@ class RunView:
         job_id: the scheduler's; None without one.
         updated: UNIX seconds of the last sign of life.
         failure: the content of failure.json where the state is failed, else empty.
+        reason: who asked it to stop and how it did, where the launcher has ended it; else empty.
     """
 
     run: RunDir
@@ -55,6 +57,7 @@ class RunView:
     job_id: str | None
     updated: float
     failure: dict[str, Any]
+    reason: str
 
     @property
     def is_live(self) -> bool:
@@ -69,12 +72,6 @@ class RunView:
         return {"name": self.run.name, "directory": str(self.run.path), **shown, "failure": failure or None}
 
 
-def is_run(path: Path) -> bool:
-    """Whether a directory is a run's."""
-    run = RunDir(path)
-    return run.job.exists() or run.status.exists() or run.config.exists()
-
-
 def find_all(directory: Path) -> list[RunDir]:
     """The runs in a directory, the one with the latest sign of life first.
 
@@ -82,25 +79,35 @@ def find_all(directory: Path) -> list[RunDir]:
         ConfigError: there is no such directory.
     """
     try:
-        paths = [path for path in directory.iterdir() if path.is_dir() and is_run(path)]
+        paths = [path for path in directory.iterdir() if runname.is_run(path)]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"no directory {directory}", "--dir DIRECTORY says where the runs are") from error
     return sorted(map(RunDir, paths), key=_last_sign, reverse=True)
 
 
-def find(name: str, directory: Path) -> RunDir:
-    """The run of that name, or in that directory.
+def chosen(verb: str, options: argparse.Namespace, *, count: int = 1) -> list[RunDir]:
+    """The runs that a verb's command line names, by name in `--dir` or by directory.
+
+    Args:
+        verb: the verb.
+        options: what `Parser` has read, `--dir` among it.
+        count: how many runs the verb takes.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it names more or fewer, or there is none of a name.
     """
-    for path in (directory / name, Path(name)):
-        if path.is_dir() and is_run(path):
-            return RunDir(path)
-    known = [run.name for run in find_all(directory)] if directory.is_dir() else []
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f". Did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"no run {name!r} in {directory}{hint}", f"paceline status --dir {directory} lists them")
+    if len(options.words) != count:
+        example = "RUN" if count == 1 else " ".join(f"RUN{number}" for number in range(1, count + 1))
+        raise ConfigError(
+            f"{verb} takes {'one run' if count == 1 else f'{count} runs'}, not {len(options.words)}",
+            f"paceline {verb} {example}; paceline status lists them",
+        )
+    return [RunDir(runname.find(word, Path(options.dir or "runs"))) for word in options.words]
+
+
+def is_script(run: RunDir) -> bool:
+    """Whether a run is one of a program behind `--`, which keeps no checkpoints of ours."""
+    return "--" in (read_json(run.job).get("argv") or [])
 
 
 def look(run: RunDir, *, now: float | None = None) -> RunView:
@@ -131,6 +138,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         job_id=launched.get("job_id"),
         updated=updated,
         failure=failure if state == "failed" else {},
+        reason=str(status.get("reason") or "") if state == "stopped" else "",
     )
 
 

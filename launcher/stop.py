@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from trainer.stop import asked_by
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Requests to stop: a scheduler's, a person's, and that of a terminal that was closed."""
 
@@ -19,14 +21,16 @@ class Stop:
 
     Attributes:
         signal: the first one, None before.
+        reason: who asked, in words; empty before.
         deadline: `time.monotonic()` at which the workers are ended by force, None before.
     """
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
-        self._interrupted = False
+        self._interrupts = 0
         self._at_once = False
         self.signal: signal.Signals | None = None
+        self.reason = ""
         self.deadline: float | None = None
 
     def listen(self) -> None:
@@ -50,19 +54,31 @@ class Stop:
         if self.signal is not None:
             raise StoppedEarly
 
-    def ask(self) -> None:
+    @property
+    def is_insisted_on(self) -> bool:
+        """Whether a person did not want to wait any longer."""
+        return self._interrupts > 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the workers have had their time to stop."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def ask(self, why: str) -> None:
         """A request that came by another way than a signal: it counts as SIGTERM."""
+        self.reason = self.reason or why
         self._note(signal.SIGTERM, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
+            self.reason = self.reason or asked_by(number)
             self.deadline = time.monotonic() + self._grace_s
         # Schedulers repeat SIGTERM; only a person who asks twice means "at once".
         if number == signal.SIGINT:
-            if self._interrupted:
+            self._interrupts += 1
+            if self.is_insisted_on:
                 self.deadline = time.monotonic()
-            self._interrupted = True
         if self._at_once:
             raise StoppedEarly
 

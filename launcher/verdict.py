@@ -6,18 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.stop import STOP_SIGNALS
+from trainer import peers
 from trainer.errors import STOPPED
 
 _KEPT = (2, 3, STOPPED, 124)
 
-# What a worker says when another one has gone: gloo's, NCCL's and the store's words for a closed connection.
-_ECHO = re.compile(
-    r"Connection (closed|reset|refused)|Broken pipe|gloo/transport|remote process exited"
+# What a worker may say, too, when another one has gone; it can also be an error of its own.
+_LIKELY_ECHO = re.compile(
+    r"Connection (closed|reset|refused)|gloo/transport"
     r"|NCCL (error|communicator)|Socket(Timeout)? ?(error|closed)|failed to (recv|send)|recvValue"
     r"|ProcessGroup(NCCL|Gloo).*(abort|timed? ?out)",
     re.IGNORECASE,
 )
 _ECHO_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+
+_SILENCE_MEANING = "another worker did not answer in time: it hangs, or is much slower than the rest"
+_SILENCE_ADVICE = "the workers' logs show which of them went no further"
 
 _SIGNAL_MEANING = {
     signal.SIGKILL: "somebody sent SIGKILL, or the kernel did when memory ran out",
@@ -58,12 +63,20 @@ class Exit:
     meaning: str = ""
 
     @property
+    def is_silence(self) -> bool:
+        """Whether it says that another worker did not answer: the first sign of one that hangs."""
+        return self.code > 0 and peers.is_silent(self.message)
+
+    @property
     def is_echo(self) -> bool:
         """Whether this looks like the consequence of another worker's end."""
         if self.code < 0:
             # NCCL's watchdog aborts a process whose peers have gone.
             return self.code == -signal.SIGABRT
-        return self.type in _ECHO_TYPES or _ECHO.search(self.message) is not None
+        if self.is_silence:
+            return False
+        likely = self.type in _ECHO_TYPES or _LIKELY_ECHO.search(self.message) is not None
+        return likely or peers.is_gone(self.message)
 
     @property
     def is_untold(self) -> bool:
@@ -79,10 +92,31 @@ class Exit:
 
 
 def first_failure(exits: Sequence[Exit]) -> Exit | None:
-    """The failure that caused the others: no echo, and the earliest such; None when nobody failed."""
+    """The failure that caused the others; None when nobody failed.
+
+    The earliest that is a worker's own; without one, the earliest of those that say that another worker does not
+    answer; then echoes of an end.
+    """
     failed = [exit for exit in exits if exit.code not in (0, STOPPED)]
     # A worker that left no time behind did not get to notice another one's end either.
-    return min(failed, key=lambda exit: (exit.is_echo, exit.is_untold, exit.time or 0.0), default=None)
+    return min(failed, key=lambda exit: (exit.is_echo, exit.is_silence, exit.is_untold, exit.time or 0.0), default=None)
+
+
+def not_asked_for(exits: Sequence[Exit], killed: Sequence[int] = ()) -> list[Exit]:
+    """The exits that a request to stop does not explain: exceptions of a worker's own, and crashes.
+
+    Args:
+        exits: how workers ended after they were asked to stop.
+        killed: ranks that were ended by force, since they did not stop in time.
+    """
+    return [exit for exit in exits if exit.rank not in killed and not _is_as_asked(exit)]
+
+
+def _is_as_asked(exit: Exit) -> bool:
+    if exit.code < 0:
+        return -exit.code in STOP_SIGNALS
+    by_itself = exit.code in (0, STOPPED) or exit.type in ("", "SystemExit", "KeyboardInterrupt")
+    return by_itself or exit.is_echo or exit.is_silence
 
 
 def with_early_end(exits: Sequence[Exit], early: Sequence[int]) -> list[Exit]:
@@ -93,7 +127,7 @@ def with_early_end(exits: Sequence[Exit], early: Sequence[int]) -> list[Exit]:
         early: ranks that had ended with exit code 0 before the first failure.
     """
     echo = first_failure(exits)
-    if echo is None or not echo.is_echo or not early:
+    if echo is None or not (echo.is_echo or echo.is_silence) or not early:
         return list(exits)
     ranks = f"rank{'s' if len(early) > 1 else ''} {', '.join(map(str, sorted(early)))}"
     cause = Exit(
@@ -136,19 +170,27 @@ def exit_code(exits: Sequence[Exit], stopped_by: int | None = None) -> int:
     return first.code if first.code in _KEPT else 1
 
 
+def ended_with(code: int) -> str:
+    """What happened to a script that ended by itself, in words."""
+    return f"the script ended with exit code {code}"
+
+
 def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> dict[str, Any]:
     """The content of failure.json."""
     number = signal.Signals(-exit.code) if _is_signal(-exit.code) else None
+    meaning, advice = (_SILENCE_MEANING, _SILENCE_ADVICE) if exit.is_silence else ("", "")
+    if number is not None:
+        meaning, advice = _SIGNAL_MEANING.get(number, ""), _SIGNAL_ADVICE.get(number, "")
     return {
         "rank": exit.rank,
         "host": host,
         "attempt": attempt,
-        "type": exit.type or (signal_name(-exit.code) if exit.code < 0 else "SystemExit"),
-        "message": exit.message or exit.what,
+        "type": exit.type or (signal_name(-exit.code) if exit.code < 0 else exit.what),
+        "message": exit.message or (exit.what if exit.code < 0 else ended_with(exit.code)),
         "place": exit.place,
         "traceback": exit.traceback,
-        "meaning": exit.meaning or (_SIGNAL_MEANING.get(number, "") if number else ""),
-        "advice": exit.advice or (_SIGNAL_ADVICE.get(number, "") if number else ""),
+        "meaning": exit.meaning or meaning,
+        "advice": exit.advice or advice,
         "exit_code": code,
         "log": log,
     }

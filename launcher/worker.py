@@ -9,7 +9,6 @@ import runpy
 import signal
 import socket
 import sys
-import sysconfig
 import threading
 import time
 import traceback
@@ -21,11 +20,12 @@ from launcher.output import Output
 from launcher.plan import JobPlan, Program
 from launcher.processes import die_with_parent
 from launcher.stop import STOP_SIGNALS, heard
+from launcher.verdict import Exit, ended_with
+from trainer import frames
 from trainer.errors import STOPPED, PacelineError
-from trainer.rundir import RunDir, write_json
+from trainer.rundir import RunDir, read_json, write_json
 
 _FINISH_LIMIT_S = 2.0
-_LIBRARY = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def run(plan: JobPlan, output: Output, good_ends: mmap.mmap) -> NoReturn:
@@ -62,18 +62,17 @@ def exit_record(log: Path) -> Path:
     return log.with_suffix(".error.json")
 
 
+def exit_of(log: Path, rank: int, code: int) -> Exit:
+    """How a worker ended, with its own word of that."""
+    record = read_json(exit_record(log))
+    return Exit(rank, code, **{key: value for key, value in record.items() if key != "host"})
+
+
 def append_traceback(log: Path, record: dict[str, Any]) -> None:
     """Adds a worker's traceback to its log; the first worker's is added when the rest has been copied there."""
     if record.get("traceback"):
         with log.open("a") as stream:
             stream.write(record["traceback"])
-
-
-def user_place(frames: traceback.StackSummary) -> str:
-    """`file:line in function` of the innermost frame that is no library's; without one, of the innermost."""
-    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARY, "<"))]
-    frame = (own or list(frames))[-1] if frames else None
-    return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else ""
 
 
 def _enter(plan: JobPlan, output: Output) -> int:
@@ -172,11 +171,12 @@ def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
         trace = _own_part(error.__traceback__)
         text = "".join(traceback.format_exception(type(error), error, trace))
         ours = error if isinstance(error, PacelineError) else None
+        place = frames.innermost(traceback.extract_tb(trace))
         row |= {
             "type": type(error).__name__,
-            "message": ours.problem if ours else str(error),
+            "message": ours.problem if ours else _message(error),
             "advice": ours.fix if ours else "",
-            "place": user_place(traceback.extract_tb(trace)),
+            "place": f"{place.filename}:{place.lineno} in {place.name}" if place else "",
             "traceback": text,
         }
         if show and int(os.environ["LOCAL_RANK"]) == 0:
@@ -189,6 +189,12 @@ def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
     except OSError as problem:
         # The terminal, or what is left of the log, is the only place where it can still be seen.
         sys.stderr.write(f"{text}warning: cannot write {log}: {problem.strerror or problem}\n")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return ended_with(error.code)
+    return str(error)
 
 
 def _own_part(trace: TracebackType | None) -> TracebackType | None:

@@ -121,7 +121,7 @@ def test_a_job_that_has_lost_the_run_appends_no_rows(tmp_path: Path) -> None:
 def test_a_stop_file_that_comes_after_another_request_does_not_stop_the_next_attempt(tmp_path: Path) -> None:
     class Asked(StopRequest):
         def watch(self, file: Path) -> None:
-            self.ask("SIGTERM came")
+            self.ask("asked to stop (SIGTERM)")
             file.touch()
             super().watch(file)
 

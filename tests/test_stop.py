@@ -59,15 +59,17 @@ def test_a_signal_to_any_one_worker_stops_all_of_them(tmp_path: Path) -> None:
     assert "another worker was asked to stop" in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_before_torch_is_imported_is_a_request_too(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "who"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGUSR2, "SIGUSR2")]
+)
+def test_a_signal_before_torch_is_imported_is_a_request_too(tmp_path: Path, number: signal.Signals, who: str) -> None:
     run = RunDir(tmp_path / "s")
     worker = start(*LONG, f"run.dir={tmp_path}", "run.name=s")
 
     until(lambda: has(worker, "SigCgt", signal.SIGUSR1), "it listens", worker)
     assert "torch" not in Path(f"/proc/{worker.pid}/maps").read_text()
     worker.send_signal(number)
-    assert f"{number.name} came: stopping" in check_preempted(run, worker)
+    assert f"asked to stop ({who}): stopping" in check_preempted(run, worker)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What a failure means, told once: in a few lines on the terminal, in failure.json, with its traceback in the log."""
 
 import os
-import sysconfig
 import time
 import traceback
 from contextlib import suppress
@@ -11,15 +10,12 @@ from typing import Any
 
 import torch
 
-from trainer import environment
+from trainer import environment, frames, peers
 from trainer.console import Console
 from trainer.errors import PacelineError
 from trainer.rundir import RunDir, read_json, write_json_once
 
 _OTHER_RANKS_S = 2.0
-_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-_SILENT = ("Timed out waiting", "wait timeout after", "Watchdog caught collective operation timeout")
-_NOT_THEIRS = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ def is_known(attempt: Attempt, message: str | None) -> bool:
 def is_echo(error: Exception) -> bool:
     """Whether an error only says that another worker is gone."""
     others = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return others and not isinstance(error, PacelineError) and any(sign in str(error) for sign in _GONE)
+    return others and not isinstance(error, PacelineError) and peers.is_gone(str(error))
 
 
 def explain(error: Exception) -> tuple[str, str]:
@@ -89,7 +85,7 @@ def explain(error: Exception) -> tuple[str, str]:
         return "parameters of the model took no part in the loss, so their gradients cannot be averaged", (
             "freeze them with requires_grad_(False), or use them; the traceback names them"
         )
-    if any(sign in str(error) for sign in _SILENT):
+    if peers.is_silent(str(error)):
         return "another worker has not answered for distributed.timeout_s: it hangs, or is much slower than the rest", (
             "look at the workers' logs; where one may take that long (a first step, a slow disk), a longer "
             "distributed.timeout_s"
@@ -98,20 +94,9 @@ def explain(error: Exception) -> tuple[str, str]:
         return f"the data has more classes than the model gives logits ({error})", (
             "a model of yours is given num_classes: its last layer must have as many outputs"
         )
-    where = place(error)
-    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno} in {where.name})", ""
-
-
-def place(error: Exception) -> traceback.FrameSummary:
-    """Where an error was raised: the innermost place in the user's own code, if it came by there."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if _is_theirs(Path(frame.filename))]
-    return (theirs or frames)[-1]
-
-
-def _is_theirs(file: Path) -> bool:
-    installed = {"site-packages", "dist-packages"} & set(file.parts)
-    return file.is_absolute() and not installed and not any(file.is_relative_to(folder) for folder in _NOT_THEIRS)
+    where = frames.innermost(traceback.extract_tb(error.__traceback__))
+    at = f" ({Path(where.filename).name}:{where.lineno} in {where.name})" if where else ""
+    return f"{type(error).__name__}: {error}{at}", ""
 
 
 def describe(error: Exception, attempt: Attempt, *, rank: int, code: int, meaning: str, advice: str) -> dict[str, Any]:

@@ -185,10 +185,17 @@ class RunDir:
         return read_json(self.status)
 
     def update_status(self, **fields: Any) -> None:
-        """Replaces the given fields of status.json atomically and keeps the others; for one process at a time."""
+        """Replaces the given fields of status.json atomically and keeps the others; for one process at a time.
+
+        With a new `state` goes what belonged to the one before: the exit code of an end, and its reason.
+        """
         with self._status_lock:
             self.guard()
-            write_json(self.status, {**self.read_status(), **fields, "time": time.time()})
+            status = self.read_status()
+            if "state" in fields:
+                status.pop("exit_code", None)
+                status.pop("reason", None)
+            write_json(self.status, {**status, **fields, "time": time.time()})
 
     def read_failure(self, attempt: int) -> dict[str, Any]:
         """The first error of an attempt, or an empty dict when none was told."""

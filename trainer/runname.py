@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.errors import ConfigError, UnfitError
+from trainer.rundir import RunDir
 
 LONGEST_NAME = 128
 """Bytes of a run's name: file systems allow 255, and suffixes are appended."""
@@ -143,6 +144,12 @@ def wrong_name(name: str) -> str:
     return f"is longer than {LONGEST_NAME} bytes" if len(os.fsencode(name)) > LONGEST_NAME else ""
 
 
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's."""
+    run = RunDir(path)
+    return run.job.is_file() or run.status.is_file() or run.config.is_file()
+
+
 def find(text: str, parent: Path = Path("runs")) -> Path:
     """The directory of an existing run, by its name in `parent` or by its path.
 
@@ -150,10 +157,10 @@ def find(text: str, parent: Path = Path("runs")) -> Path:
         ConfigError: there is none.
     """
     for path in (parent / text, Path(text).expanduser()):
-        if (path / "config.yaml").is_file():
+        if is_run(path):
             return path
     place = Path(text).parent if "/" in text else parent
-    known = sorted(file.parent.name for file in place.glob("*/config.yaml"))
+    known = sorted(path.name for path in place.glob("*") if is_run(path))
     close = difflib.get_close_matches(Path(text).name, known, n=1)
     if close:
         fix = f"did you mean {place / close[0] if '/' in text else close[0]}?"

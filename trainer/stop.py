@@ -15,6 +15,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 _FILE_PERIOD_S = 1.0
 
 
+def asked_by(number: int) -> str:
+    """Who asked by a signal, in words."""
+    return f"asked to stop ({'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name})"
+
+
 class StopRequest:
     """Remembers that somebody asked this process to stop. Nothing is done inside the signal handler.
 
@@ -80,7 +85,7 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if not self.reason:
-            self.reason = f"{signal.Signals(number).name} came"
+            self.reason = asked_by(number)
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from launcher import runs
@@ -36,9 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
-    if len(options.words) != 2:
-        raise ConfigError(f"diff needs two runs, not {len(options.words)}", "paceline diff RUN1 RUN2")
-    one, other = (runs.find(word, Path(options.dir or "runs")) for word in options.words)
+    one, other = runs.chosen("diff", options, count=2)
     for run in (one, other):
         if not run.steps.exists():
             raise ConfigError(f"run {run.name} has recorded no steps yet", "it writes them every log_every_steps")

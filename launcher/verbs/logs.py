@@ -35,9 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
-    if len(options.words) != 1:
-        raise ConfigError("logs takes one run", "paceline logs RUN; paceline status lists them")
-    run = runs.find(options.words[0], Path(options.dir or "runs"))
+    (run,) = runs.chosen("logs", options)
     attempt = _number(options.attempt, "--attempt")
     latest = attempt if attempt is not None else max(0, run.next_attempt() - 1)
     failed_first = int(run.read_failure(latest).get("rank", 0))

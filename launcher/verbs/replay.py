@@ -35,9 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
-    if len(options.words) != 1 or options.step is None:
-        raise ConfigError("replay needs a run and a step", "paceline replay RUN --step N")
-    run = runs.find(options.words[0], Path(options.dir or "runs"))
+    (run,) = runs.chosen("replay", options)
+    if options.step is None:
+        raise ConfigError("replay needs a step", f"paceline replay {options.words[0]} --step N")
     first = _number("--step", options.step)
     last = _last_step(run, first, first - 1 + _number("--steps", options.steps or "1"))
     workers = _number("--workers", options.workers) if options.workers else _workers(run)

@@ -10,7 +10,6 @@ from launcher import runs
 from launcher.arguments import Parser
 from launcher.runs import RunView
 from trainer import wording
-from trainer.errors import ConfigError
 from trainer.rundir import read_json
 
 HELP = """\
@@ -34,10 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.help:
         print(HELP)
         return 0
-    if len(options.words) > 1:
-        raise ConfigError("status takes one run", "paceline status RUN")
     directory = Path(options.dir or "runs")
-    chosen = [runs.find(options.words[0], directory)] if options.words else runs.find_all(directory)
+    chosen = runs.chosen("status", options) if options.words else runs.find_all(directory)
     if options.q:
         print("".join(f"{run.name}\n" for run in chosen), end="")
         return 0
@@ -128,7 +125,7 @@ def _where(view: RunView) -> str:
 
 def _why(view: RunView) -> str:
     if not view.failure:
-        return ""
+        return view.reason
     message = str(view.failure.get("message", "")).strip().splitlines()
     return f"{view.failure.get('type', '')} on rank {view.failure.get('rank', 0)}: {message[0] if message else ''}"
 

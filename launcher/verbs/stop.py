@@ -1,23 +1,23 @@
-"""`paceline stop`: asks a run to save a checkpoint and end, from any terminal or machine that sees its directory."""
+"""`paceline stop`: asks a run to end, from any terminal or machine that sees its directory."""
 
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from launcher import runs
 from launcher.arguments import Parser
 from launcher.runs import RunView
 from trainer import wording
-from trainer.errors import ConfigError, UnfitError
+from trainer.errors import UnfitError
 
 HELP = """\
 paceline stop RUN [--wait] [--dir DIR]
 
-  paceline stop RUN          ask it to save a checkpoint and end
+  paceline stop RUN          ask it to end; a training saves a checkpoint first
   paceline stop RUN --wait   and wait until it has
 
-RUN is a run's name or its directory. The same command that began the run goes on from the checkpoint.
+RUN is a run's name or its directory. The same command that began a training goes on from the checkpoint.
+A script of your own gets SIGTERM, and SIGKILL after cluster.grace_seconds.
 
   --wait      wait, and say at which step it ended
   --dir DIR   where the runs are (runs)"""
@@ -32,9 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
-    if len(options.words) != 1:
-        raise ConfigError("stop takes one run", "paceline stop RUN; paceline status lists them")
-    run = runs.find(options.words[0], Path(options.dir or "runs"))
+    (run,) = runs.chosen("stop", options)
     view = runs.look(run)
     if not view.is_live:
         print(f"run {run.name} is {view.state}: there is nothing to stop", file=sys.stderr)
@@ -46,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
             f"cannot ask run {run.name} to stop: {error.strerror} ({run.stop})",
             f"Ctrl-C where it was started, or SIGTERM to it on {view.host or 'its machine'}",
         ) from error
-    print(f"asked run {run.name} to stop; it saves a checkpoint first", file=sys.stderr)
+    how = "its workers get SIGTERM" if runs.is_script(run) else "it saves a checkpoint first"
+    print(f"asked run {run.name} to stop; {how}", file=sys.stderr)
     return _wait(view) if options.wait else 0
 
 

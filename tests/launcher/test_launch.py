@@ -92,6 +92,8 @@ def test_a_workers_exit_code_3_ends_the_job_at_once_with_3_and_is_not_tried_agai
     code, _, err = job.go("cluster.max_restarts=2")
     assert code == 3, err
     assert job.failure["rank"] == 1
+    assert (job.failure["type"], job.failure["message"]) == ("SystemExit", "the script ended with exit code 3")
+    assert job.failure["place"] == "script.py:9 in <module>"
     assert job.run.next_attempt() == 1
     assert job.alive() == []
 
@@ -158,7 +160,7 @@ sys.exit(75)
     assert code == 75
     assert out == "asked 1\n"
     assert job.run.log(0, 1).read_text() == "asked 1\n"
-    assert "stopped by SIGTERM" in err
+    assert "\nasked to stop (SIGTERM)\n" in err
     assert "paceline run cluster.gpus_per_node=2 device=cpu run.name=job -- script.py" in err
     assert job.run.read_status()["state"] == "stopped"
     assert not job.run.failure.exists()
@@ -185,8 +187,67 @@ while True:
     process.send_signal(signal.SIGINT)
     code, _, err = job.finish(process)
     assert code == 128 + signal.SIGINT
-    assert "ended by SIGINT" in err
+    assert "asked to stop (Ctrl-C); killed ranks 0, 1: Ctrl-C came again" in err
+    assert "checkpoint" not in err
     assert job.alive() == []
+    status = job.run.read_status()
+    assert (status["state"], status["exit_code"]) == ("stopped", 130)
+    assert "Ctrl-C came again" in status["reason"]
+
+
+def test_a_script_that_ends_by_our_sigterm_has_stopped_and_the_others_keep_their_time(make_job: MakeJob) -> None:
+    job = make_job(
+        TELLS
+        + """
+if rank == 1:
+    asked, ask = os.pipe()
+    signal.signal(signal.SIGTERM, lambda *_: os.write(ask, b"."))
+tell("up")
+if rank == 0:
+    time.sleep(600)
+os.read(asked, 1)
+# Longer than what is left to workers that survive a failure.
+print("again", select.select([asked], [], [], 4.5)[0], flush=True)
+"""
+    )
+    process = job.start()
+    job.hears("up")
+    process.send_signal(signal.SIGTERM)
+    code, _, err = job.finish(process)
+    assert code == 128 + signal.SIGTERM
+    assert "asked to stop (SIGTERM)" in err
+    assert "failed" not in err
+    assert job.run.log(0, 1).read_text() == "again []\n"
+    assert (job.run.read_status()["state"], job.run.read_status()["reason"]) == ("stopped", "asked to stop (SIGTERM)")
+    assert not job.run.failure.exists()
+
+
+def test_what_breaks_in_stopping_is_a_failure_and_who_does_not_stop_is_killed_with_the_reason(
+    make_job: MakeJob,
+) -> None:
+    job = make_job(
+        TELLS
+        + """
+def save(*_):
+    raise OSError("cannot save")
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1:] == ["stubborn"] else save)
+tell("up")
+time.sleep(600)
+"""
+    )
+    process = job.start()
+    job.hears("up")
+    process.send_signal(signal.SIGTERM)
+    code, _, err = job.finish(process)
+    assert (code, job.run.read_status()["state"], job.failure["message"]) == (1, "failed", "cannot save"), err
+    process = job.start("cluster.grace_seconds=0.3", arguments=("stubborn",))
+    job.hears("up")
+    process.send_signal(signal.SIGTERM)
+    code, _, err = job.finish(process)
+    assert code == 128 + signal.SIGTERM
+    why = "asked to stop (SIGTERM); killed ranks 0, 1: no end within cluster.grace_seconds=0.3"
+    assert why in err
+    assert (job.run.read_status()["state"], job.run.read_status()["reason"]) == ("stopped", why)
 
 
 LEAVES_PROCESSES = (
@@ -240,7 +301,8 @@ def test_a_stop_before_the_workers_are_up_costs_nothing_and_is_75(make_job: Make
     process.send_signal(number)
     code, _, err = job.finish(process)
     assert code == 75, err
-    assert f"stopped by {number.name} before the workers were up" in err
+    who = "Ctrl-C" if number == signal.SIGINT else number.name
+    assert f"asked to stop ({who}) before the workers were up" in err
     assert "Traceback" not in err
     assert job.run.read_status()["state"] == "stopped"
     assert job.alive() == []
@@ -271,4 +333,4 @@ time.sleep(600)
     code, out, err = job.finish(process)
     assert (code, out) == (75, "SIGUSR1\n"), err
     assert job.run.log(0, 1).read_text() == "SIGTERM\n"
-    assert "stopped by SIGUSR1" in err
+    assert "asked to stop (SIGUSR1)" in err

@@ -121,7 +121,7 @@ def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_o
     ("arguments", "words"),
     [
         (["status", "lvie"], "no run 'lvie'"),
-        (["status", "liv"], "Did you mean live?"),
+        (["status", "liv"], "did you mean live?"),
         (["logs"], "logs takes one run"),
         (["logs", "live"], "has no logs of attempt 0"),
         (["logs", "live", "--rank", "x"], "--rank x is not a number"),
@@ -197,7 +197,9 @@ time.sleep(600)
     assert (code, "is being trained by another job" in err) == (2, True)
     stopped = paceline("stop", "job", "--wait")
     assert stopped.returncode == 0, stopped.stderr
+    assert "asked run job to stop; its workers get SIGTERM\n" in stopped.stderr
     assert "run job is stopped" in stopped.stderr
+    assert "asked to stop (stop in the run directory)" in paceline("status", "job").stdout
     assert job.finish(process)[0] == 75
     assert follower.communicate(timeout=20)[0] == "saved 1\n"
     assert paceline("logs", "job").stdout == "up 0 0\nsaved 0\n"

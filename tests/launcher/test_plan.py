@@ -21,6 +21,7 @@ from launcher.verdict import (
     exit_code,
     failure_row,
     first_failure,
+    not_asked_for,
     panel,
     with_early_end,
     with_the_trainers_word,
@@ -170,9 +171,55 @@ def test_what_the_trainer_wrote_counts_unless_it_is_an_echo() -> None:
     assert first_failure(with_the_trainers_word([silent[0], killed], echo)) is killed
 
 
+SILENCE = Exit(
+    0, 1, time=0.5, type="RuntimeError",
+    message="[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms for recv",
+)  # fmt: skip
+
+
+def test_a_time_out_is_the_sign_of_a_worker_that_hangs_and_the_echo_of_none() -> None:
+    # The one that was waited for gets to hear of the end of the one that gave up.
+    assert first_failure([dataclasses.replace(ECHO, rank=1, time=0.1), SILENCE]) is SILENCE
+    assert first_failure([SILENCE, CAUSE]) is CAUSE
+    assert first_failure([SILENCE, Exit(1, -signal.SIGSEGV)]) == Exit(1, -signal.SIGSEGV)
+    early = first_failure(with_early_end([SILENCE], [1]))
+    assert early is not None
+    assert (early.rank, early.type) == (1, "EarlyExit")
+    row = failure_row(SILENCE, host="h", attempt=0, code=1, log="l")
+    assert "did not answer in time" in row["meaning"]
+    store = Exit(0, 1, type="DistStoreError", message="wait timeout after 300000ms, keys: /worker/1")
+    assert store.is_silence
+    assert not store.is_echo
+
+
+def test_an_exit_code_without_a_word_is_told_as_that() -> None:
+    row = failure_row(Exit(1, 7), host="h", attempt=0, code=1, log="l")
+    assert (row["type"], row["message"]) == ("exit code 7", "the script ended with exit code 7")
+
+
 def test_of_two_causes_the_earlier_wins() -> None:
     later = dataclasses.replace(CAUSE, rank=0, time=1.3)
     assert first_failure([later, CAUSE]) is CAUSE
+
+
+@pytest.mark.parametrize(
+    ("exit", "asked_for"),
+    [
+        (Exit(0, 0), True),
+        (Exit(0, STOPPED), True),
+        (Exit(0, -signal.SIGTERM), True),
+        (Exit(0, 143, time=1.0, type="SystemExit"), True),
+        (Exit(0, 1, time=1.0, type="KeyboardInterrupt"), True),
+        (ECHO, True),
+        (SILENCE, True),
+        (CAUSE, False),
+        (Exit(0, -signal.SIGSEGV), False),
+        (Exit(0, -signal.SIGKILL), False),
+        (Exit(7, -signal.SIGKILL), True),
+    ],
+)
+def test_what_a_request_to_stop_explains_and_what_it_does_not(exit: Exit, asked_for: bool) -> None:
+    assert (not_asked_for([exit], killed=[7]) == []) is asked_for
 
 
 @pytest.mark.parametrize(
@@ -203,14 +250,14 @@ def test_the_exit_code_is_the_first_failures(codes: list[int], stopped_by: int |
 @pytest.mark.parametrize(
     ("checkpoints", "causes", "seconds", "loop"),
     [
-        (["a", "a", "a"], "xyz", 9000, True),
-        (["a", "a"], "xx", 1, False),
-        (["a", "b", "b"], "xxx", 1, False),
-        (["a", "b", "b", "b"], "xxxx", 1, True),
-        ([None, None, None], "xxx", 1, True),
-        ([None, None, None], "xxy", 1, False),
-        ([None, None, None], "xxx", 9000, False),
-        ([None, None, "a"], "xxx", 1, False),
+        (["a", "a", "a"], "rst", 9000, True),
+        (["a", "a"], "rr", 1, False),
+        (["a", "b", "b"], "rrr", 1, False),
+        (["a", "b", "b", "b"], "rrrr", 1, True),
+        ([None, None, None], "rrr", 1, True),
+        ([None, None, None], "rrs", 1, False),
+        ([None, None, None], "rrr", 9000, False),
+        ([None, None, "a"], "rrr", 1, False),
     ],
 )
 def test_a_crash_loop_is_three_failures_without_progress(
