@@ -149,10 +149,16 @@ class Recorder:
         self._work.put(lambda: self._run.update_status(**fields))
 
     def flush(self) -> None:
-        """Waits until all that was recorded so far is written, so that no checkpoint is ahead of its metrics."""
+        """Waits until all that was recorded so far is written, so that no checkpoint is ahead of its metrics.
+
+        Raises:
+            OSError: it cannot be written just now, such as on a full disk.
+        """
         written = threading.Event()
         self._work.put(written.set)
         written.wait(_CLOSE_LIMIT_S)
+        self._trackers.flush()
+        self._steps.flush()
 
     def close(self, *, quiet: bool = False) -> None:
         """Waits until everything is written, but not for ever: a hanging disk or terminal must not hold the run.

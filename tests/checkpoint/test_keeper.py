@@ -1,6 +1,7 @@
 """What the training loop sees of saving: nothing. The trainer as a process of its own, with faults put into it."""
 
 import json
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -104,6 +105,36 @@ def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_st
     saves = [row for row in read_json_lines(slow_run.events) if row["event"] == "checkpoint"]
     assert all(row["seconds"] > 1.0 for row in saves)
     assert all(row["stall_seconds"] < 1.0 for row in saves)
+
+
+def test_no_checkpoint_is_ahead_of_rows_that_wait_for_a_full_disk(tmp_path: Path) -> None:
+    """Rows are refused for a moment; a kill after the next checkpoint finds those of all steps before it."""
+    full = """
+        import errno, os, signal
+        from trainer import checkpoint
+        from trainer.tracking import jsonl
+        append, verify = jsonl.append_json_line, checkpoint.prove
+        def append_json_line(path, row):
+            # From step 10 on: when the row is new, and when a checkpoint wants it to be there.
+            if path.name == "metrics.jsonl" and row["step"] >= 10 and len(refused) < 2:
+                refused.append(row)
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            append(path, row)
+        def prove(run, step):
+            verify(run, step)
+            if step >= 14:
+                os.kill(os.getpid(), signal.SIGKILL)
+        refused = []
+        jsonl.append_json_line, checkpoint.prove = append_json_line, prove
+    """
+    done = run(train_with(full, tmp_path), *SHORT, "checkpoint.every_steps=7", f"run.dir={tmp_path}", "run.name=r")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "the checkpoint could not be written: No space left on device" in done.stderr
+    run_dir = RunDir(tmp_path / "r")
+    newest = checkpoint.find_newest(run_dir)[0]
+    assert newest >= 14
+    rows = {row["step"] for row in read_json_lines(run_dir.metrics) if "train/loss" in row}
+    assert set(range(5, newest + 1, 5)) <= rows
 
 
 def test_no_checkpoint_is_ahead_of_the_best_weights_that_it_speaks_of(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ class Memory:
     def supersede(self, step: int, *, evaluates_again: bool) -> None:
         self._take("supersede", {"step": step, "evaluates_again": evaluates_again})
 
+    def flush(self) -> None:
+        self._take("flush", {})
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._take("finish", summary)
 

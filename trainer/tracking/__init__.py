@@ -34,6 +34,9 @@ class Tracker(Protocol):
     def supersede(self, step: int, *, evaluates_again: bool) -> None:
         """Hears that the run goes back to after `step`: rows of metrics beyond it will come again."""
 
+    def flush(self) -> None:
+        """Writes what it has to write to the run directory; raises OSError where that cannot be done just now."""
+
     def finish(self, summary: Row) -> None:
         """Takes the results (empty when the run failed) and hands over all that waits, in bounded time."""
 
@@ -70,6 +73,22 @@ class Trackers:
         """Passes on that rows of metrics beyond `step` will come again, and with it perhaps its evaluation."""
         self._each(lambda tracker: tracker.supersede(step, evaluates_again=evaluates_again))
 
+    def flush(self) -> None:
+        """Returns when all that was told is in the run directory.
+
+        Raises:
+            OSError: it cannot be written just now; it is kept.
+        """
+        with self._lock:
+            trackers = list(self._trackers)
+        for tracker in trackers:
+            try:
+                tracker.flush()
+            except OSError:
+                raise
+            except Exception as error:
+                self._drop(tracker, error)
+
     def finish(self, summary: Row) -> None:
         """Passes the results on, none when the run failed, and lets every tracker end in bounded time."""
         self._each(lambda tracker: tracker.finish(summary))
@@ -90,12 +109,15 @@ class Trackers:
         try:
             tell(tracker)
         except Exception as error:
-            with self._lock:
-                known = tracker in self._trackers
-                if known:
-                    self._trackers.remove(tracker)
+            self._drop(tracker, error)
+
+    def _drop(self, tracker: Tracker, error: Exception) -> None:
+        with self._lock:
+            known = tracker in self._trackers
             if known:
-                self._warn(f"tracking with {tracker.name} has ended: {type(error).__name__}: {error}")
+                self._trackers.remove(tracker)
+        if known:
+            self._warn(f"tracking with {tracker.name} has ended: {type(error).__name__}: {error}")
 
 
 class NullTrackers(Trackers):

@@ -42,7 +42,8 @@ class JsonlTracker:
         self._waiting: deque[tuple[Path, dict[str, Any]]] = deque()
         self._superseded: list[tuple[Path, int, bool]] = []
         self._lost = 0
-        self._retry_at: float | None = None
+        self._failed: OSError | None = None
+        self._retry_at = 0.0
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Appends to metrics.jsonl."""
@@ -67,6 +68,15 @@ class JsonlTracker:
     def supersede_steps(self, step: int) -> None:
         """The same for steps.jsonl."""
         self._supersede(self._run.steps, step, evaluates_again=False)
+
+    def flush(self) -> None:
+        """Writes what waits, however recent a failure is.
+
+        Raises:
+            OSError: the disk refuses still; the rows go on waiting.
+        """
+        if failed := self._try_to_write(now=True):
+            raise failed
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tries once more to write what waits; the summary has a file of its own, which is not ours."""
@@ -100,18 +110,21 @@ class JsonlTracker:
             self._superseded.append((path, step, evaluates_again))
         self._try_to_write()
 
-    def _try_to_write(self) -> None:
+    def _try_to_write(self, *, now: bool = False) -> OSError | None:
+        """Writes what waits, unless that has failed just before; returns why it waits on."""
         message: str | None = None
         with self._lock:
-            if self._retry_at is None or self._clock() >= self._retry_at:
+            if now or self._failed is None or self._clock() >= self._retry_at:
                 message = self._write_waiting()
+            failed = self._failed
         # Outside the lock: a console that hangs must not hold up the monitor's thread.
         if message is not None:
             self._warn(message)
+        return failed
 
     def _write_waiting(self) -> str | None:
         """Writes until the disk refuses; returns what is to be said about it, on a change only."""
-        failed_before = self._retry_at is not None
+        failed_before = self._failed is not None
         path = self._run.path
         try:
             if self._superseded or self._waiting:
@@ -128,11 +141,11 @@ class JsonlTracker:
             self._waiting.clear()
             raise
         except OSError as error:
-            self._retry_at = self._clock() + _RETRY_S
+            self._failed, self._retry_at = error, self._clock() + _RETRY_S
             if failed_before:
                 return None
             return f"{path} cannot be written ({error.strerror}); training goes on, and writing is tried again"
-        self._retry_at = None
+        self._failed = None
         if not failed_before:
             return None
         lost, self._lost = self._lost, 0

@@ -113,6 +113,9 @@ class WandbTracker:
     def supersede(self, step: int, *, evaluates_again: bool) -> None:
         """Leaves what W&B has: it knows no taking back, and shows the later of two values of a step."""
 
+    def flush(self) -> None:
+        """Leaves it to W&B's helper process, which writes beside the training."""
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Sends what waits and the summary, and ends W&B's helper process; within `finish_s` or little more.
 
