@@ -1,11 +1,13 @@
 """What one attempt, job or rank knows is not taken for what another one knows."""
 
+import contextlib
 import errno
 import io
 import itertools
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from tests.numerics import runs
-from tests.trainer_command import DIGITS
+from tests.trainer_command import DIGITS, TRAINER, succeed
 from tests.workers import alone, run_workers
 from trainer import checkpoint, keeper, worker
 from trainer.config import Config, EvaluateConfig, compose
@@ -24,7 +26,7 @@ from trainer.errors import TrainingError, UnfitError
 from trainer.job import Job
 from trainer.lease import LeaseLost
 from trainer.recorder import Interval, Recorder
-from trainer.rundir import RunDir, append_json_line, read_json_lines
+from trainer.rundir import RunDir, append_json_line, read_json, read_json_lines
 from trainer.stop import StopRequest
 from trainer.tracking import NullTrackers, jsonl, open_trackers
 from trainer.train import train
@@ -167,3 +169,33 @@ class Ended(runs.Stretching):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [("optim.lr=0.02", 2, "optim.lr was 0.02 and is now 0.1"), ("log_every_steps=3", 0, "run r is finished")],
+)
+def test_a_job_that_was_overtaken_by_another_finds_what_that_one_left(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    code: int,
+    says: str,
+) -> None:
+    """Both find the run new; the other one has it first, and ends, while this one waits for it."""
+    arguments = [*DIGITS, "max_steps=4", f"run.dir={tmp_path}", "run.name=r"]
+    held = worker.held
+
+    @contextlib.contextmanager
+    def waits(*arguments_of_held: Any) -> Iterator[None]:
+        succeed(TRAINER, *arguments, change)
+        with held(*arguments_of_held):
+            yield
+
+    monkeypatch.setattr(worker, "held", waits)
+    assert worker.work(compose(arguments), StopRequest(), started=time.time()) == code
+    assert says in capsys.readouterr().err
+    run = RunDir(tmp_path / "r")
+    assert run.read_status()["state"] == "finished"
+    assert len(read_json(run.job)["attempts"]) == 1

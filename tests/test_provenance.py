@@ -84,6 +84,19 @@ def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
     provenance.agree(run, changed)
 
 
+def test_whoever_has_the_run_says_what_it_computes(tmp_path: Path) -> None:
+    """The launcher of another job wrote its configuration there between this one's launcher and this one's worker."""
+    run, mine = RunDir(tmp_path / "x"), Config(optim=OptimConfig(lr=0.5))
+    run.path.mkdir()
+    begin(run, mine, folder=tmp_path)
+    begin(run, Config(optim=OptimConfig(lr=0.25)), attempt=1, folder=tmp_path)
+    provenance.confirm(run, mine)
+    assert from_yaml(run.config.read_text()).optim.lr == 0.5
+    run.checkpoint(3).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"optim.lr was 0.5 and is now 0.25"):
+        provenance.confirm(run, Config(optim=OptimConfig(lr=0.25)))
+
+
 @pytest.mark.parametrize("trace", ["nothing", "status", "event", "folder"])
 def test_only_a_run_that_has_saved_nothing_takes_another_configuration(tmp_path: Path, trace: str) -> None:
     run = RunDir(tmp_path / "x")

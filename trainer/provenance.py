@@ -39,6 +39,22 @@ def agree(run: RunDir, config: Config) -> None:
         check_agreement(from_yaml(run.config.read_text()), _shown(config, run), name=run.name)
 
 
+def confirm(run: RunDir, config: Config) -> None:
+    """Judges again what was judged before the run was this job's alone, and makes config.yaml say what it computes.
+
+    Two jobs may both have found a run new, and the other one have trained in it since, or only have written its
+    configuration there.
+
+    Raises:
+        ConfigError: as `agree`.
+        OSError: the directory cannot be written.
+    """
+    agree(run, config)
+    shown = _shown(config, run)
+    if run.config.exists() and differences(from_yaml(run.config.read_text()), shown):
+        write_atomic(run.config, to_yaml(shown).encode())
+
+
 def begin(
     run: RunDir, config: Config, *, attempt: int, argv: Sequence[str], folder: Path, nodes: int, world_size: int
 ) -> None:

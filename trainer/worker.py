@@ -45,13 +45,16 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
     # Until the end of the run has been told, too: what is written of it must not meet the next job's.
     with ExitStack() as holding:
         try:
-            config = prepare(config)
+            asked, config = config, prepare(config)
             with join(config.distributed, device=config.device) as world:
                 run = RunDir(world.on_rank_zero(lambda: open_run(config)))
-                if not config.run.accept_changes and world.from_rank_zero(is_finished(run)):
-                    console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
+                if is_over(run, config, world, console):
                     return 0
                 holding.enter_context(held(run, world, stop, console))
+                # Another job may have had it until now.
+                world.on_rank_zero(lambda: agree_again(run, config, asked))
+                if is_over(run, config, world, console):
+                    return 0
                 ours = Attempt(run, world.from_rank_zero(choose_attempt(run)), is_ours=True)
                 attempt = ours.number
                 world.on_rank_zero(lambda: begin(run, config, world, attempt=attempt))
@@ -102,6 +105,27 @@ def open_run(config: Config) -> str:
     run = provenance.restarted(config.run) or RunDir(runname.create(config.run, config.recipe or config.model.name))
     provenance.agree(run, config)
     return str(run.path)
+
+
+def agree_again(run: RunDir, config: Config, asked: Config) -> None:
+    """Judges once more, now that nobody else has the run, whether it may go on with this configuration.
+
+    Args:
+        run: the run.
+        config: what is computed.
+        asked: the same as it was asked for, which is what a launcher has written.
+
+    Raises:
+        ConfigError: as `open_run`.
+        UnfitError: the directory cannot be written.
+    """
+    if "PACELINE_RUN_DIR" not in os.environ:
+        provenance.agree(run, config)
+        return
+    try:
+        provenance.confirm(run, asked)
+    except OSError as error:
+        raise runname.unwritable(run.path, error) from error
 
 
 def begin(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
@@ -159,9 +183,13 @@ def choose_attempt(run: RunDir) -> int:
     return int(given) if given is not None else run.next_attempt()
 
 
-def is_finished(run: RunDir) -> bool:
-    """Whether the run has nothing left to do."""
-    return run.read_status().get("state") == "finished"
+def is_over(run: RunDir, config: Config, world: World, console: Console) -> bool:
+    """Whether the run has nothing left to do, which is said; the same on all ranks."""
+    finished = run.read_status().get("state") == "finished"
+    if config.run.accept_changes or not world.from_rank_zero(finished):
+        return False
+    console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
+    return True
 
 
 def train_in(
