@@ -34,6 +34,8 @@ def metric_names(*, averages: bool) -> list[str]:
 class Standing:
     """What the evaluations so far came to; plain values that are saved with every checkpoint.
 
+    The best is forgotten when its weights are lost (`best_weights.reconcile`); `improved` and `waited` stay.
+
     Attributes:
         metric: what was judged by; empty before the first evaluation.
         step: of the best evaluation; 0 before the first.
@@ -99,12 +101,12 @@ class Judge:
             return None
         by = f" by at least {self.min_delta:g}" if self.min_delta else ""
         times = "evaluation" if standing.waited == 1 else f"{standing.waited} evaluations"
-        if standing.value is None:
+        if standing.improved is None:
             return f"early stopping: {self.metric} was never a finite number, in {times}"
-        return (
-            f"early stopping: {self.metric} has not improved{by} in the last {times}; "
-            f"the best was {standing.value:.4g} in epoch {standing.epoch}"
-        )
+        best = f"the best was {standing.improved:.4g}, whose weights are no longer there"
+        if standing.value is not None:
+            best = f"the best was {standing.value:.4g} in epoch {standing.epoch}"
+        return f"early stopping: {self.metric} has not improved{by} in the last {times}; {best}"
 
     def _gain(self, value: float, reference: float | None) -> float:
         if reference is None:

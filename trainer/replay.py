@@ -7,6 +7,7 @@ The verdict is JSON: `code` (0 as recorded, 1 not) and `lines` for people. Under
 
 import contextlib
 import io
+import math
 import os
 import sys
 import tempfile
@@ -66,13 +67,20 @@ def _judged(run: RunDir, config: Config, world: World, *, first: int, last: int)
     where = f"steps {start + 1:,} to {last:,}"
     if isinstance(once.error, ConfigError):
         return {"code": 1, "lines": [f"data: {once.error.problem}"]}
+    events = list(read_json_lines(run.events))
+    passed_over = _passed_over(events, once)
     lines: list[str] = []
+    if passed_over:
+        named = ", ".join(f"{step:,}" for step in passed_over)
+        lines.append(f"passed over in the record, after a rollback, and so here: step {named}")
     troubles = [
-        row for row in read_json_lines(run.events)
+        row for row in events
         if row.get("event") in ("nonfinite", "replicas_differ") and start < row.get("step", 0) <= last
     ]  # fmt: skip
     code = 0
     for row in troubles:
+        if row["step"] in passed_over:
+            continue
         wrong, line = _of_trouble(row, once)
         code, lines = max(code, wrong), [*lines, line]
     if once.error is not None and not troubles:
@@ -89,6 +97,17 @@ def _judged(run: RunDir, config: Config, world: World, *, first: int, last: int)
     else:
         return {"code": 1, "lines": [*lines, *_reasons(run, config, world, once, parting.lines(), start, last)]}
     return {"code": code, "lines": lines}
+
+
+def _passed_over(events: list[dict[str, Any]], once: Replay) -> list[int]:
+    """The steps that were left out after a rollback, in the record and, where the checkpoint knows of it, here too."""
+    ranges = [row["left_out"] for row in events if row.get("event") == "rollback"]
+    computed = once.error.details.get("step", 0) if once.error is not None else math.inf
+    return [
+        step
+        for step, loss in once.trace.losses.items()
+        if loss is None and step < computed and any(first <= step <= last for first, last in ranges)
+    ]
 
 
 def _of_trouble(row: dict[str, Any], once: Replay) -> tuple[int, str]:

@@ -45,6 +45,24 @@ def test_nothing_but_a_finite_number_is_ever_the_best(metric: str, bad: float) -
     assert judged(Judge(metric, 2, 0.0), [bad, bad])[2] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("standing", "said"),
+    [
+        (
+            Standing("val/loss", 10, 1, 0.5, 0.9, 0.5, 2),
+            "not improved in the last 2 evaluations; the best was 0.5 in epoch 1",
+        ),
+        (Standing("val/loss", improved=0.5, waited=2), "; the best was 0.5, whose weights are no longer there"),
+        (Standing("val/loss", waited=2), "val/loss was never a finite number, in 2 evaluations"),
+    ],
+)
+def test_the_verdict_knows_a_best_that_was_forgotten_from_one_that_never_was(standing: Standing, said: str) -> None:
+    verdict = Judge("val/loss", 2, 0.0).verdict(standing)
+    assert verdict is not None
+    assert verdict.startswith("early stopping: val/loss ")
+    assert verdict.endswith(said)
+
+
 def test_small_improvements_are_the_best_and_add_up_before_patience_is_lost() -> None:
     best, standing, ends = judged(Judge("val/accuracy", 3, 0.1), [0.50, 0.55, 0.61, 0.65, 0.66, 0.67])
     assert best == [True] * 6

@@ -1,8 +1,10 @@
 """`paceline replay`: steps done again come out as recorded, or it is said what has changed; the run is not touched."""
 
+import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ from launcher.cli import main
 from tests.numerics.runs import Stretching, configuration, train_in
 from tests.numerics.test_nonfinite import BLANK, step_of
 from tests.workers import alone, run_workers
-from trainer import replay
+from trainer import checkpoint, replay
 from trainer.config import CheckpointConfig, Config, ModelConfig, from_yaml, to_yaml
+from trainer.console import LineConsole
 from trainer.distributed import World
+from trainer.job import Job
 from trainer.rundir import RunDir, json_line, read_json_lines
+from trainer.stop import StopRequest
+from trainer.tracking import open_trackers
+from trainer.train import train
 
 
 def record(world: World, folder: Path, config: Config) -> None:
@@ -97,6 +104,36 @@ def test_a_non_finite_step_comes_again_with_its_samples(tmp_path: Path) -> None:
     found = judged(folder, bad, bad)
     assert found["code"] == 0
     assert found["lines"][0] == f"the loss of step {bad} is not finite again: its samples or settings, not the machine"
+
+
+class Stopping(LineConsole):
+    """Has the run stopped as soon as it has been rolled back."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__(io.StringIO(), None, clock=lambda: 0.0)
+        self._stop = stop
+
+    def warn(self, text: str) -> None:
+        if "back to step" in text:
+            self._stop.ask("for a checkpoint amid the steps that are passed over")
+
+
+def test_a_step_that_the_record_has_passed_over_is_not_called_not_finite_again(tmp_path: Path) -> None:
+    folder, bad, stop = tmp_path / "run", step_of(BLANK), StopRequest()
+    config = configuration([BLANK], on_nonfinite="rollback", checkpoint=CheckpointConfig(every_steps=bad - 3))
+    run = RunDir(folder)
+    folder.mkdir()
+    trackers = open_trackers(config, run, attempt=0, warn=print)
+    train(config, Job(alone(), run, Stopping(stop), trackers, stop, lambda: None))
+    assert checkpoint.steps(run)[-1] in (bad - 2, bad - 1)
+    record(alone(), folder, replace(config, max_steps=bad + 4))
+    found = judged(folder, bad, bad + 2)
+    assert found["code"] == 0
+    assert found["lines"][0].startswith("passed over in the record, after a rollback, and so here: step ")
+    assert found["lines"][0].endswith(f"{bad}")
+    assert "come out as recorded" in found["lines"][1]
+    assert "not finite again" not in str(found["lines"])
+    assert "not finite again" in judged(folder, bad - 2, bad)["lines"][0]
 
 
 def two_workers(world: World, folder: Path) -> dict[str, Any]:
