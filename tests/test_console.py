@@ -298,3 +298,17 @@ def test_an_evaluation_in_the_middle_of_an_epoch_names_the_step() -> None:
 
 def test_the_plain_line_aligns_its_steps() -> None:
     assert progress_line(replace(PROGRESS, step=9)).startswith("  step   9/936  ")
+
+
+def test_a_log_on_a_storage_that_hangs_holds_up_nobody_for_long_and_gets_its_lines_in_the_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    os.mkfifo(log)  # opening it waits for a reader, as on a storage that does not answer
+    console, stream = off_terminal(log=log)
+    said = [f"line {number}" for number in range(200)]
+    speaker = threading.Thread(target=lambda: [console.say(text) for text in said], daemon=True)
+    speaker.start()
+    speaker.join(30)
+    assert not speaker.is_alive()
+    assert stream.getvalue().splitlines() == said
+    with log.open() as reader:
+        assert reader.read().splitlines() == said

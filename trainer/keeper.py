@@ -163,13 +163,16 @@ class Keeper:
         """Waits, all ranks together, until nothing is being written; what is overdue is not waited for."""
         # Called where the training ends or goes back: a wish on its way to the others is lost there.
         self._wished = False
-        writers = (self._writer, self._best_writer)
+        writers, turns = (self._writer, self._best_writer), 0
         while True:
             self._look_after_best()
             writing = any(writer.is_busy and not writer.is_overdue for writer in writers)
             # In turns: a collective of the other ranks would time out before a slow disk is done.
             if not self._job.world.from_rank_zero(writing):
                 return
+            if turns == 1 and (rest := max(writer.overdue_in_s for writer in writers)):
+                self._job.console.say(f"the storage is slow: waiting for the save under way, at most {duration(rest)}")
+            turns += 1
             for writer in writers:
                 writer.wait(_TURN_S)
 

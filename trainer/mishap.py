@@ -13,6 +13,7 @@ import torch
 from trainer import environment, frames, peers
 from trainer.console import Console
 from trainer.errors import PacelineError
+from trainer.patience import saying_if_slow
 from trainer.rundir import RunDir, read_json, write_json_once
 
 _OTHER_RANKS_S = 2.0
@@ -42,13 +43,11 @@ def report(error: Exception, attempt: Attempt | None, console: Console) -> int:
         # The collective's own words, in the traceback, name a socket and not a cause.
         problem, fix = "another worker ended, and this one cannot go on alone", "the first error is that worker's"
     is_told = False
-    if attempt is not None and attempt.run.path.exists():
-        if code == 1 and not isinstance(error, PacelineError):
-            _log(error, attempt, rank)
-        follows = rank > 0 or is_echo(error)
-        is_told = follows and is_known(attempt, None if is_echo(error) else str(error))
-        row = None if is_told else describe(error, attempt, rank=rank, code=code, meaning=problem, advice=fix)
-        fix = _keep(attempt, row, rank=rank, code=code, advice=fix)
+    if attempt is not None:
+        slow = f"{problem}; {attempt.run.path} does not answer, and the record of the error waits for its storage"
+        with saying_if_slow(console.warn, slow):
+            if attempt.run.path.exists():
+                is_told, fix = _keep(error, attempt, rank=rank, code=code, meaning=problem, advice=fix)
     if is_told and not is_echo(error):
         return code
     console.close()
@@ -127,22 +126,27 @@ def _log(error: Exception, attempt: Attempt, rank: int) -> None:
             stream.write("".join(traceback.format_exception(error)))
 
 
-def _keep(attempt: Attempt, row: dict[str, Any] | None, *, rank: int, code: int, advice: str) -> str:
-    """Writes failure.json unless another rank was first; returns the advice, with where the traceback is.
+def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, meaning: str, advice: str) -> tuple[bool, str]:
+    """Writes failure.json unless another rank was first; whether one was, and the advice with where the traceback is.
 
     The state is rank 0's to write, as all of status.json: from another process it could undo a change that rank 0
     makes meanwhile. Where rank 0 does not come to it, a reader knows by the attempt's failure.json.
     """
     run, told = attempt.run, attempt.run.attempt_failure(attempt.number)
+    if code == 1 and not isinstance(error, PacelineError):
+        _log(error, attempt, rank)
+    follows = rank > 0 or is_echo(error)
+    is_told = follows and is_known(attempt, None if is_echo(error) else str(error))
+    row = {} if is_told else describe(error, attempt, rank=rank, code=code, meaning=meaning, advice=advice)
     try:
-        if row is not None:
+        if row:
             told.parent.mkdir(parents=True, exist_ok=True)
             write_json_once(told, row)
         if attempt.is_ours:
             run.guard()
-            write_json_once(run.failure, read_json(told) or row or {})
+            write_json_once(run.failure, read_json(told) or row)
             if rank == 0:
                 run.update_status(state="failed")
     except OSError as refused:
-        return f"{advice}\n  {run.failure} could not be written: {refused.strerror}".strip()
-    return f"{advice}\n  traceback: {run.failure}".strip() if code == 1 and row is not None else advice
+        return is_told, f"{advice}\n  {run.failure} could not be written: {refused.strerror}".strip()
+    return is_told, f"{advice}\n  traceback: {run.failure}".strip() if code == 1 and row else advice

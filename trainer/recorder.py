@@ -10,6 +10,7 @@ from trainer.console import Console, Progress
 from trainer.lease import LeaseLost
 from trainer.numerics.figures import Figures
 from trainer.numerics.spikes import Spikes
+from trainer.patience import saying_if_slow
 from trainer.rundir import RunDir
 from trainer.step import StepClock
 from trainer.tracking import Trackers
@@ -169,7 +170,9 @@ class Recorder:
         self._quiet = quiet
         self._work.put(lambda: self._steps.finish({}))
         self._work.put(None)
-        self._thread.join(_CLOSE_LIMIT_S)
+        slow = f"{self._run.path} does not answer: the last rows of metrics wait for its storage"
+        with saying_if_slow(self._warn, slow):
+            self._thread.join(_CLOSE_LIMIT_S)
 
     def _refuse_if_fenced(self) -> None:
         """Keeps rows of a job that has lost the run out of the files of the job that has it now."""

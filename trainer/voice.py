@@ -1,6 +1,7 @@
 """Where and how often lines are written; the loss of a stream or a log never reaches the one who speaks."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +12,8 @@ import rich.text
 # Off a terminal a progress line comes at most this often, and at most once for each hundredth of the run.
 _SOBER_PERIOD_S = 30.0
 _SOBER_SHARE = 0.01
+_PATIENCE_S = 1.0
+_WAITING_LINES = 10_000
 
 
 class _Screen(rich.console.Console):
@@ -28,8 +31,7 @@ class Voice:
         self.broken = False
         # Off a terminal rich would wrap at 80 columns; a line is a line there.
         self.screen = _Screen(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
-        self._log = log
-        self._log_lock = threading.Lock()
+        self._log = None if log is None else _Log(log)
 
     def line(self, text: str, *, style: str = "") -> None:
         """Writes a line, or several."""
@@ -44,18 +46,57 @@ class Voice:
 
     def to_log(self, text: str) -> None:
         """Appends a line to the log file only."""
-        with self._log_lock:
-            if self._log is None:
-                return
+        log = self._log
+        if log is None or (error := log.add(text)) is None:
+            return
+        self._log = None
+        self.line(f"warning: {log.path} cannot be written and is given up: {error.strerror}", style="yellow")
+
+
+class _Log:
+    """A file that lines are appended to; on a storage that hangs they wait, and hold up the first speaker a second.
+
+    Args:
+        path: the file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._waiting: deque[str] = deque(maxlen=_WAITING_LINES)
+        self._writer: threading.Thread | None = None
+        self._hangs = False
+        self._error: OSError | None = None
+
+    def add(self, text: str) -> OSError | None:
+        """Appends a line, and usually it is there on return; returns why no more can be written, once that is known."""
+        with self._lock:
+            self._waiting.append(text)
+            if self._writer is None:
+                # A thread for the moment, not for good: only it may hang, and none is left behind.
+                self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+                self._writer.start()
+            writer = self._writer
+        if not self._hangs:
+            writer.join(_PATIENCE_S)
+            self._hangs = writer.is_alive()
+        return self._error
+
+    def _write(self) -> None:
+        while True:
+            with self._lock:
+                lines = "".join(f"{text}\n" for text in self._waiting)
+                self._waiting.clear()
+                if not lines:
+                    self._writer = None
+                    return
             try:
-                self._log.parent.mkdir(parents=True, exist_ok=True)
-                with self._log.open("a", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                return
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(lines)
             except OSError as error:
-                notice = f"warning: {self._log} cannot be written and is given up: {error.strerror}"
-                self._log = None
-        self.line(notice, style="yellow")
+                self._error = error
+            self._hangs = False
 
 
 class Pace:

@@ -19,6 +19,7 @@ from trainer.job import Job
 from trainer.lease import Lease, check
 from trainer.mishap import Attempt, report
 from trainer.monitor.sampling import Monitor
+from trainer.patience import saying_if_slow
 from trainer.precision import agreed
 from trainer.rundir import RunDir, read_json_lines, write_json
 from trainer.stop import StopRequest, parse_duration
@@ -214,16 +215,18 @@ def train_in(
         stop.watch(run.stop)
     job = Job(world, run, console, trackers, stop, monitor.gpu_percent)
     summary: dict[str, object] = {}
+    slow = f"{run.path} does not answer: the end of the run waits for its storage"
     try:
         monitor.start()
         outcome = _train(config, job)
         if zero:
-            summary = close_run(outcome, job, seconds=time.time() - started)
+            with saying_if_slow(console.warn, slow):
+                summary = close_run(outcome, job, seconds=time.time() - started)
     finally:
         stop.unwatch()
         if zero:
             # One that came after another request is answered by this end, too; it must not stop the next attempt.
-            with suppress(OSError):
+            with suppress(OSError), saying_if_slow(console.warn, slow):
                 run.guard()
                 run.stop.unlink(missing_ok=True)
         monitor.stop()

@@ -62,14 +62,15 @@ def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path
 def test_where_even_the_error_cannot_be_kept_the_process_ends_all_the_same(tmp_path: Path) -> None:
     hangs = """
         import threading
-        from trainer import commit, keeper, worker
+        from trainer import commit, keeper, mishap
         from trainer.checkpoint import BackgroundWriter
-        BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 1.0
-        keeper._LEAVE_S = 2.0
-        commit.write_folder = worker.write_json_once = lambda *_, **__: threading.Event().wait()
+        BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 2.0
+        keeper._LEAVE_S, keeper._TURN_S = 2.0, 0.1
+        commit.write_folder = mishap.write_json_once = lambda *_, **__: threading.Event().wait()
     """
     done = run(train_with(hangs, tmp_path), *SHORT, "max_steps=10", f"run.dir={tmp_path}", "run.name=h")
     assert done.returncode == 1, done.stderr
+    assert "the storage is slow: waiting for the save under way, at most" in done.stderr
     assert "error: the checkpoint of step 10 could not be written: the storage does not answer" in done.stderr
 
 

@@ -3,8 +3,11 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.faults.tracing import calls, load, needs_root, needs_strace, prepare, save, tensors
-from tests.trainer_command import ROOT
+from tests.trainer_command import DIGITS, ROOT, TRAINER, environment
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.rundir import RunDir
@@ -52,6 +55,10 @@ class Disk:
     def remount(self) -> None:
         subprocess.run(["umount", self.place], check=True)
         mount(*self.options)
+
+    def thaw(self) -> None:
+        """Ends a freeze; where there is none, nothing happens."""
+        subprocess.run(["fsfreeze", "--unfreeze", self.place], check=False, stderr=subprocess.DEVNULL)
 
     def keep(self, image: Path) -> None:
         """Leaves a copy of the disk as it is now, synced."""
@@ -179,3 +186,33 @@ def test_two_writers_of_one_step_leave_a_whole_one(tmp_path: Path) -> None:
         assert load(run) == 2
     checkpoint.remove_unfinished(run)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+@needs_root
+def test_a_file_system_that_is_frozen_in_a_save_holds_up_neither_the_steps_nor_the_word_of_a_stop(disk: Disk) -> None:
+    arguments = [*DIGITS, "epochs=4000", "checkpoint.every_steps=20", "evaluate.every=end"]
+    with subprocess.Popen(
+        [*TRAINER, *arguments, f"run.dir={disk.place}", "run.name=frozen"],
+        env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        run, deadline = RunDir(disk.place / "frozen"), time.monotonic() + 60
+        while not checkpoint.steps(run):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        subprocess.run(["fsfreeze", "--freeze", disk.place], check=True)
+        late = threading.Timer(30, disk.thaw)
+        late.start()
+        before = checkpoint.steps(run)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        # Said between two steps, with the log on the frozen disk.
+        said = any("SIGTERM came: stopping" in line for line in process.stderr)
+        while_frozen = said, not late.finished.is_set(), process.poll(), checkpoint.steps(run)
+        late.cancel()
+        disk.thaw()
+        assert process.wait(60) == 75
+    assert while_frozen == (True, True, None, before)
+    assert run.read_status()["state"] == "preempted"
+    assert checkpoint.find_newest(run)[0] == run.read_status()["step"] > before[-1]
+    assert "SIGTERM came: stopping" in run.log(0, 0).read_text()

@@ -42,7 +42,7 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
         self._overdue = threading.Event()
         self._retry_s = _FIRST_RETRY_S
-        self._retry_at = 0.0
+        self._retry_at = self._due_at = 0.0
         self.error: str | None = None
         self.seconds = 0.0
 
@@ -55,6 +55,11 @@ class BackgroundWriter:
     def is_overdue(self) -> bool:
         """Whether a write is under way that takes too long."""
         return self.is_busy and self._overdue.is_set()
+
+    @property
+    def overdue_in_s(self) -> float:
+        """Seconds until what is under way is overdue; 0 where nothing is, or it is so already."""
+        return max(0.0, self._due_at - time.monotonic()) if self.is_busy and not self.is_overdue else 0.0
 
     @property
     def is_ready(self) -> bool:
@@ -96,6 +101,7 @@ class BackgroundWriter:
         self.error = None
         self._overdue = overdue = threading.Event()
         limit = self._patience_s + image.nbytes / _SLOWEST_BYTES_PER_S
+        self._due_at = time.monotonic() + limit
 
         def late() -> None:
             overdue.set()
