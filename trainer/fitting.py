@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from trainer import buffers
 from trainer.checkpoint import Checkpoint
 from trainer.errors import ConfigError
 
@@ -32,9 +33,13 @@ def _misfits(saved: Checkpoint, model: nn.Module) -> Iterator[str]:
         yield f"it lacks {_listed(lacking)}"
     if unknown := sorted(there.keys() - here.keys()):
         yield f"it has {_listed(unknown)}, which this model has not"
-    others = [name for name in here if name in there and _kind(here[name]) != _kind(there[name])]
+    pairs = {
+        **buffers.common(model, saved.tensors),
+        **{name: (there[name], here[name]) for name in here.keys() & there},
+    }
+    others = sorted(name for name, (one, other) in pairs.items() if _kind(one) != _kind(other))
     for name in others[:_SHOWN]:
-        yield f"{name} is {_kind(there[name])} there and {_kind(here[name])} here"
+        yield f"{name} is {_kind(pairs[name][0])} there and {_kind(pairs[name][1])} here"
     if len(others) > _SHOWN:
         yield f"and so {len(others) - _SHOWN} more"
 

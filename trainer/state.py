@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import checkpoint, saved
+from trainer import buffers, checkpoint, saved
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
 from trainer.distributed import averaged_statistics
@@ -61,13 +61,10 @@ class Progress:
 def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
     """The state of the run, to be written by rank 0; all ranks must call it."""
     stepper = parts.stepper
-    buffers = [b for b in parts.model.buffers() if b.is_floating_point()]
     tensors: dict[str, torch.Tensor] = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
-    if buffers and parts.world.world_size > 1:
-        # Running statistics differ between ranks; with each rank's own, resume is exact.
-        tensors["ranks.buffers"] = parts.world.gather(torch.nn.utils.parameters_to_vector(buffers))
-        averaged = averaged_statistics(parts.model, parts.world)
-        tensors.update({f"averaged.{name}": value for name, value in averaged.items()})
+    tensors.update(buffers.own_to_ranks(parts.model, parts.world))
+    averaged = averaged_statistics(parts.model, parts.world)
+    tensors.update({f"averaged.{name}": value for name, value in averaged.items()})
     if stepper.ema is not None:
         tensors.update({f"ema.{name}": value for name, value in stepper.ema.state().items()})
     optimizer, plain = checkpoint.optimizer_tensors(stepper.optimizer, parts.model)
@@ -156,12 +153,7 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
     """Gives the parts the state of a snapshot; returns where the run stood."""
     tensors, stepper, state = saved.tensors, parts.stepper, saved.state
     parts.model.load_state_dict(_below(tensors, "model."))
-    rows = tensors.get("ranks.buffers")
-    if rows is not None:
-        # A rank that was not there before begins with what the others have seen on average.
-        mine = rows[parts.world.rank] if len(rows) == parts.world.world_size else rows.double().mean(0).to(rows.dtype)
-        buffers = [b for b in parts.model.buffers() if b.is_floating_point()]
-        torch.nn.utils.vector_to_parameters(mine.to(parts.world.device, copy=True), buffers)
+    buffers.give_back(parts.model, tensors, parts.world)
     if stepper.ema is not None:
         stepper.ema.load(_below(tensors, "ema."))
     if state["optimizer_name"] == type(stepper.optimizer).__name__:

@@ -1,7 +1,7 @@
 """A checkpoint's files: safetensors and JSON in a folder that is committed by one rename; no pickle anywhere.
 
     checkpoints/step-00001200/
-        tensors.safetensors    model.*, optimizer.*; with several ranks also every rank's own buffers, and their mean
+        tensors.safetensors    model.*, optimizer.*, each_rank.*: what buffers the state dict does not tell; averaged.*
         state.json             plain values: step, best result, scaler
         manifest.json          size and xxh3_128 of each file; written last
 
