@@ -1,5 +1,6 @@
 """What must not cost a run: a full disk, damage, a second job, changed data; and what must not pass for success."""
 
+import os
 import re
 import signal
 import subprocess
@@ -153,9 +154,19 @@ def test_what_a_killed_save_left_is_removed_and_never_taken_for_a_checkpoint(tmp
     run_dir = RunDir(tmp_path)
     saved(run_dir, 1)
     (run_dir.checkpoints / ".step-00000002.123.tmp").mkdir()
+    # Of single files, by a process that is no more; another one may be writing status.json just now.
+    weights, status, young = (
+        run_dir.path / name
+        for name in ("weights/.best.safetensors.h.1.2.tmp", ".status.json.h.1.tmp", ".job.json.h.1.tmp")
+    )
+    for path in (weights, status, young):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    os.utime(status, (0, 0))
     assert checkpoint.steps(run_dir) == [1]
     checkpoint.remove_unfinished(run_dir)
     assert [path.name for path in run_dir.checkpoints.iterdir()] == ["step-00000001"]
+    assert [path for path in (weights, status, young) if path.exists()] == [young]
 
 
 def test_two_workers_go_on_to_the_weights_of_an_undisturbed_run(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from trainer import checkpoint, commit
+from trainer import checkpoint, commit, sealed
 from trainer.assembly import Parts
 from trainer.checkpoint import Damaged, Image
 from trainer.judge import AVERAGED, Standing
@@ -56,6 +56,7 @@ def _rebuild(run: RunDir, step: int, *, ema: bool) -> bool:
 
 def _step_in(path: Path) -> int | None:
     try:
+        sealed.check(path)
         with safe_open(path, framework="pt") as file:
             return int((file.metadata() or {})[_STEP])
     except (OSError, SafetensorError, KeyError, ValueError):

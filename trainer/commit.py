@@ -162,6 +162,20 @@ def clear_up(parent: Path, pattern: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_unfinished_files(parent: Path, *, older_than_s: float = 0.0) -> None:
+    """Removes what killed writers of single files have left in a directory; a writer of this process keeps its own.
+
+    Args:
+        parent: the directory.
+        older_than_s: leaves younger ones alone, where others may write as well.
+    """
+    mine = f".{socket.gethostname()}.{os.getpid()}."
+    for path in parent.glob(".*.tmp"):
+        with suppress(OSError):
+            if mine not in path.name and path.is_file() and time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
+
+
 def sync_file(path: Path) -> None:
     """Makes what was written to a file so far survive a power cut.
 

@@ -65,7 +65,7 @@ def assert_right(run: RunDir, kept: Kept, *, step: int) -> None:
     assert [at for at, weights in kept.items() if all(torch.equal(weights[n], state[n]) for n in weights)] == [step]
     assert state.keys() == kept[step].keys()
     with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"step": str(step)}
+        assert file.metadata()["step"] == str(step)
     assert checkpoint.load(run.checkpoint(26)).state["progress"]["best"]["step"] == step
     # What was found there class by class may be forgotten; it is never another step's.
     assert (read_json(run.evaluation)["best"] or {"step": step})["step"] == step
@@ -94,6 +94,18 @@ def test_a_run_that_goes_on_does_not_keep_the_best_weights_of_what_it_has_forgot
     runs.train_in(alone(), run.path, configuration())
     # As it is when it was killed before its last checkpoint.
     checkpoint.put_aside(run, 26, checkpoint.Damaged("by the test"))
+    runs.train_in(alone(), run.path, configuration())
+    assert_right(run, kept, step=10)
+
+
+def test_best_weights_that_have_decayed_are_made_again_from_their_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Kept
+) -> None:
+    judge_by(monkeypatch, {10: [0.9]})
+    run = RunDir(tmp_path / "run")
+    runs.train_in(alone(), run.path, configuration())
+    content = run.weights("best").read_bytes()
+    run.weights("best").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     runs.train_in(alone(), run.path, configuration())
     assert_right(run, kept, step=10)
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 
 from trainer import checkpoint, commit
 from trainer.checkpoint import Checkpoint, Image
-from trainer.errors import TrainingError
+from trainer.errors import ConfigError, TrainingError
+from trainer.model.files import read_state
 
 
 def of_every_kind() -> dict[str, torch.Tensor]:
@@ -69,6 +70,22 @@ def test_a_part_is_a_file_of_its_own_under_other_names(tmp_path: Path) -> None:
     found = load_file(tmp_path / "weights" / "last.safetensors")
     assert found.keys() == names.keys()
     assert all(same(found[name].view(tensors[here].shape), tensors[here]) for name, here in names.items())
+
+
+def test_a_part_that_was_changed_after_it_was_written_is_refused_wherever_it_was(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(3.0), "b": torch.arange(4)}
+    image, path = Image(tensors), tmp_path / "weights.safetensors"
+    image.fill(tensors)
+    commit.replace_file(path, image.part({"a": "a", "b": "b"}, {"step": "7"}))
+    assert read_state(path).keys() == tensors.keys()
+    content = path.read_bytes()
+    # The step that it is of, a tensor's name, the first and the last byte of the tensors.
+    for at in (content.index(b'"7"') + 1, content.index(b'"a"') + 1, len(content) - 4 * 8 - 3 * 4, len(content) - 1):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ConfigError, match="is damaged: the checksum in it does not agree"):
+            read_state(path)
+    save_file(tensors, path)
+    assert read_state(path).keys() == tensors.keys()
 
 
 def test_a_checkpoint_is_read_as_it_was_written_and_by_plain_safetensors(tmp_path: Path) -> None:

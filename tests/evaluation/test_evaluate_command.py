@@ -216,6 +216,11 @@ def test_other_classes_are_refused(copied: RunDir, capsys: pytest.CaptureFixture
 def test_weights_of_another_network_and_damaged_ones_are_refused(
     copied: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    content = bytearray(copied.weights("best").read_bytes())
+    content[-1] ^= 1
+    copied.weights("best").write_bytes(content)
+    assert main([str(copied.path), "device=cpu"]) == 2
+    assert "is damaged: the checksum in it does not agree" in capsys.readouterr().err
     save_file({"other.weight": torch.zeros(3)}, copied.weights("last"))
     assert main([str(copied.path), "weights=last", "device=cpu"]) == 2
     assert "does not fit small_resnet" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from trainer.rundir import RunDir
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
+_ABANDONED_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +151,6 @@ def prove(run: RunDir, step: int) -> None:
 def remove_unfinished(run: RunDir) -> None:
     """Removes what processes that were killed while saving have left; only the run's owner may call it."""
     commit.clear_up(run.checkpoints, "step-*")
+    commit.remove_unfinished_files(run.weights("last").parent)
+    # The launcher, and an evaluation on request, write there beside the owner.
+    commit.remove_unfinished_files(run.path, older_than_s=_ABANDONED_S)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from trainer import sealed
 from trainer.errors import TrainingError
 
 _DTYPES = {
@@ -44,7 +45,7 @@ class Image:
         for name in names:
             self._spans[name] = (offset, offset + tensors[name].nbytes)
             offset += tensors[name].nbytes
-        header = self._header({name: name for name in names})
+        header = _header(self._entries({name: name for name in names}))
         self.nbytes = len(header) + offset
         self._on_gpu = any(tensor.is_cuda for tensor in tensors.values())
         self._copied: torch.cuda.Event | None = None
@@ -79,23 +80,22 @@ class Image:
 
         Args:
             names: name in the new file -> name here.
-            metadata: what the new file says besides; whoever loads its tensors does not see that.
+            metadata: what the new file says besides its checksum; whoever loads its tensors does not see that.
         """
         self._wait()
         ordered = dict(sorted(names.items(), key=lambda item: (-self._shapes[item[1]][1].itemsize, item[0])))
-        yield self._header(ordered, metadata)
         data = self._data.numpy().data
-        for name in ordered.values():
-            start, end = self._spans[name]
-            yield data[start:end]
+        pieces = [data[slice(*self._spans[name])] for name in ordered.values()]
+        yield _header(sealed.seal(self._entries(ordered), metadata or {}, pieces))
+        yield from pieces
 
     def _wait(self) -> None:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def _header(self, names: Mapping[str, str], metadata: Mapping[str, str] | None = None) -> bytes:
-        """The file's beginning, for tensors in falling order of their elements' size: so each lies aligned."""
-        entries: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    def _entries(self, names: Mapping[str, str]) -> dict[str, object]:
+        """What a file says of tensors in falling order of their elements' size: so each lies aligned."""
+        entries: dict[str, object] = {}
         offset = 0
         for name, here in names.items():
             (start, end), (shape, dtype) = self._spans[here], self._shapes[here]
@@ -105,6 +105,11 @@ class Image:
                 "data_offsets": [offset, offset + end - start],
             }
             offset += end - start
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-        return len(text).to_bytes(8, "little") + text
+        return entries
+
+
+def _header(entries: Mapping[str, object]) -> bytes:
+    """The file's beginning."""
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

@@ -5,19 +5,17 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from trainer import scorecard
 from trainer.console import Console, open_console
 from trainer.data import datasets, loader, transforms
 from trainer.distributed import World, join
-from trainer.errors import ConfigError, UnfitError
+from trainer.errors import ConfigError
 from trainer.evaluate.request import Request
 from trainer.evaluate.tables import show
 from trainer.judge import RAW
+from trainer.model.files import read_state
 from trainer.network import build_network, input_format
 from trainer.precision import agreed
 from trainer.rundir import RunDir
@@ -128,12 +126,7 @@ def load(model: nn.Module, request: Request) -> None:
     """
     path, name = request.weights, request.config.model._target_ or request.config.model.name
     try:
-        state: dict[str, torch.Tensor] = load_file(path)
-        model.load_state_dict(state)
-    except SafetensorError as error:
-        raise ConfigError(f"{path} is damaged: {error}", "weights=last, or another file") from error
-    except OSError as error:
-        raise UnfitError(f"{path} cannot be read: {error.strerror or error}", "look at its permissions") from error
+        model.load_state_dict(read_state(path))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(

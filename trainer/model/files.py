@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from trainer import sealed
 from trainer.errors import ConfigError, UnfitError
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     again = "copy or download it again"
     try:
         if path.suffix.lower() == ".safetensors":
+            sealed.check(path)
             content: Any = safetensors.torch.load_file(path)
         else:
             # torchvision's reference script keeps its arguments beside the weights: a Namespace, only values.
