@@ -7,7 +7,7 @@ import pytest
 
 from tests import warm
 from tests.trainer_command import DIGITS, TRAINER, run
-from trainer.config import Config, validate
+from trainer.config import compose, validate
 from trainer.errors import ConfigError
 from trainer.judge import Judge, Standing
 from trainer.rundir import RunDir, read_json, read_json_lines
@@ -139,13 +139,11 @@ def test_an_unknown_metric_is_refused_before_anything_starts() -> None:
 
 
 def test_the_moving_average_can_be_judged_only_where_there_is_one() -> None:
-    config = Config()
-    config.evaluate.best = "val/ema_loss"
+    config = compose(["recipe=digits", "evaluate.best=val/ema_loss"])
     with pytest.raises(ConfigError, match="needs a moving average") as caught:
         validate(config, world_size=1)
     assert caught.value.fix == "ema.decay=0.999"
-    config.ema.decay = 0.999
-    validate(config, world_size=1)
+    validate(compose(["recipe=digits", "evaluate.best=val/ema_loss", "ema.decay=0.999"]), world_size=1)
     standing = Standing()
     Judge("val/ema_loss", None, 0.0).judge(
         standing, {"val/ema_loss": 0.1, "val/accuracy": 0.4, "val/ema_accuracy": 0.6}, step=1, epoch=1
