@@ -81,6 +81,9 @@ def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
     provenance.agree(run, accepted)
     begin(run, accepted, attempt=2, folder=tmp_path)
     assert from_yaml(run.config.read_text()).optim.lr == 0.25
+    # What the earlier attempts computed with is still to be found.
+    kept = [from_yaml(run.attempt_config(number).read_text()) for number in (0, 1)]
+    assert [(config.optim.lr, config.data.workers) for config in kept] == [(0.5, Config().data.workers), (0.5, 3)]
     provenance.agree(run, changed)
 
 

@@ -44,8 +44,8 @@ def describe(world: World) -> dict[str, Any]:
     return found
 
 
-def write(run: RunDir, world: World) -> None:
-    """Gathers every rank's surroundings and writes them; all ranks must call it."""
+def write(run: RunDir, world: World, *, attempt: int) -> None:
+    """Gathers every rank's surroundings and writes them, the run's latest and the attempt's; all ranks must call it."""
     mine = describe(world)
     found: list[Any] = [None] * world.world_size
     if world.distributed:
@@ -53,7 +53,8 @@ def write(run: RunDir, world: World) -> None:
     else:
         found = [mine]
     if world.is_rank_zero:
-        write_json(run.environment, {"workers": found})
+        for path in (run.environment, run.attempt_environment(attempt)):
+            write_json(path, {"workers": found})
 
 
 def _version(package: str) -> str | None:

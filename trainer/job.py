@@ -21,6 +21,7 @@ class Job:
         trackers: who is told.
         stop: whether somebody asked this process to stop.
         gpu_percent: the GPUs' latest mean utilisation, None without a GPU.
+        attempt: which attempt at the run this is, from 0.
     """
 
     world: World
@@ -29,3 +30,4 @@ class Job:
     trackers: Trackers
     stop: StopRequest
     gpu_percent: Callable[[], float | None]
+    attempt: int = 0

@@ -60,8 +60,8 @@ def begin(
 ) -> None:
     """Writes config.yaml and job.json; what the first attempt wrote stays, and later ones are added.
 
-    config.yaml is what the run computes: a later attempt replaces it only with accepted changes. Where an attempt's
-    differs in what does not matter, it lies with the attempt's logs.
+    config.yaml is what the run computes: a later attempt replaces it only with accepted changes, and the earlier ones'
+    then lies with their logs. Where an attempt's differs in what does not matter, it lies with the attempt's logs.
 
     Args:
         run: the run.
@@ -75,7 +75,9 @@ def begin(
     Raises:
         OSError: the directory cannot be written.
     """
-    _write_config(run, _shown(config, run), attempt)
+    before = read_json(run.job)
+    attempts = [row for row in before.get("attempts", []) if row.get("attempt", 0) < attempt]
+    _write_config(run, _shown(config, run), attempt, earlier=[row.get("attempt", 0) for row in attempts])
     this: dict[str, Any] = {
         "attempt": attempt,
         "argv": redact_words(argv),
@@ -91,8 +93,6 @@ def begin(
         "python": sys.version.split()[0],
         "packages": packages(),
     }
-    before = read_json(run.job)
-    attempts = [row for row in before.get("attempts", []) if row.get("attempt", 0) < attempt]
     first = {name: value for name, value in before.items() if name != "attempts"}
     first = first or {name: value for name, value in this.items() if name != "attempt"}
     row = {name: value for name, value in this.items() if name != "packages" or value != first.get("packages")}
@@ -143,7 +143,7 @@ def _shown(config: Config, run: RunDir) -> Config:
     return from_dict(redact_values(to_dict(named)))
 
 
-def _write_config(run: RunDir, config: Config, attempt: int) -> None:
+def _write_config(run: RunDir, config: Config, attempt: int, *, earlier: Sequence[int]) -> None:
     text = to_yaml(config)
     if not run.config.exists():
         write_atomic(run.config, text.encode())
@@ -152,7 +152,9 @@ def _write_config(run: RunDir, config: Config, attempt: int) -> None:
     if before == text:
         return
     if differences(from_yaml(before), config):
-        write_atomic(run.attempt_config(attempt - 1), before.encode())
+        for number in earlier:
+            if not run.attempt_config(number).exists():
+                write_atomic(run.attempt_config(number), before.encode())
         write_atomic(run.config, text.encode())
     else:
         write_atomic(run.attempt_config(attempt), text.encode())

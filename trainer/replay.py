@@ -18,19 +18,42 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, provenance
-from trainer.config import CheckpointConfig, Config, TrackingConfig, from_yaml
+from trainer import checkpoint, history, provenance
+from trainer.config import CheckpointConfig, Config, TrackingConfig
 from trainer.console import LineConsole
 from trainer.distributed import World, join
-from trainer.errors import ConfigError, PacelineError
+from trainer.errors import PacelineError, UnfitError
+from trainer.history import Setup
 from trainer.job import Job
-from trainer.parting import Trace, compare, trace_of
+from trainer.parting import Parting, Trace, compare, trace_of
 from trainer.precision import agreed
-from trainer.rundir import RunDir, read_json, read_json_lines, write_json
+from trainer.rundir import RunDir, read_json_lines, write_json
 from trainer.stop import StopRequest
 from trainer.tracking import NullTrackers
 from trainer.train import train
+from trainer.wording import plural
 from trainer.worker import prepare
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be done again.
+
+    Attributes:
+        run: the run.
+        setup: of the attempt that has trained these steps.
+        config: its configuration, without what belongs to the run alone.
+        after: no step before this one was trained with that set-up.
+        first: the first step that is asked for.
+        last: the last one.
+    """
+
+    run: RunDir
+    setup: Setup
+    config: Config
+    after: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +71,47 @@ class Replay:
 
 def main(arguments: list[str]) -> int:
     """Replays, and writes the verdict; exits 0 whatever it is."""
-    run, verdict, first, last = RunDir(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3])
-    config = prepare(_beside(from_yaml(run.config.read_text())))
-    recorded_threads = read_json(run.environment).get("workers", [{}])[0].get("threads")
-    if recorded_threads:
-        # Sums are split among threads, which decides how they are rounded.
-        torch.set_num_threads(recorded_threads)
-    with join(config.distributed, device=config.device) as world:
-        found = _judged(run, config, world, first=first, last=last)
-        if world.is_rank_zero:
-            write_json(verdict, found)
+    verdict = Path(arguments[1])
+    try:
+        task = task_of(RunDir(arguments[0]), first=int(arguments[2]), last=int(arguments[3]))
+        if task.setup.threads:
+            # Sums are split among threads, which decides how they are rounded.
+            torch.set_num_threads(task.setup.threads)
+        with join(task.config.distributed, device=task.config.device) as world:
+            found = judge(task, world)
+    except PacelineError as error:
+        found = {"code": error.exit_code, "lines": f"error: this cannot be replayed: {error}".splitlines()}
+    # Under torchrun all ranks find the same.
+    if os.environ.get("RANK", "0") == "0":
+        write_json(verdict, found)
     return 0
 
 
-def _judged(run: RunDir, config: Config, world: World, *, first: int, last: int) -> dict[str, Any]:
-    start = max((step for step in checkpoint.steps(run) if step < first), default=0)
-    once = _replay(run, config, world, start=start, last=last)
+def task_of(run: RunDir, *, first: int, last: int) -> Task:
+    """The steps as they are to be done again, with what the attempt computed with that has trained the first of them.
+
+    Raises:
+        PacelineError: the record does not say which attempt that was.
+    """
+    span = history.span_of(run, first)
+    config = prepare(_beside(history.as_of_now(run, span.setup.config)))
+    return Task(run, span.setup, config, span.after, first, last if span.until is None else min(last, span.until))
+
+
+def judge(task: Task, world: World) -> dict[str, Any]:
+    """Does the steps again, and says what has come of it; all ranks must call it.
+
+    Raises:
+        PacelineError: they cannot be done again here.
+    """
+    run, last, recorded = task.run, task.last, task.setup.workers
+    start = world.on_rank_zero(lambda: _start(task))
+    once = _replay(task, world, start=start)
     where = f"steps {start + 1:,} to {last:,}"
-    if isinstance(once.error, ConfigError):
+    if once.error is not None and "changed" in once.error.details:
         return {"code": 1, "lines": [f"data: {once.error.problem}"]}
+    if once.error is not None and "step" not in once.error.details:
+        raise once.error
     events = list(read_json_lines(run.events))
     passed_over = _passed_over(events, once)
     lines: list[str] = []
@@ -84,18 +129,17 @@ def _judged(run: RunDir, config: Config, world: World, *, first: int, last: int)
         wrong, line = _of_trouble(row, once)
         code, lines = max(code, wrong), [*lines, line]
     if once.error is not None and not troubles:
-        return {"code": 1, "lines": [f"{where}: {once.error.problem}; nothing of that is recorded", *_changes(run)]}
-    recorded = trace_of(run)
-    parting = compare(_within(recorded, start, last), once.trace)
-    workers = read_json(run.job).get("world_size", 1)
+        told = f"{where}: {once.error.problem}; nothing of that is recorded"
+        return {"code": 1, "lines": [told, *_changes(task.setup, world)]}
+    parting = compare(_within(trace_of(run), start, last), once.trace)
     if parting.agree:
         lines.append(f"{where} come out as recorded: {parting.lines()[0]}")
     elif parting.steps == 0:
         lines.append(f"{where}: nothing is recorded of them" if not troubles else f"{where}: no row is recorded")
-    elif workers != world.world_size and parting.clear is None:
-        lines.append(f"{where} come out as recorded up to rounding: it was {workers} workers then")
+    elif recorded != world.world_size and parting.clear is None:
+        lines.append(f"{where} come out as recorded up to rounding: it was {plural(recorded, 'worker')} then")
     else:
-        return {"code": 1, "lines": [*lines, *_reasons(run, config, world, once, parting.lines(), start, last)]}
+        return {"code": 1, "lines": [*lines, *_reasons(task, world, once, parting, start)]}
     return {"code": code, "lines": lines}
 
 
@@ -134,46 +178,72 @@ def _of_trouble(row: dict[str, Any], once: Replay) -> tuple[int, str]:
     return 1, f"after step {step:,} the replay has the weights of rank {right[0]}: at fault was rank {named}"
 
 
-def _reasons(
-    run: RunDir, config: Config, world: World, once: Replay, parted: list[str], start: int, last: int
-) -> Iterator[str]:
+def _reasons(task: Task, world: World, once: Replay, parting: Parting, start: int) -> Iterator[str]:
     """Why a replay differs from the record: another one tells arithmetic from what has changed."""
-    yield f"the record and the replay of steps {start + 1:,} to {last:,} {parted[0]}"
+    parted = parting.lines()
+    yield f"the record and the replay of steps {start + 1:,} to {task.last:,} {parted[0]}"
     yield from parted[1:]
-    again = compare(once.trace, _replay(run, config, world, start=start, last=last).trace)
+    again = compare(once.trace, _replay(task, world, start=start).trace)
     if not again.agree:
         yield f"two replays do not agree either: they {again.lines()[0]}"
-        if config.deterministic or world.device.type == "cpu":
+        if task.config.deterministic or world.device.type == "cpu":
             yield "hardware: this machine does not compute the same twice"
         else:
             yield "kernels that are not deterministic (deterministic=true), or hardware"
         return
-    changes = list(_changes(run))
+    changes = list(_changes(task.setup, world))
     yield from changes
-    if not changes:
-        workers = read_json(run.job).get("world_size", 1)
-        if workers != world.world_size:
-            yield f"it was {workers} workers then and is {world.world_size} now: layers such as BatchNorm see the share"
-        else:
-            yield "two replays agree: the machine it ran on, or data whose content has changed"
+    if task.setup.workers != world.world_size:
+        yield (
+            f"it was {plural(task.setup.workers, 'worker')} then and is {world.world_size} now: layers such as "
+            "BatchNorm see the share"
+        )
+    elif not changes and parting.clear is None and task.setup.threads is None and world.device.type == "cpu":
+        yield "the record does not say on how many threads it was computed, which decides how sums are rounded"
+    elif not changes:
+        yield "two replays agree: the machine it ran on, data whose content has changed, or code that git does not know"
 
 
-def _changes(run: RunDir) -> Iterator[str]:
-    """What is no longer as it was when the run began."""
-    before = read_json(run.job)
-    code = before.get("code") or {}
+def _changes(setup: Setup, world: World) -> Iterator[str]:
+    """What is no longer as it was when the steps were trained."""
+    code = setup.code or {}
     now = provenance.commit(Path(__file__).parent)
     if code.get("commit") and now and code["commit"] != now:
         yield f"code: it was commit {code['commit'][:12]} then and is {now[:12]} now"
     packages = provenance.packages()
     for name in ("torch", "torchvision", "numpy"):
-        version = before.get("packages", {}).get(name)
+        version = setup.packages.get(name)
         if version and version != packages.get(name):
             yield f"code: {name} was {version} then and is {packages.get(name)} now"
+    then = ", ".join(setup.gpus) or "a CPU"
+    here = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "a CPU"
+    if setup.seen and then != here:
+        yield f"machine: it was {then} then and is {here} now, which rounds differently"
 
 
-def _replay(run: RunDir, config: Config, world: World, *, start: int, last: int) -> Replay:
+def _start(task: Task) -> int:
+    """The checkpoint from which the steps are done again; 0: the start of the run.
+
+    Raises:
+        UnfitError: what is left is from before another set-up.
+    """
+    before = [step for step in checkpoint.steps(task.run) if task.after <= step < task.first]
+    if before or not task.after:
+        return max(before, default=0)
+    raise UnfitError(
+        f"there is no checkpoint between step {task.after:,}, where attempt {task.setup.attempt} went on with another "
+        f"set-up, and step {task.first:,}",
+        "a later step that has one before it; checkpoint.keep and checkpoint.keep_every keep more of them",
+    )
+
+
+def _replay(task: Task, world: World, *, start: int) -> Replay:
     """Trains the steps in a directory of its own, which is removed."""
+    run, config = task.run, task.config
+    if start == task.after:
+        # What the attempt accepted when it went on from there is no news.
+        accepted = task.setup.config.run.accept_changes
+        config = replace(config, run=replace(config.run, accept_changes=accepted))
     with contextlib.ExitStack() as stack:
         folder = (
             stack.enter_context(tempfile.TemporaryDirectory(prefix="paceline-replay-")) if world.is_rank_zero else ""
@@ -189,7 +259,7 @@ def _replay(run: RunDir, config: Config, world: World, *, start: int, last: int)
         error = None
         try:
             with agreed(config.precision, world).matmuls():
-                train(config, job, stop_after=last)
+                train(config, job, stop_after=task.last)
         except PacelineError as raised:
             error = raised
         replay = world.from_rank_zero(Replay(trace_of(scratch), error))

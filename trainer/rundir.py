@@ -51,8 +51,12 @@ class RunDir:
 
     @property
     def environment(self) -> Path:
-        """What was found on each node."""
+        """What was found on each node, by the latest attempt."""
         return self.path / "env.json"
+
+    def attempt_environment(self, attempt: int) -> Path:
+        """What an attempt has found."""
+        return self.path / "logs" / f"attempt-{attempt}" / "env.json"
 
     @property
     def status(self) -> Path:

@@ -234,4 +234,5 @@ def _check_data(before: dict[str, Any], now: dict[str, Any], *, accept_changes: 
         raise ConfigError(
             f"the data has changed since this run began: {shown}",
             "run.fresh=true starts over beside it; run.accept_changes=true goes on with another order of samples",
+            details={"changed": changed},
         )

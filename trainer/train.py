@@ -59,7 +59,8 @@ def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome
     best_weights.reconcile(parts, progress)
     if job.world.is_rank_zero:
         superseded = job.run.supersede_metrics(progress.step, evaluates_again=progress.pending_evaluation > 0)
-        job.trackers.event({"time": time.time(), "event": "start", "step": progress.step, "superseded": superseded})
+        start = {"event": "start", "step": progress.step, "attempt": job.attempt, "superseded": superseded}
+        job.trackers.event({"time": time.time(), **start})
     announce(parts, job, progress)
     first_step = progress.step
     loop = Loop(parts, job, progress)

@@ -198,7 +198,7 @@ def train_in(
 ) -> int:
     """Trains in a run directory and closes it; returns the exit code."""
     zero = world.is_rank_zero
-    environment.write(run, world)
+    environment.write(run, world, attempt=attempt)
     trackers = open_trackers(config, run, attempt=attempt, warn=console.warn) if zero else NullTrackers()
     monitor = Monitor(
         config.monitor,
@@ -213,7 +213,7 @@ def train_in(
     )
     if zero:
         stop.watch(run.stop)
-    job = Job(world, run, console, trackers, stop, monitor.gpu_percent)
+    job = Job(world, run, console, trackers, stop, monitor.gpu_percent, attempt)
     summary: dict[str, object] = {}
     slow = f"{run.path} does not answer: the end of the run waits for its storage"
     try:

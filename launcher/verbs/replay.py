@@ -9,7 +9,9 @@ from pathlib import Path
 
 from launcher import runs
 from launcher.arguments import Parser
+from trainer import history
 from trainer.errors import ConfigError, TrainingError
+from trainer.history import Setup
 from trainer.parting import trace_of
 from trainer.rundir import RunDir, read_json, read_json_lines
 from trainer.wording import plural
@@ -26,7 +28,7 @@ losses and weights come out as recorded, and if not: data, code or hardware.
   --workers W   processes (as many as the run had, where this machine has the devices; else 1)
   --dir DIR     where the runs are (runs)
 
-Exit codes: 0 as recorded, 1 not, 2 wrong arguments."""
+Exit codes: 0 as recorded, 1 not, 2 wrong arguments, 3 cannot be done here."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,8 +41,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.step is None:
         raise ConfigError("replay needs a step", f"paceline replay {options.words[0]} --step N")
     first = _number("--step", options.step)
-    last = _last_step(run, first, first - 1 + _number("--steps", options.steps or "1"))
-    workers = _number("--workers", options.workers) if options.workers else _workers(run)
+    asked = first - 1 + _number("--steps", options.steps or "1")
+    span = history.span_of(run, first)
+    last = _last_step(run, asked, span.until)
+    workers = _number("--workers", options.workers) if options.workers else _workers(span.setup)
     print(f"replaying run {run.name} to step {last:,} on {plural(workers, 'worker')}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="paceline-verdict-") as folder:
         verdict = Path(folder) / "verdict.json"
@@ -57,9 +61,12 @@ def main(arguments: Sequence[str]) -> int:
             f"the replay itself failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}",
             f"see it whole: {' '.join(command)}",
         )
+    code = int(found["code"])
     for line in found["lines"]:
-        print(line)
-    return int(found["code"])
+        print(line, file=sys.stderr if code > 1 else sys.stdout)
+    if last < asked:
+        print(f"from step {last + 1:,} on the run has another set-up: --step {last + 1} does those steps again")
+    return code
 
 
 def _number(option: str, text: str) -> int:
@@ -68,8 +75,13 @@ def _number(option: str, text: str) -> int:
     return int(text)
 
 
-def _last_step(run: RunDir, first: int, last: int) -> int:
+def _last_step(run: RunDir, last: int, until: int | None) -> int:
     """The next step at or after `last` that has a digest to compare with, or at which the run had trouble.
+
+    Args:
+        run: the run.
+        last: the last step that is asked for.
+        until: the last one with the set-up of the first; None: the run's last.
 
     Raises:
         ConfigError: the run has not come that far.
@@ -84,15 +96,12 @@ def _last_step(run: RunDir, first: int, last: int) -> int:
         raise ConfigError(
             f"run {run.name} has recorded {plural(reached, 'step')}, so not step {last:,}", f"--step {reached}"
         )
-    return min(after)
+    return min(after) if until is None else min(*after, until)
 
 
-def _workers(run: RunDir) -> int:
-    """As many as the run had, where they fit on this machine."""
+def _workers(setup: Setup) -> int:
+    """As many as the attempt had, where they fit on this machine."""
     from launcher.gpus import count_gpus
     from trainer.cores import count_cpus
 
-    recorded = int(read_json(run.job).get("world_size", 1))
-    seen = read_json(run.environment).get("workers", [])
-    on_gpu = any("gpu" in worker for worker in seen)
-    return recorded if recorded <= (count_gpus() if on_gpu else count_cpus()) else 1
+    return setup.workers if setup.workers <= (count_gpus() if setup.gpus else count_cpus()) else 1

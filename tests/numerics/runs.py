@@ -69,14 +69,16 @@ def configuration(blank: list[int], **changes: Any) -> Config:
     return replace(config, **changes)
 
 
-def train_in(world: World, folder: Path, config: Config) -> tuple[PacelineError | None, str]:
+def train_in(
+    world: World, folder: Path, config: Config, *, attempt: int = 0, stop_after: int | None = None
+) -> tuple[PacelineError | None, str]:
     """Trains in a run directory; the error that ended it, and what was said."""
     run, said = RunDir(folder), io.StringIO()
     console = LineConsole(said, None, clock=lambda: 0.0)
-    trackers = open_trackers(config, run, attempt=0, warn=console.warn) if world.is_rank_zero else NullTrackers()
+    trackers = open_trackers(config, run, attempt=attempt, warn=console.warn) if world.is_rank_zero else NullTrackers()
     folder.mkdir(exist_ok=True, parents=True)
     try:
-        train(config, Job(world, run, console, trackers, StopRequest(), lambda: None))
+        train(config, Job(world, run, console, trackers, StopRequest(), lambda: None, attempt), stop_after=stop_after)
     except PacelineError as error:
         return error, said.getvalue()
     return None, said.getvalue()

@@ -16,8 +16,8 @@ from launcher.cli import main
 from tests.numerics.runs import Stretching, configuration, train_in
 from tests.numerics.test_nonfinite import BLANK, step_of
 from tests.workers import alone, run_workers
-from trainer import checkpoint, replay
-from trainer.config import CheckpointConfig, Config, ModelConfig, from_yaml, to_yaml
+from trainer import checkpoint, environment, provenance, replay
+from trainer.config import CheckpointConfig, Config, ModelConfig
 from trainer.console import LineConsole
 from trainer.distributed import World
 from trainer.job import Job
@@ -27,13 +27,14 @@ from trainer.tracking import open_trackers
 from trainer.train import train
 
 
-def record(world: World, folder: Path, config: Config) -> None:
-    """A run and what the worker writes beside the training."""
-    train_in(world, folder, config)
+def record(world: World, folder: Path, config: Config, *, attempt: int = 0, stop_after: int | None = None) -> None:
+    """An attempt at a run, and what the worker writes beside the training."""
+    run = RunDir(folder)
     if world.is_rank_zero:
-        run = RunDir(folder)
-        run.config.write_text(to_yaml(config))
-        run.job.write_text(json.dumps({"world_size": world.world_size}))
+        folder.mkdir(exist_ok=True, parents=True)
+        provenance.begin(run, config, attempt=attempt, argv=[], folder=folder, nodes=1, world_size=world.world_size)
+    environment.write(run, world, attempt=attempt)
+    train_in(world, folder, config, attempt=attempt, stop_after=stop_after)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -44,6 +45,11 @@ def judged(folder: Path, first: int, last: int) -> dict[str, Any]:
     verdict = folder.with_suffix(".json")
     replay.main([str(folder), str(verdict), str(first), str(last)])
     return json.loads(verdict.read_text())
+
+
+def judged_by(world: World, folder: Path, first: int, last: int) -> dict[str, Any]:
+    """The same in workers that there are already."""
+    return replay.judge(replay.task_of(RunDir(folder), first=first, last=last), world)
 
 
 def change_loss(folder: Path, step: int) -> None:
@@ -82,7 +88,9 @@ def test_a_record_that_does_not_come_out_again_is_told_from_arithmetic_that_neve
     found = judged(other, 43, 45)
     assert found["code"] == 1
     assert "part in step 41" in found["lines"][0]
-    assert found["lines"][-1] == "two replays agree: the machine it ran on, or data whose content has changed"
+    assert found["lines"][-1] == (
+        "two replays agree: the machine it ran on, data whose content has changed, or code that git does not know"
+    )
 
     chance = tmp_path / "chance"
     record(alone(), chance, configuration([], model=ModelConfig(_target_="tests.numerics.test_replay.Chance")))
@@ -136,6 +144,59 @@ def test_a_step_that_the_record_has_passed_over_is_not_called_not_finite_again(t
     assert "not finite again" in judged(folder, bad - 2, bad)["lines"][0]
 
 
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Begun by two workers, gone on with by one from step 11, and with smaller micro-batches from step 22."""
+    folder = tmp_path_factory.mktemp("resumed") / "run"
+    config = configuration([], checkpoint=CheckpointConfig(every_steps=4, keep=50))
+    run_workers(2, record_first, folder, config)
+    record(alone(), folder, config, attempt=1, stop_after=22)
+    record(alone(), folder, replace(config, micro_batch_size=16), attempt=2)
+    return folder
+
+
+def record_first(world: World, folder: Path, config: Config) -> None:
+    record(world, folder, config, stop_after=11)
+
+
+def test_steps_are_done_again_as_the_attempt_computed_them_that_recorded_them(resumed: Path) -> None:
+    for found in run_workers(2, judged_by, resumed, 6, 10):
+        assert is_as_recorded(found["lines"], after=0, last=10)
+    assert is_as_recorded(judged(resumed, 15, 20)["lines"], after=11, last=20)
+    assert is_as_recorded(judged(resumed, 33, 35)["lines"], after=22, last=35)
+
+
+def is_as_recorded(lines: list[str], *, after: int, last: int) -> bool:
+    """Whether nothing is said but that steps up to a last one, all of them after another, come out as recorded."""
+    [line] = lines
+    words = line.split()
+    steps = last + 1 - int(words[1])
+    assert line == (
+        f"steps {words[1]} to {last} come out as recorded: the same in all of {steps} steps that both have, bit for bit"
+    )
+    return int(words[1]) > after
+
+
+def test_steps_of_two_set_ups_are_done_again_up_to_the_border(resumed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(resumed), "--step", "20", "--steps", "20"]) == 0
+    *lines, border = capfd.readouterr().out.splitlines()
+    assert is_as_recorded(lines, after=11, last=22)
+    assert border == "from step 23 on the run has another set-up: --step 23 does those steps again"
+
+
+def test_what_the_record_does_not_say_is_no_verdict(
+    resumed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = RunDir(shutil.copytree(resumed, tmp_path / "copy"))
+    shutil.rmtree(copy.checkpoint(11))
+    found = judged(copy.path, 12, 12)
+    assert found["code"] == 3
+    assert "no checkpoint between step 11, where attempt 1 went on with another set-up, and step 12" in str(found)
+    copy.events.unlink()
+    assert main(["replay", str(copy.path), "--step", "15"]) == 3
+    assert "does not say which attempt trained which steps, and they differ in " in capfd.readouterr().err
+
+
 def two_workers(world: World, folder: Path) -> dict[str, Any]:
     """One bit of rank 1 flips after the update of step 15, once: not in a replay."""
     steps = 0
@@ -149,8 +210,7 @@ def two_workers(world: World, folder: Path) -> dict[str, Any]:
     hook = register_optimizer_step_post_hook(flip)
     record(world, folder, configuration([], checkpoint=CheckpointConfig()))
     hook.remove()
-    config = from_yaml(RunDir(folder).config.read_text()) if world.is_rank_zero else None
-    return replay._judged(RunDir(folder), replay._beside(world.from_rank_zero(config)), world, first=12, last=15)
+    return judged_by(world, folder, 12, 15)
 
 
 def test_of_two_ranks_that_differ_the_replay_names_the_one_at_fault(tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""Which attempt of a run has trained which of its steps, and with what; what the run has gone back on. No torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config.continuation import differences, flatten
+from trainer.config.plain import from_dict, from_yaml, to_dict
+from trainer.config.schema import Config
+from trainer.errors import UnfitError
+from trainer.rundir import RunDir, read_json, read_json_lines
+
+MOVABLE = ("data.root", "data.workers", "data.prefetch", "data.timeout_s", "distributed.timeout_s")
+"""Keys that may differ from an attempt's without a bit of what it computed: they belong to place and time."""
+
+_ROUNDING = ("micro_batch_size", "device", "distributed.bucket_mb")
+_FULL_RANGE = ("fp32", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an attempt computed with.
+
+    Attributes:
+        attempt: its number, from 0.
+        config: its configuration.
+        workers: how many.
+        seen: what each of them found on its machine, as in env.json; empty where that is not recorded.
+        code: the checkout, as in job.json; None outside of one.
+        packages: the installed distributions and their versions.
+    """
+
+    attempt: int
+    config: Config
+    workers: int
+    seen: tuple[Mapping[str, Any], ...]
+    code: Mapping[str, Any] | None
+    packages: Mapping[str, str]
+
+    @property
+    def threads(self) -> int | None:
+        """Those of a worker; None where that is not recorded."""
+        return self.seen[0].get("threads") if self.seen else None
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The kinds of its GPUs."""
+        return tuple(sorted({worker["gpu"]["name"] for worker in self.seen if "gpu" in worker}))
+
+    def differences(self, other: "Setup") -> dict[str, tuple[Any, Any]]:
+        """What makes the same steps come out otherwise, if only in their rounding: name -> (here, there)."""
+        found = differences(self.config, other.config)
+        mine, theirs = flatten(self.config), flatten(other.config)
+        found |= {name: (mine[name], theirs[name]) for name in _ROUNDING if mine[name] != theirs[name]}
+        policies = self.config.on_nonfinite, other.config.on_nonfinite
+        # In fp16 the schedule depends on it; else it does nothing in finite steps, and `skip` alone goes past others.
+        if policies[0] != policies[1] and ("skip" in policies or self.config.precision not in _FULL_RANGE):
+            found["on_nonfinite"] = policies
+        if self.workers != other.workers:
+            found["workers"] = (self.workers, other.workers)
+        if self.seen and other.seen:
+            sides: tuple[tuple[str, Callable[[Setup], Any]], ...] = (("GPU", lambda s: s.gpus),)
+            if not self.gpus:
+                sides = (*sides, ("threads", lambda s: s.threads))
+            found |= {name: (pick(self), pick(other)) for name, pick in sides if pick(self) != pick(other)}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Steps that an attempt trained one after the other.
+
+    Attributes:
+        after: the step after which it began.
+        attempt: which attempt; None where the record does not say.
+    """
+
+    after: int
+    attempt: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Steps around one, all of them trained with the same set-up.
+
+    Attributes:
+        setup: of the attempt that trained that one.
+        after: the step after which they begin.
+        until: the last of them; None: the last of the run.
+    """
+
+    setup: Setup
+    after: int
+    until: int | None
+
+
+def stretches(run: RunDir) -> list[Stretch]:
+    """The attempts' shares in the steps of the run as it is now: what an attempt trains again is its own."""
+    found: list[Stretch] = []
+    for row in read_json_lines(run.events):
+        if row.get("event") == "start":
+            begun = Stretch(row["step"], row.get("attempt"))
+        elif row.get("event") == "rollback" and found:
+            begun = Stretch(row["to_step"], found[-1].attempt)
+        else:
+            continue
+        found = [*(stretch for stretch in found if stretch.after < begun.after), begun]
+    return found if found and not found[0].after else [Stretch(0, None), *found]
+
+
+def span_of(run: RunDir, step: int) -> Span:
+    """The steps that were trained with the same set-up as a step, counted from 1, without a gap.
+
+    Raises:
+        UnfitError: the record does not say which attempt has trained it, and they differ.
+    """
+    parts = stretches(run)
+    here = max(index for index, stretch in enumerate(parts) if stretch.after < step)
+    setup = setup_of(run, parts[here].attempt)
+
+    def same(index: int) -> bool:
+        return not setup.differences(setup_of(run, parts[index].attempt))
+
+    low, high = here, here + 1
+    while low and same(low - 1):
+        low -= 1
+    while high < len(parts) and same(high):
+        high += 1
+    return Span(setup, parts[low].after, parts[high].after if high < len(parts) else None)
+
+
+def setup_of(run: RunDir, attempt: int | None) -> Setup:
+    """What an attempt computed with.
+
+    Args:
+        run: the run.
+        attempt: its number, or that of a restart by its launcher; None where that is not known.
+
+    Raises:
+        UnfitError: it is not known, and the attempts differ.
+    """
+    rows = _attempts(run)
+    if attempt is not None:
+        return _setup(run, rows, attempt)
+    *others, latest = [_setup(run, rows, row.get("attempt", 0)) for row in rows]
+    for other in others:
+        if found := latest.differences(other):
+            raise UnfitError(
+                f"{run.events} does not say which attempt trained which steps, and they differ in {', '.join(found)}",
+                "only an attempt of a version that records it can be told from others",
+            )
+    return latest
+
+
+def latest_config(run: RunDir) -> Config:
+    """The configuration of the last attempt: that of the run, with the keys that do not matter as they are now."""
+    return _config(run, _attempts(run)[-1].get("attempt", 0))
+
+
+def as_of_now(run: RunDir, config: Config) -> Config:
+    """An attempt's configuration, with the last one's place of the data and what else belongs to place and time."""
+    values, latest = to_dict(config), to_dict(latest_config(run))
+    for key in MOVABLE:
+        section, _, name = key.partition(".")
+        values[section][name] = latest[section][name]
+    return from_dict(values)
+
+
+def _attempts(run: RunDir) -> list[dict[str, Any]]:
+    """The rows of job.json, ascending; at least one."""
+    job = read_json(run.job)
+    return job.get("attempts") or [job]
+
+
+def _setup(run: RunDir, rows: list[dict[str, Any]], attempt: int) -> Setup:
+    # A restart by the launcher has a number, but no row of its own.
+    row = next((row for row in reversed(rows) if row.get("attempt", 0) <= attempt), rows[0])
+    seen = read_json(run.attempt_environment(attempt)).get("workers", [])
+    if not seen and row is rows[-1]:
+        seen = read_json(run.environment).get("workers", [])
+    return Setup(
+        attempt=attempt,
+        config=_config(run, row.get("attempt", 0)),
+        workers=len(seen) or int(row.get("world_size", 1)),
+        seen=tuple(seen),
+        code=row.get("code"),
+        packages=row.get("packages") or read_json(run.job).get("packages", {}),
+    )
+
+
+def _config(run: RunDir, attempt: int) -> Config:
+    own = run.attempt_config(attempt)
+    return from_yaml((own if own.exists() else run.config).read_text(encoding="utf-8"))
