@@ -133,51 +133,21 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         PacelineError: the data, the weights or the batch arithmetic cannot work.
     """
     splits = datasets.load(config.data)
-    if len(splits.train) < world.world_size:
-        raise ConfigError(
-            f"only {len(splits.train)} training images for {world.world_size} workers",
-            f"cluster.gpus_per_node={len(splits.train)} or fewer, or more images",
-        )
-    if config.evaluate.best.endswith("_top5") and len(splits.classes) <= TOP:
-        raise ConfigError(
-            f"evaluate.best={config.evaluate.best} says nothing: there are only {len(splits.classes)} classes",
-            "evaluate.best=val/accuracy",
-        )
+    _check_splits(splits, config, world)
     plan = replace(step_plan(config, len(splits.train), world.world_size), rank=world.rank)
     total_steps = count_steps(config, plan)
     preprocessing = input_format(config, splits.preprocessing)
     precision = agreed(config.precision, world)
-    # A run that goes on has its weights in the checkpoint; the pretrained ones need not be there any more.
-    pretrained = not checkpoint.steps(run)
     model = build_network(
         config,
         world.device,
         num_classes=len(splits.classes),
         preprocessing=preprocessing,
-        pretrained=pretrained,
+        # A run that goes on has its weights in the checkpoint; the pretrained ones need not be there any more.
+        pretrained=not checkpoint.steps(run),
     )
     normaliser = transforms.Normaliser(preprocessing).to(world.device)
     _check_single_samples(plan, total_steps, model, normaliser, preprocessing)
-    # A copy of the bare model: DDP's hooks are of no use to it.
-    ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
-    optimizer = build_optimizer(config.optim, model, world.device)
-    policy = config.on_nonfinite
-    stepper = Stepper(
-        model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
-        optimizer=optimizer,
-        lr_factor=lambda step: lr_factor(config.optim, step, total_steps, plan.steps_per_epoch),
-        criterion=_criterion(config.optim.label_smoothing),
-        normaliser=normaliser,
-        precision=precision,
-        scaler=Scaler(enabled=precision.uses_scaler, device=world.device),
-        world=world,
-        clip_norm=config.optim.clip_norm,
-        seed=config.seed,
-        ema=ema,
-        counts_targets=config.data.on_bad_image == "skip",
-        mixing=_mixing(config),
-        gate=None if policy == "stop" else Gate(model, optimizer, world.device, only_looks=policy == "rollback"),
-    )
     workers = loader.choose_workers(
         config.data.workers,
         in_memory=isinstance(splits.train, datasets.TensorImages),
@@ -195,18 +165,60 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         precision=precision,
         model=model,
         normaliser=normaliser,
-        stepper=stepper,
+        stepper=_stepper(config, world, plan, total_steps, model, normaliser, precision),
         workers=workers,
         validation=Validation(
-            config,
-            splits,
-            preprocessing,
-            normaliser,
-            precision,
-            world,
-            workers=workers,
-            report=run.skipped_images,
+            config, splits, preprocessing, normaliser, precision, world, workers=workers, report=run.skipped_images
         ),
+    )
+
+
+def _check_splits(splits: datasets.Splits, config: Config, world: World) -> None:
+    """Refuses data that is too small for what was asked.
+
+    Raises:
+        ConfigError: fewer images than workers, or fewer classes than the metric to judge by needs.
+    """
+    if len(splits.train) < world.world_size:
+        raise ConfigError(
+            f"only {len(splits.train)} training images for {world.world_size} workers",
+            f"cluster.gpus_per_node={len(splits.train)} or fewer, or more images",
+        )
+    if config.evaluate.best.endswith("_top5") and len(splits.classes) <= TOP:
+        raise ConfigError(
+            f"evaluate.best={config.evaluate.best} says nothing: there are only {len(splits.classes)} classes",
+            "evaluate.best=val/accuracy",
+        )
+
+
+def _stepper(
+    config: Config,
+    world: World,
+    plan: StepPlan,
+    total_steps: int,
+    model: nn.Module,
+    normaliser: nn.Module,
+    precision: Precision,
+) -> Stepper:
+    optim, policy = config.optim, config.on_nonfinite
+    # A copy of the bare model: DDP's hooks are of no use to it.
+    ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
+    optimizer = build_optimizer(optim, model, world.device)
+    return Stepper(
+        model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
+        optimizer=optimizer,
+        lr_factor=lambda step: lr_factor(optim, step, total_steps, plan.steps_per_epoch),
+        criterion=_criterion(optim.label_smoothing),
+        normaliser=normaliser,
+        precision=precision,
+        scaler=Scaler(enabled=precision.uses_scaler, device=world.device),
+        world=world,
+        clip_norm=optim.clip_norm,
+        seed=config.seed,
+        ema=ema,
+        counts_targets=config.data.on_bad_image == "skip",
+        mixing=_mixing(config),
+        gate=None if policy == "stop" else Gate(model, optimizer, world.device, only_looks=policy == "rollback"),
     )
 
 
