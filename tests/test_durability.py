@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.trainer_command import DIGITS, ROOT, TORCHRUN, TRAINER, environment, 
 from tests.waiting import until
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
+from trainer.data.datasets import held_out
 from trainer.rundir import RunDir, read_json, read_json_lines
 
 
@@ -92,10 +94,13 @@ def test_changed_data_is_noticed_on_resume(tmp_path: Path) -> None:
     arguments = [*folder_of(root), "epochs=400", "model.name=small_resnet"]
     run_dir = RunDir(tmp_path / "runs" / "f")
     interrupt(TRAINER, *arguments, when=lambda: bool(checkpoint.steps(run_dir)), number=signal.SIGTERM)
-    (root / "class_0" / "0.png").unlink()
+    old = "class_0/0.png"
+    # As many images as before in both splits.
+    new = next(name for n in count(100) if held_out(name := f"class_0/{n}.png", 0.3) == held_out(old, 0.3))
+    (root / old).rename(root / new)
     done = run(TRAINER, *arguments)
     assert done.returncode == 2, done.stderr
-    assert "the data has changed" in done.stderr
+    assert re.search("the data has changed .*: (training|validation) files were added, removed or renamed", done.stderr)
     assert "run.accept_changes=true" in done.stderr
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # torch's own name for it
@@ -10,6 +11,7 @@ from torch import nn
 from trainer import checkpoint, distributed
 from trainer.config import Config
 from trainer.data import datasets, loader, transforms
+from trainer.data.identity import identity
 from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import Batch, Samples
@@ -36,6 +38,7 @@ class Parts:
 
     Attributes:
         splits: the data.
+        identity: the data's, see `trainer.data.identity`.
         preprocessing: what the model takes as input.
         plan: how samples are dealt to steps, ranks and micro-batches.
         total_steps: optimizer steps of the whole run.
@@ -51,6 +54,7 @@ class Parts:
     world: World
     run: RunDir
     splits: datasets.Splits
+    identity: dict[str, Any]
     preprocessing: Preprocessing
     plan: StepPlan
     total_steps: int
@@ -158,6 +162,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         world=world,
         run=run,
         splits=splits,
+        identity=identity(splits),
         preprocessing=preprocessing,
         plan=plan,
         total_steps=total_steps,

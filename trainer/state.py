@@ -13,6 +13,7 @@ from torch import nn
 from trainer import buffers, checkpoint, saved
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
+from trainer.data.identity import changes
 from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
 from trainer.fitting import check_fits
@@ -77,7 +78,7 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         "optimizer": plain,
         "world_size": parts.world.world_size,
         "micro_batch": parts.plan.largest_micro_batch,
-        "data": data_identity(parts),
+        "data": parts.identity,
     }
     return Checkpoint(tensors, state)
 
@@ -94,12 +95,6 @@ def weights_in(tensors: Iterable[str], *, ema: bool = False) -> dict[str, str]:
     return {name.removeprefix(prefix): name for prefix in prefixes for name in tensors if name.startswith(prefix)}
 
 
-def data_identity(parts: Parts) -> dict[str, Any]:
-    """What the order of samples depends on besides the seed: a run cannot go on exactly when it has changed."""
-    splits = parts.splits
-    return {"training images": len(splits.train), "validation images": len(splits.val), "classes": splits.classes}
-
-
 def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) -> Progress:
     """Loads the newest good checkpoint, if there is one; damaged ones are put aside.
 
@@ -112,7 +107,7 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     if newest is None:
         parts.world.on_rank_zero(lambda: _check_missing(parts.run, accept_changes=accept_changes, warn=warn))
         return Progress()
-    _check_data(newest.state["data"], data_identity(parts), accept_changes=accept_changes)
+    _check_data(newest.state["data"], parts.identity, accept_changes=accept_changes)
     if change := _numerical_change(newest.state, parts):
         warn(change)
     before, now = newest.state["optimizer_name"], type(parts.stepper.optimizer).__name__
@@ -225,14 +220,10 @@ def _check_missing(run: RunDir, *, accept_changes: bool, warn: Callable[[str], N
 
 
 def _check_data(before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool) -> None:
-    changed = [name for name, value in before.items() if now[name] != value]
+    changed = changes(before, now)
     if changed and not accept_changes:
-        shown = ", ".join(
-            f"{name} were {before[name]} and are now {now[name]}" if name != "classes" else "the classes are others"
-            for name in changed
-        )
         raise ConfigError(
-            f"the data has changed since this run began: {shown}",
+            f"the data has changed since this run began: {', '.join(changed)}",
             "run.fresh=true starts over beside it; run.accept_changes=true goes on with another order of samples",
             details={"changed": changed},
         )
