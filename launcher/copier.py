@@ -72,7 +72,8 @@ class _Log:
         self._given_up = False
 
     def write(self, data: bytes) -> None:
-        if not data or self._given_up:
+        """Appends to the log, and makes it if it is not there; without data too."""
+        if self._given_up:
             return
         try:
             if self._file is None:
@@ -94,6 +95,8 @@ def main(log_path: str, *pairs: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     log = _Log(log_path)
+    # One that prints nothing has a log, too, as the other ranks have.
+    log.write(b"")
     targets = {int(source): int(target) for source, target in (pair.split(":") for pair in pairs)}
     lines = {source: PlainLines() for source in targets}
     poll = select.poll()

@@ -24,6 +24,9 @@ _ECHO_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 _SILENCE_MEANING = "another worker did not answer in time: it hangs, or is much slower than the rest"
 _SILENCE_ADVICE = "the workers' logs show which of them went no further"
 
+_MEMORY_MEANING = "this machine, or this container, did not have as much memory (not the GPU's) as was asked for"
+_MEMORY_ADVICE = "the line above says where; each worker takes its own share, so fewer or smaller copies help"
+
 _SIGNAL_MEANING = {
     signal.SIGKILL: "somebody sent SIGKILL, or the kernel did when memory ran out",
     signal.SIGSEGV: "native code touched memory that is not its own; the log has Python's stacks",
@@ -178,15 +181,19 @@ def ended_with(code: int) -> str:
 def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> dict[str, Any]:
     """The content of failure.json."""
     number = signal.Signals(-exit.code) if _is_signal(-exit.code) else None
-    meaning, advice = (_SILENCE_MEANING, _SILENCE_ADVICE) if exit.is_silence else ("", "")
-    if number is not None:
+    meaning, advice = "", ""
+    if exit.is_silence:
+        meaning, advice = _SILENCE_MEANING, _SILENCE_ADVICE
+    elif exit.type == "MemoryError":
+        meaning, advice = _MEMORY_MEANING, _MEMORY_ADVICE
+    elif number is not None:
         meaning, advice = _SIGNAL_MEANING.get(number, ""), _SIGNAL_ADVICE.get(number, "")
     return {
         "rank": exit.rank,
         "host": host,
         "attempt": attempt,
         "type": exit.type or (signal_name(-exit.code) if exit.code < 0 else exit.what),
-        "message": exit.message or (exit.what if exit.code < 0 else ended_with(exit.code)),
+        "message": exit.message or (ended_with(exit.code) if exit.is_untold else exit.what),
         "place": exit.place,
         "traceback": exit.traceback,
         "meaning": exit.meaning or meaning,
@@ -202,7 +209,8 @@ def panel(row: dict[str, Any], *, again: str) -> str:
     message = str(row["message"])
     what = f"killed by {row['type']}" if killed else row["type"]
     lines = [f"✗ failed: {what} on rank {row['rank']}, {row['host']}"]
-    if not killed:
+    # Python's own MemoryError has no message.
+    if not killed and message != row["type"]:
         lines += [f"    {line}" for line in message.strip().splitlines()[:4]]
     if row.get("place"):
         lines.append(f"    {row['place']}")

@@ -334,3 +334,54 @@ time.sleep(600)
     assert (code, out) == (75, "SIGUSR1\n"), err
     assert job.run.log(0, 1).read_text() == "SIGTERM\n"
     assert "asked to stop (SIGUSR1)" in err
+
+
+MISBEHAVES = """
+import ctypes, os, sys
+import torch, torch.distributed as dist
+way, rank = sys.argv[1], int(os.environ["RANK"])
+if way == "import" and rank == 1:
+    import no_such_module_here
+dist.init_process_group("gloo")
+dist.all_reduce(torch.ones(1))
+if rank == 1:
+    if way == "segfault":
+        ctypes.string_at(0)
+    if way == "exit":
+        os._exit(7)
+    if way == "memory":
+        bytearray(1 << 60)
+    if way == "loud":
+        for _ in range(500_000):
+            sys.stderr.write("x" * 99 + "\\n")
+        raise ValueError("after all that")
+dist.all_reduce(torch.ones(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "expected", "type_", "message", "last_in_log"),
+    [
+        ("import", 1, "ModuleNotFoundError", "No module named 'no_such_module_here'", "no_such_module_here'\n"),
+        ("segfault", 128 + 11, "SIGSEGV", "killed by SIGSEGV", ""),
+        ("exit", 1, "exit code 7", "the script ended with exit code 7", ""),
+        ("memory", 1, "MemoryError", "MemoryError", "MemoryError\n"),
+        ("loud", 1, "ValueError", "after all that", "ValueError: after all that\n"),
+    ],
+)
+def test_the_rank_that_misbehaves_is_named_with_its_own_error(
+    make_job: MakeJob, way: str, expected: int, type_: str, message: str, last_in_log: str
+) -> None:
+    job = make_job(MISBEHAVES)
+    code, out, err = job.go(arguments=(way,))
+    assert (code, out) == (expected, ""), err
+    assert job.run.log(0, 0).exists()
+    failure = job.failure
+    assert (failure["rank"], failure["type"], failure["message"], failure["exit_code"]) == (1, type_, message, code)
+    assert len(err.splitlines()) < 12
+    assert "memory (not the GPU's)" in err or way != "memory"
+    log = job.run.log(0, 1).read_text()
+    assert log.endswith(last_in_log)
+    assert log.count("x" * 99 + "\n") == (500_000 if way == "loud" else 0)
+    assert "Current thread" in log or way != "segfault"
+    assert job.alive() == []
