@@ -24,17 +24,26 @@ def reconcile(parts: Parts, progress: Progress) -> None:
 
     The run may have found better weights after its last checkpoint, and has forgotten them. The file then becomes
     that of the best step which it knows, from the checkpoint of that step; where there is none, the file goes, and the
-    next evaluation counts as the best.
+    next evaluation counts as the best. Where the run is judged by another metric now, the file of the best by the one
+    before stays until then.
     """
-    if not parts.world.on_rank_zero(lambda: put_right(parts, progress.best.step)):
-        best = progress.best
+    best = progress.best
+    if not parts.world.on_rank_zero(lambda: put_right(parts, best.step, former=best.former)):
         progress.best = Standing(metric=best.metric, improved=best.improved, waited=best.waited)
 
 
-def put_right(parts: Parts, best_step: int) -> bool:
-    """Makes the file that of a step (0: of none), or else removes it; rank 0's. Whether it is that step's."""
+def put_right(parts: Parts, best_step: int, *, former: int = 0) -> bool:
+    """Makes the file that of a step (0: of none), or else removes it; rank 0's. Whether it is that step's.
+
+    Args:
+        parts: what is trained.
+        best_step: the step.
+        former: without a best step, a file of this one stays; 0: none does.
+    """
     run = parts.run
     path = run.weights("best")
+    if former and not best_step and _step_in(path) == former:
+        return True
     if best_step and (_step_in(path) == best_step or _rebuild(run, best_step, ema=parts.judge.kind == AVERAGED)):
         return True
     path.unlink(missing_ok=True)

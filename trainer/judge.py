@@ -44,6 +44,8 @@ class Standing:
         accuracy: its accuracy, 0..1; negative before the first.
         improved: the judged metric's value at the last improvement of at least `min_delta`.
         waited: evaluations since that improvement.
+        former: the best step by another metric, by which the run was judged before; its weights stay in their file
+            until there is a best by this one. 0: there was none, or there is a best by this one.
     """
 
     metric: str = ""
@@ -53,6 +55,7 @@ class Standing:
     accuracy: float = -1.0
     improved: float | None = None
     waited: int = 0
+    former: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Judge:
         if not usable or self._gain(value, standing.value) <= 0:
             return False
         standing.value, standing.accuracy = value, metrics[f"{self.kind}accuracy"]
-        standing.step, standing.epoch = step, epoch
+        standing.step, standing.epoch, standing.former = step, epoch, 0
         return True
 
     def verdict(self, standing: Standing) -> str | None:

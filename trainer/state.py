@@ -158,7 +158,8 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
     progress = Progress(**state["progress"])
     best = Standing(**state["progress"]["best"])
     # Values of different metrics cannot be compared.
-    progress.best = best if best.metric in ("", parts.judge.metric) else Standing()
+    is_same = best.metric in ("", parts.judge.metric)
+    progress.best = best if is_same else Standing(former=best.step or best.former)
     return progress
 
 

@@ -1,6 +1,7 @@
 """The best weights are those of the step that the run takes for its best, also when it has forgotten better ones."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,26 @@ def test_best_weights_that_hang_over_a_rollback_are_not_kept(
     assert "the best weights has been under way for" in said
     assert went_back.is_set()
     assert_right(RunDir(tmp_path / "run"), kept, step=right)
+
+
+def test_by_another_metric_the_file_stays_until_there_are_better_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Kept
+) -> None:
+    judge_by(monkeypatch, {10: [0.3]})
+    run, config = RunDir(tmp_path / "run"), configuration()
+    runs.train_in(alone(), run.path, config)
+    assert_right(run, kept, step=10)
+    before = run.weights("best").read_bytes()
+    # Nothing is left to do, twice: the second time no checkpoint says any more what was judged by at first.
+    other = replace(config, evaluate=EvaluateConfig(every=1, best="val/loss"))
+    for _ in range(2):
+        error, said = runs.train_in(alone(), run.path, other)
+        assert error is None, said
+        assert run.weights("best").read_bytes() == before
+        best = checkpoint.load(run.checkpoint(26)).state["progress"]["best"]
+        assert (best["metric"], best["step"], best["value"], best["former"]) == ("", 0, None, 10)
+    error, said = runs.train_in(alone(), run.path, replace(other, epochs=2))
+    assert error is None, said
+    with safe_open(run.weights("best"), framework="pt") as file:
+        assert int(file.metadata()["step"]) == max(kept) > 26
+    assert checkpoint.load(run.checkpoint(52)).state["progress"]["best"]["former"] == 0
