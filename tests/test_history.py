@@ -8,7 +8,7 @@ import pytest
 
 from trainer import history
 from trainer.config import Config, DataConfig
-from trainer.history import Setup, Stretch
+from trainer.history import Rollback, Setup, Stretch
 from trainer.rundir import RunDir, append_json_line
 
 
@@ -28,9 +28,38 @@ def test_a_step_is_the_last_attempts_that_trained_it(
 ) -> None:
     run = RunDir(tmp_path)
     for kind, step, attempt in events:
-        row: dict[str, Any] = {"event": kind, "to_step" if kind == "rollback" else "step": step}
+        row: dict[str, Any] = {"event": kind, "step": step, "to_step": step, "left_out": [step + 1, step + 2]}
         append_json_line(run.events, row if attempt is None else {**row, "attempt": attempt})
-    assert history.stretches(run) == [Stretch(*pair) for pair in expected]
+    assert history.course_of(run).stretches == tuple(Stretch(*pair) for pair in expected)
+
+
+@pytest.mark.parametrize(
+    ("events", "stands"),
+    [
+        ([], True),
+        ([("checkpoint", 32)], True),
+        ([("checkpoint", 32), ("start", 32)], True),
+        # Its checkpoint was written, and the process killed before it could say so.
+        ([("start", 32)], True),
+        # No checkpoint has known of it; or one that took the place of the one to which it went back.
+        ([("start", 24)], False),
+        ([("start", 16)], False),
+        ([("checkpoint", 24), ("start", 24)], True),
+        ([("checkpoint", 32), ("start", 16)], False),
+    ],
+)
+def test_steps_are_passed_over_as_long_as_a_checkpoint_knows_of_it(
+    events: list[tuple[str, int]], stands: bool, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    trouble = {"event": "nonfinite", "step": 30, "what": "gradients"}
+    back = {"event": "rollback", "step": 30, "to_step": 24, "left_out": [25, 30]}
+    before = [{"event": kind, "step": step} for kind, step in (("start", 0), ("checkpoint", 16), ("checkpoint", 24))]
+    for row in [*before, trouble, back, *({"event": kind, "step": step} for kind, step in events)]:
+        append_json_line(run.events, row)
+    course = history.course_of(run)
+    assert course.rollbacks == ((Rollback(25, 30, "gradients", 24),) if stands else ())
+    assert course.troubles == ()
 
 
 @pytest.mark.parametrize(

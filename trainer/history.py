@@ -80,6 +80,39 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """Steps that the run has passed over since it was taken back.
+
+    Attributes:
+        first: the first of them.
+        last: the last, in which the trouble was.
+        what: what was not finite: `loss`, `gradients` or `weights`.
+        to_step: the step after which the run went on.
+    """
+
+    first: int
+    last: int
+    what: str
+    to_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What has become of a run, as its events tell: what was trained again counts as it was the last time.
+
+    Attributes:
+        stretches: the attempts' shares in its steps, ascending.
+        rollbacks: those of which its checkpoints know.
+        troubles: the events of numbers that are not finite, and of replicas that differ, with their `attempt`; the
+            latter also where the steps were trained again since.
+    """
+
+    stretches: tuple[Stretch, ...]
+    rollbacks: tuple[Rollback, ...]
+    troubles: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """Steps around one, all of them trained with the same set-up.
 
@@ -94,18 +127,34 @@ class Span:
     until: int | None
 
 
-def stretches(run: RunDir) -> list[Stretch]:
-    """The attempts' shares in the steps of the run as it is now: what an attempt trains again is its own."""
-    found: list[Stretch] = []
+def course_of(run: RunDir) -> Course:
+    """What has become of a run."""
+    stretches: list[Stretch] = []
+    rollbacks: list[Rollback] = []
+    troubles: list[dict[str, Any]] = []
+    # Step of a checkpoint -> how many of the rollbacks it knows of.
+    known: dict[int, int] = {}
     for row in read_json_lines(run.events):
-        if row.get("event") == "start":
-            begun = Stretch(row["step"], row.get("attempt"))
-        elif row.get("event") == "rollback" and found:
-            begun = Stretch(row["to_step"], found[-1].attempt)
+        kind, attempt = row.get("event"), stretches[-1].attempt if stretches else None
+        if kind == "checkpoint":
+            known[row["step"]] = len(rollbacks)
+        elif kind in ("nonfinite", "replicas_differ"):
+            troubles.append({**row, "attempt": attempt})
+        if kind == "start":
+            after, attempt = row["step"], row.get("attempt")
+            before = [rollback for rollback in rollbacks if rollback.to_step < after]
+            rollbacks = rollbacks[: known[after]] if after in known else before
+        elif kind == "rollback":
+            after, (first, last) = row["to_step"], row["left_out"]
+            rollbacks.append(Rollback(first, last, troubles[-1].get("what", "loss") if troubles else "loss", after))
         else:
             continue
-        found = [*(stretch for stretch in found if stretch.after < begun.after), begun]
-    return found if found and not found[0].after else [Stretch(0, None), *found]
+        stretches = [*(stretch for stretch in stretches if stretch.after < after), Stretch(after, attempt)]
+        troubles = [row for row in troubles if row["step"] <= after or row["event"] == "replicas_differ"]
+        known = {step: count for step, count in known.items() if step <= after}
+    if not stretches or stretches[0].after:
+        stretches.insert(0, Stretch(0, None))
+    return Course(tuple(stretches), tuple(rollbacks), tuple(troubles))
 
 
 def span_of(run: RunDir, step: int) -> Span:
@@ -114,7 +163,7 @@ def span_of(run: RunDir, step: int) -> Span:
     Raises:
         UnfitError: the record does not say which attempt has trained it, and they differ.
     """
-    parts = stretches(run)
+    parts = course_of(run).stretches
     here = max(index for index, stretch in enumerate(parts) if stretch.after < step)
     setup = setup_of(run, parts[here].attempt)
 

@@ -17,10 +17,12 @@ class Trace:
     Attributes:
         losses: the mean loss of a step; None where it was not finite.
         digests: the digest of the weights after a step, at the rows of metrics.
+        left_out: the steps whose update was left out.
     """
 
     losses: Mapping[int, float | None] = field(default_factory=dict)
     digests: Mapping[int, str] = field(default_factory=dict)
+    left_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,12 @@ def trace_of(run: RunDir) -> Trace:
     """What a run directory has recorded."""
     losses: dict[int, float | None] = {}
     digests: dict[int, str] = {}
+    left_out: set[int] = set()
     for row in read_json_lines(run.steps):
         losses.update(zip(range(row["first"], row["step"] + 1), row["losses"], strict=False))
         digests[row["step"]] = row["digest"]
-    return Trace(losses, digests)
+        left_out.update(row.get("left_out", ()))
+    return Trace(losses, digests, frozenset(left_out))
 
 
 def compare(one: Trace, other: Trace) -> Parting:

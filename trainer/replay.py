@@ -7,7 +7,6 @@ The verdict is JSON: `code` (0 as recorded, 1 not) and `lines` for people. Under
 
 import contextlib
 import io
-import math
 import os
 import sys
 import tempfile
@@ -23,11 +22,13 @@ from trainer.config import CheckpointConfig, Config, TrackingConfig
 from trainer.console import LineConsole
 from trainer.distributed import World, join
 from trainer.errors import PacelineError, UnfitError
-from trainer.history import Setup
+from trainer.history import Course, Rollback, Setup
 from trainer.job import Job
+from trainer.numerics.remedy import MOST_ROLLBACKS
 from trainer.parting import Parting, Trace, compare, trace_of
 from trainer.precision import agreed
-from trainer.rundir import RunDir, read_json_lines, write_json
+from trainer.rundir import RunDir, write_json
+from trainer.state import Progress
 from trainer.stop import StopRequest
 from trainer.tracking import NullTrackers
 from trainer.train import train
@@ -43,6 +44,7 @@ class Task:
         run: the run.
         setup: of the attempt that has trained these steps.
         config: its configuration, without what belongs to the run alone.
+        course: what has become of the run.
         after: no step before this one was trained with that set-up.
         first: the first step that is asked for.
         last: the last one.
@@ -51,6 +53,7 @@ class Task:
     run: RunDir
     setup: Setup
     config: Config
+    course: Course
     after: int
     first: int
     last: int
@@ -95,7 +98,10 @@ def task_of(run: RunDir, *, first: int, last: int) -> Task:
     """
     span = history.span_of(run, first)
     config = prepare(_beside(history.as_of_now(run, span.setup.config)))
-    return Task(run, span.setup, config, span.after, first, last if span.until is None else min(last, span.until))
+    course = history.course_of(run)
+    return Task(
+        run, span.setup, config, course, span.after, first, last if span.until is None else min(last, span.until)
+    )
 
 
 def judge(task: Task, world: World) -> dict[str, Any]:
@@ -112,25 +118,15 @@ def judge(task: Task, world: World) -> dict[str, Any]:
         return {"code": 1, "lines": [f"data: {once.error.problem}"]}
     if once.error is not None and "step" not in once.error.details:
         raise once.error
-    events = list(read_json_lines(run.events))
-    passed_over = _passed_over(events, once)
-    lines: list[str] = []
-    if passed_over:
-        named = ", ".join(f"{step:,}" for step in passed_over)
-        lines.append(f"passed over in the record, after a rollback, and so here: step {named}")
-    troubles = [
-        row for row in events
-        if row.get("event") in ("nonfinite", "replicas_differ") and start < row.get("step", 0) <= last
-    ]  # fmt: skip
+    lines = [_of_rollback(row, task) for row in task.course.rollbacks if start < row.last and row.first <= last]
+    troubles = [row for row in task.course.troubles if start < row["step"] <= last and _is_same(task, row)]
     code = 0
     for row in troubles:
-        if row["step"] in passed_over:
-            continue
-        wrong, line = _of_trouble(row, once)
+        wrong, line = _of_trouble(row, task, once, world)
         code, lines = max(code, wrong), [*lines, line]
-    if once.error is not None and not troubles:
+    if once.error is not None and once.error.details["step"] not in {row["step"] for row in troubles}:
         told = f"{where}: {once.error.problem}; nothing of that is recorded"
-        return {"code": 1, "lines": [told, *_changes(task.setup, world)]}
+        return {"code": 1, "lines": [*lines, told, *_changes(task.setup, world)]}
     parting = compare(_within(trace_of(run), start, last), once.trace)
     if parting.agree:
         lines.append(f"{where} come out as recorded: {parting.lines()[0]}")
@@ -143,30 +139,41 @@ def judge(task: Task, world: World) -> dict[str, Any]:
     return {"code": code, "lines": lines}
 
 
-def _passed_over(events: list[dict[str, Any]], once: Replay) -> list[int]:
-    """The steps that were left out after a rollback, in the record and, where the checkpoint knows of it, here too."""
-    ranges = [row["left_out"] for row in events if row.get("event") == "rollback"]
-    computed = once.error.details.get("step", 0) if once.error is not None else math.inf
-    return [
-        step
-        for step, loss in once.trace.losses.items()
-        if loss is None and step < computed and any(first <= step <= last for first, last in ranges)
-    ]
+def _of_rollback(row: Rollback, task: Task) -> str:
+    """Names steps that the run has passed over, and the replay as well."""
+    steps = f"step {row.last:,}" if row.first == row.last else f"steps {row.first:,} to {row.last:,}"
+    verb = "is" if row.what == "loss" else "are"
+    why = (
+        f"the {row.what} of step {row.last:,} {verb} not finite, and on_nonfinite=rollback went back to {row.to_step:,}"
+    )
+    if row.first <= task.first <= row.last:
+        return f"step {task.first:,} is none that was trained: the run has passed over {steps}, since {why}"
+    return f"passed over here as in the run: {steps}, since {why}"
 
 
-def _of_trouble(row: dict[str, Any], once: Replay) -> tuple[int, str]:
+def _is_same(task: Task, row: dict[str, Any]) -> bool:
+    """Whether a trouble came with the set-up of this replay."""
+    return not history.setup_of(task.run, row["attempt"]).differences(task.setup)
+
+
+def _of_trouble(row: dict[str, Any], task: Task, once: Replay, world: World) -> tuple[int, str]:
     """What the replay says about an event that is recorded."""
-    step = row["step"]
+    step, other_workers = row["step"], task.setup.workers != world.world_size
     if row["event"] == "nonfinite":
         again = once.error is not None and once.error.details.get("step") == step
-        again = again or once.trace.losses.get(step, 0.0) is None
+        again = again or once.trace.losses.get(step, 0.0) is None or step in once.trace.left_out
+        what, verb = row["what"], "is" if row["what"] == "loss" else "are"
         if again:
             return (
                 0,
-                f"the {row['what']} of step {step:,} is not finite again: its samples or settings, not the machine",
+                f"the {what} of step {step:,} {verb} not finite again: its samples or settings, not the machine",
             )
-        return 1, f"the {row['what']} of step {step:,} is finite now: the machine it ran on, or changed data or code"
+        if other_workers:
+            return 1, f"the {what} of step {step:,} {verb} finite on {plural(world.world_size, 'worker')}"
+        return 1, f"the {what} of step {step:,} {verb} finite now: the machine it ran on, or changed data or code"
     mine = once.trace.digests.get(step)
+    if mine is None or other_workers:
+        return 1, f"after step {step:,} the ranks differed; this replay has no weights to compare with theirs"
     right = [rank for rank, digest in enumerate(row["digests"]) if digest == mine]
     if not right or len(right) == len(row["digests"]):
         return 1, (
@@ -257,9 +264,15 @@ def _replay(task: Task, world: World, *, start: int) -> Replay:
         console = LineConsole(io.StringIO(), None, clock=lambda: 0.0)
         job = Job(world, scratch, console, NullTrackers(), StopRequest(), lambda: None)
         error = None
+
+        def passing_over(progress: Progress) -> None:
+            """What the run went back for is passed over; nothing else is gone back for, whatever it is."""
+            progress.left_out.extend([row.first, row.last] for row in task.course.rollbacks)
+            progress.rollbacks = MOST_ROLLBACKS
+
         try:
             with agreed(config.precision, world).matmuls():
-                train(config, job, stop_after=task.last)
+                train(config, job, stop_after=task.last, amend=passing_over)
         except PacelineError as raised:
             error = raised
         replay = world.from_rank_zero(Replay(trace_of(scratch), error))
@@ -280,7 +293,6 @@ def _beside(config: Config) -> Config:
         evaluate=replace(config.evaluate, every="end"),
         tracking=TrackingConfig(),
         checkpoint=CheckpointConfig(keep=1_000_000),
-        on_nonfinite="stop" if config.on_nonfinite == "rollback" else config.on_nonfinite,
         max_time=None,
         run=replace(config.run, accept_changes=False),
     )

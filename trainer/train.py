@@ -9,6 +9,7 @@ world -> data -> model -> optimizer -> checkpoint -> loop:
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer import best_weights
@@ -43,19 +44,23 @@ class Outcome:
     samples: int
 
 
-def train(config: Config, job: Job, *, stop_after: int | None = None) -> Outcome:
+def train(
+    config: Config, job: Job, *, stop_after: int | None = None, amend: Callable[[Progress], None] = lambda _: None
+) -> Outcome:
     """Trains to the end of the run, or until a stop is requested.
 
     Args:
         config: checked.
         job: the surroundings.
         stop_after: stop with a checkpoint after this step, as if it had been requested.
+        amend: may change where the run stands, after its checkpoint was loaded.
 
     Raises:
         PacelineError: the data or the model cannot be used, or the loss is not finite.
     """
     parts = assemble(config, job.world, job.run)
     progress = restore(parts, accept_changes=config.run.accept_changes, warn=job.console.warn)
+    amend(progress)
     best_weights.reconcile(parts, progress)
     if job.world.is_rank_zero:
         superseded = job.run.supersede_metrics(progress.step, evaluates_again=progress.pending_evaluation > 0)

@@ -13,7 +13,7 @@ from trainer import history
 from trainer.errors import ConfigError, TrainingError
 from trainer.history import Setup
 from trainer.parting import trace_of
-from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.rundir import RunDir, read_json
 from trainer.wording import plural
 
 HELP = """\
@@ -87,9 +87,7 @@ def _last_step(run: RunDir, last: int, until: int | None) -> int:
         ConfigError: the run has not come that far.
     """
     rows = sorted(trace_of(run).digests)
-    troubles = [
-        row["step"] for row in read_json_lines(run.events) if row.get("event") in ("nonfinite", "replicas_differ")
-    ]
+    troubles = [row["step"] for row in history.course_of(run).troubles]
     after = [step for step in (*rows, *troubles) if step >= last]
     if not after:
         reached = max((*rows, *troubles), default=0)

@@ -21,6 +21,7 @@ from trainer.config import CheckpointConfig, Config, ModelConfig
 from trainer.console import LineConsole
 from trainer.distributed import World
 from trainer.job import Job
+from trainer.numerics import remedy
 from trainer.rundir import RunDir, json_line, read_json_lines
 from trainer.stop import StopRequest
 from trainer.tracking import open_trackers
@@ -134,14 +135,57 @@ def test_a_step_that_the_record_has_passed_over_is_not_called_not_finite_again(t
     trackers = open_trackers(config, run, attempt=0, warn=print)
     train(config, Job(alone(), run, Stopping(stop), trackers, stop, lambda: None))
     assert checkpoint.steps(run)[-1] in (bad - 2, bad - 1)
-    record(alone(), folder, replace(config, max_steps=bad + 4))
-    found = judged(folder, bad, bad + 2)
+    record(alone(), folder, config, attempt=1, stop_after=bad + 4)
+    [back] = (row for row in read_json_lines(run.events) if row["event"] == "rollback")
+    begun, to_step = back["left_out"][0], back["to_step"]
+    # From a checkpoint amid them, and from before them, where nothing knows of them.
+    for first in (bad, begun):
+        line, *rest = judged(folder, first, bad + 2)["lines"]
+        assert line == (
+            f"step {first} is none that was trained: the run has passed over {named(begun, bad)}, since the loss of "
+            f"step {bad} is not finite, and on_nonfinite=rollback went back to {to_step}"
+        )
+        assert is_as_recorded(rest, after=0, last=bad + 2)
+
+
+def test_what_the_run_has_passed_over_is_passed_over_in_the_replay_and_later_steps_come_out(tmp_path: Path) -> None:
+    folder, bad = tmp_path / "run", step_of(BLANK)
+    config = configuration([BLANK], on_nonfinite="rollback", checkpoint=CheckpointConfig(every_steps=4, keep=50))
+    record(alone(), folder, config)
+    back, later = (row for row in read_json_lines(RunDir(folder).events) if row["event"] == "rollback")
+    found = judged(folder, back["left_out"][0], bad + 5)
     assert found["code"] == 0
-    assert found["lines"][0].startswith("passed over in the record, after a rollback, and so here: step ")
-    assert found["lines"][0].endswith(f"{bad}")
-    assert "come out as recorded" in found["lines"][1]
-    assert "not finite again" not in str(found["lines"])
-    assert "not finite again" in judged(folder, bad - 2, bad)["lines"][0]
+    assert is_as_recorded(found["lines"][1:], after=0, last=bad + 5)
+    # Every step of the run, from its start: both rollbacks.
+    shutil.rmtree(RunDir(folder).checkpoints)
+    found = judged(folder, bad + 5, 52)
+    assert found["code"] == 0
+    assert found["lines"][:2] == [
+        f"passed over here as in the run: {named(first, last)}, since the loss of step {last} is not finite, and "
+        f"on_nonfinite=rollback went back to {row['to_step']}"
+        for row in (back, later)
+        for first, last in [row["left_out"]]
+    ]
+    assert is_as_recorded(found["lines"][2:], after=0, last=52)
+
+
+def named(first: int, last: int) -> str:
+    return f"step {last}" if first == last else f"steps {first} to {last}"
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_gradients_that_were_not_finite_are_so_again(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remedy, "MOST_ROLLBACKS", 0)
+    folder, bad = tmp_path / "run", step_of(BLANK)
+    model = ModelConfig(_target_="tests.numerics.test_nonfinite.Overflowing")
+    record(alone(), folder, configuration([BLANK], model=model, on_nonfinite=policy, epochs=1))
+    found = judged(folder, bad, bad)
+    assert found["code"] == 0
+    assert found["lines"][0] == (
+        f"the gradients of step {bad} are not finite again: its samples or settings, not the machine"
+    )
 
 
 @pytest.fixture(scope="module")

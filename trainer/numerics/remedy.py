@@ -13,7 +13,8 @@ from trainer.recorder import Recorder
 from trainer.state import Progress, find_newest, put_back, snapshot
 
 _MOST_IN_A_ROW = 50
-_MOST_ROLLBACKS = 3
+MOST_ROLLBACKS = 3
+"""How often a run is taken back; the next trouble ends it."""
 _WINDOW = 10
 
 
@@ -57,7 +58,7 @@ class Remedy:
             details = trouble.details(self._parts)
             if self._recorder is not None:
                 self._recorder.event(event="nonfinite", policy=self._policy, **details)
-            if self._policy == "rollback" and self._progress.rollbacks < _MOST_ROLLBACKS:
+            if self._policy == "rollback" and self._progress.rollbacks < MOST_ROLLBACKS:
                 return trouble
             # fp16's loss scaling leaves such a step out whatever was asked for.
             if self._policy != "skip" or not trouble.left_out:
@@ -87,7 +88,7 @@ class Remedy:
             )  # fmt: skip
         self._job.console.warn(
             f"{nonfinite.described(trouble.details(parts), self._job.world.world_size)}; back to step {back.step:,}, "
-            f"and steps {first:,} to {trouble.step:,} are left out (rollback {back.rollbacks} of {_MOST_ROLLBACKS})"
+            f"and steps {first:,} to {trouble.step:,} are left out (rollback {back.rollbacks} of {MOST_ROLLBACKS})"
         )
 
     def _skip(self, trouble: Trouble, details: dict[str, Any]) -> None:
