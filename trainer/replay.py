@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, history, provenance
+from trainer import checkpoint, commit, history, provenance
 from trainer.config import CheckpointConfig, Config, TrackingConfig
 from trainer.console import LineConsole
 from trainer.distributed import World, join
@@ -111,22 +111,22 @@ def judge(task: Task, world: World) -> dict[str, Any]:
         PacelineError: they cannot be done again here.
     """
     run, last, recorded = task.run, task.last, task.setup.workers
-    start = world.on_rank_zero(lambda: _start(task))
+    start, told = world.on_rank_zero(lambda: _start(task))
     once = _replay(task, world, start=start)
     where = f"steps {start + 1:,} to {last:,}"
     if once.error is not None and "changed" in once.error.details:
-        return {"code": 1, "lines": [f"data: {once.error.problem}"]}
+        return {"code": 1, "lines": [*told, f"data: {once.error.problem}"]}
     if once.error is not None and "step" not in once.error.details:
         raise once.error
-    lines = [_of_rollback(row, task) for row in task.course.rollbacks if start < row.last and row.first <= last]
+    lines = told + [_of_rollback(row, task) for row in task.course.rollbacks if start < row.last and row.first <= last]
     troubles = [row for row in task.course.troubles if start < row["step"] <= last and _is_same(task, row)]
     code = 0
     for row in troubles:
         wrong, line = _of_trouble(row, task, once, world)
         code, lines = max(code, wrong), [*lines, line]
     if once.error is not None and once.error.details["step"] not in {row["step"] for row in troubles}:
-        told = f"{where}: {once.error.problem}; nothing of that is recorded"
-        return {"code": 1, "lines": [*lines, told, *_changes(task.setup, world)]}
+        also = f"{where}: {once.error.problem}; nothing of that is recorded"
+        return {"code": 1, "lines": [*lines, also, *_changes(task.setup, world)]}
     parting = compare(_within(trace_of(run), start, last), once.trace)
     if parting.agree:
         lines.append(f"{where} come out as recorded: {parting.lines()[0]}")
@@ -228,20 +228,29 @@ def _changes(setup: Setup, world: World) -> Iterator[str]:
         yield f"machine: it was {then} then and is {here} now, which rounds differently"
 
 
-def _start(task: Task) -> int:
-    """The checkpoint from which the steps are done again; 0: the start of the run.
+def _start(task: Task) -> tuple[int, list[str]]:
+    """The newest good checkpoint before the steps, 0 for the start of the run; and lines about newer ones.
 
     Raises:
         UnfitError: what is left is from before another set-up.
     """
-    before = [step for step in checkpoint.steps(task.run) if task.after <= step < task.first]
-    if before or not task.after:
-        return max(before, default=0)
-    raise UnfitError(
-        f"there is no checkpoint between step {task.after:,}, where attempt {task.setup.attempt} went on with another "
-        f"set-up, and step {task.first:,}",
-        "a later step that has one before it; checkpoint.keep and checkpoint.keep_every keep more of them",
-    )
+    told: list[str] = []
+    for step in reversed(checkpoint.steps(task.run)):
+        if not task.after <= step < task.first:
+            continue
+        try:
+            commit.verify_folder(task.run.checkpoint(step))
+        except commit.Damaged as damage:
+            told.append(f"the checkpoint of step {step:,} is damaged ({damage}): done again from an older one")
+            continue
+        return step, told
+    if task.after:
+        raise UnfitError(
+            f"there is no {'good ' if told else ''}checkpoint between step {task.after:,}, where attempt "
+            f"{task.setup.attempt} went on with another set-up, and step {task.first:,}",
+            "a later step that has one before it; checkpoint.keep and checkpoint.keep_every keep more of them",
+        )
+    return 0, [line.replace("from an older one", "from the start") for line in told]
 
 
 def _replay(task: Task, world: World, *, start: int) -> Replay:

@@ -228,6 +228,29 @@ def test_steps_of_two_set_ups_are_done_again_up_to_the_border(resumed: Path, cap
     assert border == "from step 23 on the run has another set-up: --step 23 does those steps again"
 
 
+def test_a_damaged_checkpoint_is_no_obstacle_where_there_is_an_older_one(resumed: Path, tmp_path: Path) -> None:
+    copy = RunDir(shutil.copytree(resumed, tmp_path / "copy"))
+    steps = [step for step in checkpoint.steps(copy) if step < 35]
+    older, newest = steps[-2:]
+
+    def damage(step: int) -> None:
+        file = copy.checkpoint(step) / "tensors.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+
+    damage(newest)
+    before = content(copy.path)
+    told_of, *lines = judged(copy.path, 35, 35)["lines"]
+    assert told_of.startswith(f"the checkpoint of step {newest} is damaged (tensors.safetensors has ")
+    assert told_of.endswith("): done again from an older one")
+    assert is_as_recorded(lines, after=older, last=35)
+    assert content(copy.path) == before
+    for step in steps:
+        damage(step)
+    found = judged(copy.path, 35, 35)
+    assert found["code"] == 3
+    assert "there is no good checkpoint between step 22, where attempt 2 went on with another set-up" in str(found)
+
+
 def test_what_the_record_does_not_say_is_no_verdict(
     resumed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
