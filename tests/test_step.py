@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -152,6 +153,19 @@ def test_what_is_random_in_the_model_depends_on_step_and_rank_not_on_the_past() 
     for early, late in zip(seen[0][5:], seen[5], strict=True):
         assert torch.equal(early, late)
     assert not torch.equal(seen[0][0], seen[0][1])
+
+
+def test_what_is_random_in_the_model_differs_between_ranks_and_micro_batches() -> None:
+    seen: list[torch.Tensor] = []
+    for rank in (0, 1, 0):
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(FEATURES, CLASSES).double())
+        model[0].register_forward_hook(lambda _m, _i, out: seen.append(out.detach() != 0))
+        take = stepper(replace(alone(), rank=rank), model, StepPlan(SAMPLES, 10), counts_targets=False, clip=None)
+        take(replace(StepPlan(SAMPLES, 10).share(0), micro_batches=(4, 4)), iter([(INPUTS[:4], TARGETS[:4])] * 2))
+    of_rank_zero, of_rank_one, again = seen[:2], seen[2:4], seen[4:]
+    different = [*of_rank_zero, *of_rank_one]
+    assert all(not torch.equal(one, other) for one, other in combinations(different, 2))
+    assert all(torch.equal(one, other) for one, other in zip(of_rank_zero, again, strict=True))
 
 
 def compressed_weights(world: World, compression: str) -> list[torch.Tensor]:

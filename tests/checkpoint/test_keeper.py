@@ -37,9 +37,10 @@ def train_with(fault: str, tmp_path: Path) -> list[str]:
 def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path) -> None:
     hangs = """
         import threading
-        from trainer import commit
+        from trainer import commit, keeper
         from trainer.checkpoint import BackgroundWriter
         BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 1.0
+        keeper._TURN_S = keeper._LEAVE_S = 0.5
         write, saves = commit.write_folder, []
         def write_folder(folder, files, **more):
             saves.append(folder)

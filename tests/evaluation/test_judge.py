@@ -45,6 +45,14 @@ def test_nothing_but_a_finite_number_is_ever_the_best(metric: str, bad: float) -
     assert judged(Judge(metric, 2, 0.0), [bad, bad])[2] == [False, True]
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_weights_that_have_diverged_are_not_the_best_however_many_images_they_get_right(loss: float) -> None:
+    standing, judge = Standing(), Judge("val/accuracy", None, 0.0)
+    assert not judge.judge(standing, {"val/loss": loss, "val/accuracy": 0.9}, step=1, epoch=1)
+    assert judge.judge(standing, {"val/loss": 2.0, "val/accuracy": 0.1}, step=2, epoch=2)
+    assert (standing.step, standing.value) == (2, 0.1)
+
+
 @pytest.mark.parametrize(
     ("standing", "said"),
     [
