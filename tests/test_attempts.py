@@ -102,14 +102,16 @@ def test_rows_of_steps_outlast_a_full_disk_as_those_of_metrics_do(
     assert [row["first"] for row in rows] == [1, *(row["step"] + 1 for row in rows[:-1])]
 
 
+def fenced() -> None:
+    """Guards a run that another job has taken over."""
+    raise LeaseLost(errno.ESTALE, "process 7 on there has taken this run over")
+
+
 def test_a_job_that_has_lost_the_run_appends_no_rows(tmp_path: Path) -> None:
     run, said = RunDir(tmp_path), io.StringIO()
     config = runs.configuration([], epochs=1)
     console = LineConsole(said, None, clock=time.monotonic)
     trackers = open_trackers(config, run, attempt=0, warn=console.warn)
-
-    def fenced() -> None:
-        raise LeaseLost(errno.ESTALE, "process 7 on there has taken this run over")
 
     run.guard = fenced
     with pytest.raises(TrainingError):
@@ -199,3 +201,21 @@ def test_a_job_that_was_overtaken_by_another_finds_what_that_one_left(
     run = RunDir(tmp_path / "r")
     assert run.read_status()["state"] == "finished"
     assert len(read_json(run.job)["attempts"]) == 1
+
+
+def test_a_job_that_has_lost_the_run_leaves_no_results_in_it(tmp_path: Path) -> None:
+    config, run = runs.configuration([], epochs=1), RunDir(tmp_path)
+    job = Job(
+        alone(),
+        run,
+        LineConsole(io.StringIO(), None, clock=time.monotonic),
+        NullTrackers(),
+        StopRequest(),
+        lambda: None,
+    )
+    outcome = train(config, job)
+    run.guard = fenced
+    with pytest.raises(LeaseLost):
+        worker.close_run(outcome, job, seconds=1.0)
+    assert not run.summary.exists()
+    assert not run.classes.exists()

@@ -252,6 +252,7 @@ def _train_stages(config: Config, job: Job) -> Outcome:
 def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object]:
     """Writes the results and the final state; returns the summary."""
     run, progress = job.run, outcome.progress
+    run.guard()
     summary = results.summarise(outcome, seconds=seconds)
     results.write_classes(run, outcome.parts.splits.classes)
     if outcome.finished:
