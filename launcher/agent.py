@@ -279,9 +279,10 @@ def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int, *, keep: b
             write_json(run.failure, row)
     if plan.program.kind == "trainer" and failure.rank == 0 and failure.code > 0:
         # Rank 0 has the terminal and has said it.
-        print(f"  log     {row['log']}\n  again   {plan.again}", file=sys.stderr)
+        told = {"log": row["log"], **verdict.next_step(code, plan.again, ours=True)}
+        print("\n".join(f"  {label:<7} {text}" for label, text in told.items()), file=sys.stderr)
     else:
-        print(verdict.panel(row, again=plan.again), file=sys.stderr)
+        print(verdict.panel(row, again=plan.again, ours=plan.program.kind == "trainer"), file=sys.stderr)
 
 
 def _settle(run: RunDir, plan: JobPlan, code: int, reason: str = "") -> None:

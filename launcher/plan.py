@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import wording
 from trainer.errors import ConfigError, UnfitError
+from trainer.runname import continuing
 from trainer.secrets import is_secret, redact, redact_words
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def workers_per_node(config: "Config", gpus: int) -> int:
     if asked is not None and asked > gpus:
         raise UnfitError(
             f"cluster.gpus_per_node={asked}, but only {gpus} GPU{'s are' if gpus > 1 else ' is'} visible",
-            f"cluster.gpus_per_node={gpus}, or device=cpu for {asked} workers without GPUs",
+            f"cluster.gpus_per_node={gpus}, or device=cpu for {wording.plural(asked, 'worker')} without GPUs",
         )
     return asked or gpus
 
@@ -233,8 +234,7 @@ def torchrun_command(plan: JobPlan) -> str:
 
 def again_command(plan: JobPlan, name: str) -> str:
     """The command that continues the run `name`."""
-    kept = [text for text in plan.overrides if text.partition("=")[0] not in ("run.name", "run.fresh")]
-    words = [wording.command("paceline"), "run", *kept, f"run.name={name}"]
+    words = [wording.command("paceline"), "run", *continuing(plan.overrides, name)]
     if plan.program.kind != "trainer":
         flag = ["-m"] if plan.program.kind == "module" else []
         words += ["--", *flag, plan.program.target, *redact_words(plan.program.arguments)]

@@ -32,7 +32,8 @@ class RunView:
         state: pending, running, finished, failed, stopped, preempted, or lost: it says it runs, but nobody is there.
         step: optimizer steps done; None while unknown.
         total_steps: of the whole run; None while unknown.
-        accuracy: validation accuracy (0-1), the best so far or else the latest; None without one.
+        accuracy: validation accuracy (0-1), the best of a run that has ended or else the latest; None without one.
+        is_best: whether it is the best one.
         images_per_second: of all workers; None unless running.
         gpu_percent: mean utilisation; None unless running on GPUs.
         eta_s: seconds to the end from now; None unless running.
@@ -49,6 +50,7 @@ class RunView:
     step: int | None
     total_steps: int | None
     accuracy: float | None
+    is_best: bool
     images_per_second: float | None
     gpu_percent: float | None
     eta_s: float | None
@@ -122,6 +124,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     # The holder of a run renews its record, also in an evaluation of an hour.
     updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
     state = _state(run, str(status.get("state", "pending")), launched, failure, updated, now)
+    best = status.get("best_accuracy")
     running = state == "running"
     eta = status.get("eta_s") if running else None
     return RunView(
@@ -129,7 +132,8 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         state=state,
         step=status.get("step"),
         total_steps=status.get("total_steps"),
-        accuracy=status.get("best_accuracy") or _latest(run.metrics, "val/accuracy"),
+        accuracy=best or _latest(run.metrics, "val/accuracy"),
+        is_best=bool(best),
         images_per_second=status.get("images_per_second") if running else None,
         gpu_percent=status.get("gpu_percent") if running else None,
         eta_s=None if eta is None else max(0.0, float(eta) - (now - float(status.get("time", now)))),

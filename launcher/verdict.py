@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.stop import STOP_SIGNALS
 from trainer import peers
-from trainer.errors import STOPPED
+from trainer.errors import STOPPED, ConfigError, UnfitError
 
 _KEPT = (2, 3, STOPPED, 124)
 
@@ -203,8 +203,27 @@ def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> 
     }
 
 
-def panel(row: dict[str, Any], *, again: str) -> str:
-    """A failure in a few lines for the terminal, from the content of failure.json."""
+def next_step(code: int, again: str, *, ours: bool) -> dict[str, str]:
+    """The command that goes on, labelled: at once, or once the cause is mended; none where it must fail again.
+
+    Args:
+        code: the job's exit code.
+        again: the command.
+        ours: whether our trainer ran, which gives 2 and 3 a meaning.
+    """
+    if ours and code == ConfigError.exit_code:
+        return {}
+    return {"then" if ours and code == UnfitError.exit_code else "again": again}
+
+
+def panel(row: dict[str, Any], *, again: str, ours: bool) -> str:
+    """A failure in a few lines for the terminal.
+
+    Args:
+        row: the content of failure.json.
+        again: the command that continues the run.
+        ours: whether our trainer ran.
+    """
     killed = str(row["type"]).startswith("SIG")
     message = str(row["message"])
     what = f"killed by {row['type']}" if killed else row["type"]
@@ -223,7 +242,7 @@ def panel(row: dict[str, Any], *, again: str) -> str:
             if text and text not in message and (not message or message not in text)
         },
         "log": row.get("log"),
-        "again": again,
+        **next_step(row["exit_code"], again, ours=ours),
     }
     lines += [f"  {label:<7} {text}" for label, text in labelled.items() if text]
     return "\n".join(lines)

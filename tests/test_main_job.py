@@ -1,6 +1,8 @@
 """The main job through its public commands: train, look at what it leaves, stop, resume, debug."""
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -85,11 +87,15 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights_and_metrics(
     if number == signal.SIGTERM:
         assert code == 75, said
         assert read_json(cut.status)["state"] == "preempted"
+        again = next(line.split(maxsplit=1)[1] for line in said.splitlines() if line.split()[:1] == ["again"])
+        command = shlex.split(again)
+        assert command[1:] == [*TRAINER[1:], *arguments]
     else:
+        command = [*TRAINER, *arguments]
         assert code == -signal.SIGKILL
     stopped_at = checkpoint.steps(cut)[-1]
     assert 0 < stopped_at < read_json(whole.status)["step"]
-    assert f"goes on after step {stopped_at:,}" in succeed(TRAINER, *arguments)
+    assert f"goes on after step {stopped_at:,}" in succeed(command)
     assert same_weights(whole, cut)
     rows = {}
     for run_dir in (whole, cut):
@@ -160,6 +166,9 @@ def test_debug_goes_through_every_stage_in_one_process_with_breakpoints(tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(Pdb) torch.Size([8, 1, 8, 8])" in done.stdout
     assert "now resume, train, validate" in done.stderr
+    # Of four steps nothing is good.
+    assert "val accuracy" in done.stderr
+    assert "best" not in re.sub(r"weights/best\S+", "", done.stderr)
     run_dir = RunDir(tmp_path / "runs" / "b")
     assert read_json(run_dir.status)["state"] == "finished"
     assert [row["step"] for row in read_json_lines(run_dir.metrics) if "train/loss" in row] == [1, 2, 3, 4]

@@ -42,7 +42,21 @@ def test_a_model_with_too_few_logits_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET.format(inputs=64, outputs=7))
     done = run(TRAINER, *ARGUMENTS, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert "more classes than the model gives logits" in done.stderr
+    assert "the data has 10 classes, but the model gives 7 logits" in done.stderr
+    assert "num_classes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IndexError("Target 12 is out of bounds."),
+        RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"),
+    ],
+)
+def test_a_target_that_is_no_class_is_told_in_words(error: Exception) -> None:
+    problem, fix = explain(error)
+    assert problem == f"a target of the data is none of its classes ({str(error).splitlines()[0].rstrip('.')})"
+    assert "device=cpu" in fix
 
 
 def test_a_worker_that_does_not_answer_is_told_in_words() -> None:

@@ -77,6 +77,10 @@ def test_a_size_has_a_binary_unit(count: float, text: str) -> None:
     assert wording.size(count) == text
 
 
+def test_a_span_of_one_step_is_one_step() -> None:
+    assert (wording.span(21, 21), wording.span(9, 1025)) == ("step 21", "steps 9 to 1,025")
+
+
 def test_a_count_agrees_with_its_noun() -> None:
     assert wording.plural(1, "image") == "1 image"
     assert wording.plural(70_000, "image") == "70,000 images"

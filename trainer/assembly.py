@@ -16,7 +16,7 @@ from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainingError
 from trainer.judge import AVERAGED, RAW, Judge
 from trainer.metrics import TOP, Scores
 from trainer.model.ema import Ema
@@ -30,6 +30,7 @@ from trainer.rundir import RunDir
 from trainer.schedule import lr_factor
 from trainer.step import Criterion, Stepper
 from trainer.validation import Validation, Wishes
+from trainer.wording import plural
 
 
 @dataclass(slots=True)
@@ -170,7 +171,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         precision=precision,
         model=model,
         normaliser=normaliser,
-        stepper=_stepper(config, world, plan, total_steps, model, normaliser, precision),
+        stepper=_stepper(config, world, plan, total_steps, model, normaliser, precision, len(splits.classes)),
         workers=workers,
         validation=Validation(
             config, splits, preprocessing, normaliser, precision, world, workers=workers, report=run.skipped_images
@@ -186,7 +187,7 @@ def _check_splits(splits: datasets.Splits, config: Config, world: World) -> None
     """
     if len(splits.train) < world.world_size:
         raise ConfigError(
-            f"only {len(splits.train)} training images for {world.world_size} workers",
+            f"only {plural(len(splits.train), 'training image')} for {plural(world.world_size, 'worker')}",
             f"cluster.gpus_per_node={len(splits.train)} or fewer, or more images",
         )
     if config.evaluate.best.endswith("_top5") and len(splits.classes) <= TOP:
@@ -204,6 +205,7 @@ def _stepper(
     model: nn.Module,
     normaliser: nn.Module,
     precision: Precision,
+    classes: int,
 ) -> Stepper:
     optim, policy = config.optim, config.on_nonfinite
     # A copy of the bare model: DDP's hooks are of no use to it.
@@ -213,7 +215,7 @@ def _stepper(
         model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
         optimizer=optimizer,
         lr_factor=lambda step: lr_factor(optim, step, total_steps, plan.steps_per_epoch),
-        criterion=_criterion(optim.label_smoothing),
+        criterion=_criterion(optim.label_smoothing, classes),
         normaliser=normaliser,
         precision=precision,
         scaler=Scaler(enabled=precision.uses_scaler, device=world.device),
@@ -285,9 +287,15 @@ def _mixing(config: Config) -> Mixing | None:
     return Mixing(data.mixup, data.cutmix, config.seed) if data.mixup or data.cutmix else None
 
 
-def _criterion(label_smoothing: float) -> Criterion:
+def _criterion(label_smoothing: float, classes: int) -> Criterion:
     def criterion(output: object, targets: torch.Tensor) -> torch.Tensor:
         def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+            # A GPU would only notice it in some later operation, and not say what is wrong.
+            if logits.shape[1] < classes:
+                raise TrainingError(
+                    f"the data has {classes} classes, but the model gives {plural(logits.shape[1], 'logit')}",
+                    "a model of yours is given num_classes: its last layer must have as many outputs",
+                )
             return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
         return loss_and_logits(output, cross_entropy)[0]

@@ -15,6 +15,7 @@ from torch import nn
 
 from trainer.config import DistributedConfig
 from trainer.errors import PacelineError, UnfitError
+from trainer.wording import plural
 
 T = TypeVar("T")
 
@@ -172,7 +173,7 @@ def choose_device(requested: str, *, local_rank: int, local_world_size: int) -> 
         return torch.device("cuda", local_rank)
     if count:
         raise UnfitError(
-            f"{local_world_size} workers on {socket.gethostname()}, but only {count} GPUs",
+            f"{local_world_size} workers on {socket.gethostname()}, but only {plural(count, 'GPU')}",
             f"cluster.gpus_per_node={count} (torchrun --nproc_per_node={count}), or device=cpu",
         )
     if requested == "cuda":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config.continuation import differences, flatten
-from trainer.config.plain import from_dict, from_yaml, to_dict
+from trainer.config.plain import from_dict, read_config, to_dict
 from trainer.config.schema import Config
 from trainer.errors import UnfitError
 from trainer.rundir import RunDir, read_json, read_json_lines
@@ -239,4 +239,4 @@ def _setup(run: RunDir, rows: list[dict[str, Any]], attempt: int) -> Setup:
 
 def _config(run: RunDir, attempt: int) -> Config:
     own = run.attempt_config(attempt)
-    return from_yaml((own if own.exists() else run.config).read_text(encoding="utf-8"))
+    return read_config(own if own.exists() else run.config)

@@ -296,6 +296,8 @@ def _recorder(parts: Parts, job: Job) -> Recorder:
         total_steps=parts.total_steps,
         epochs=parts.epochs,
         gpu_percent=job.gpu_percent,
+        # Four steps mean nothing.
+        praises=not parts.config.debug,
     )
 
 

@@ -89,9 +89,12 @@ def explain(error: Exception) -> tuple[str, str]:
             "look at the workers' logs; where one may take that long (a first step, a slow disk), a longer "
             "distributed.timeout_s"
         )
-    if isinstance(error, IndexError) and str(error).startswith("Target "):
-        return f"the data has more classes than the model gives logits ({error})", (
-            "a model of yours is given num_classes: its last layer must have as many outputs"
+    outside = isinstance(error, IndexError) and str(error).startswith("Target ")
+    if outside or "device-side assert" in str(error):
+        # A GPU does not say which index; in a training there is hardly another one.
+        said = str(error).splitlines()[0].rstrip(".")
+        return f"a target of the data is none of its classes ({said})", (
+            "targets count from 0 to the number of classes less one; device=cpu names the value and the place"
         )
     where = frames.innermost(traceback.extract_tb(error.__traceback__))
     at = f" ({Path(where.filename).name}:{where.lineno} in {where.name})" if where else ""

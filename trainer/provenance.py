@@ -16,7 +16,7 @@ from typing import Any
 
 from trainer import saved
 from trainer.config.continuation import check_agreement, differences
-from trainer.config.plain import from_dict, from_yaml, to_dict, to_yaml
+from trainer.config.plain import from_dict, from_yaml, read_config, to_dict, to_yaml
 from trainer.config.schema import Config
 from trainer.rundir import RunDir, read_json, write_atomic, write_json
 from trainer.runname import Naming
@@ -36,7 +36,7 @@ def agree(run: RunDir, config: Config) -> None:
         ConfigError: see above; a run that has saved nothing yet agrees with every one: it begins anew.
     """
     if run.config.exists() and (saved.last_checkpoint(run) or any(run.checkpoints.glob("step-*"))):
-        check_agreement(from_yaml(run.config.read_text()), _shown(config, run), name=run.name)
+        check_agreement(read_config(run.config), _shown(config, run), name=run.name)
 
 
 def confirm(run: RunDir, config: Config) -> None:

@@ -15,7 +15,7 @@ from trainer.rundir import RunDir
 from trainer.step import StepClock
 from trainer.tracking import Trackers
 from trainer.tracking.jsonl import JsonlTracker
-from trainer.wording import command, short_path, significant
+from trainer.wording import command, short_path, significant, span
 
 _STATUS_PERIOD_S = 1.0
 _CLOSE_LIMIT_S = 30.0
@@ -63,6 +63,7 @@ class Recorder:
         total_steps: steps of the run.
         epochs: epochs of the run.
         gpu_percent: the GPUs' latest mean utilisation, None without a GPU.
+        praises: say of an evaluation that it is the best so far.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Recorder:
         total_steps: int,
         epochs: int,
         gpu_percent: Callable[[], float | None],
+        praises: bool = True,
     ) -> None:
         self._run = run
         self._trackers = trackers
@@ -81,6 +83,7 @@ class Recorder:
         self._total_steps = total_steps
         self._epochs = epochs
         self._gpu_percent = gpu_percent
+        self._praises = praises
         # No tracker's affair, but its rows are to outlast a full disk as theirs do.
         self._steps = JsonlTracker(run, self._warn)
         self._status_written = 0.0
@@ -123,7 +126,9 @@ class Recorder:
             self._refuse_if_fenced()
             self._trackers.metrics({"step": step, "epoch": epoch, "samples": samples, "time": when, **metrics})
             shown = {name: metrics[name] for name in _SHOWN if name in metrics}
-            self._console.evaluation(step=step, epoch=epoch if ends_epoch else None, metrics=shown, best=best)
+            self._console.evaluation(
+                step=step, epoch=epoch if ends_epoch else None, metrics=shown, best=best and self._praises
+            )
             write_details()
 
         self._work.put(record)
@@ -275,6 +280,7 @@ class Recorder:
             }
         )
         self._console.warn(
-            f"the loss has risen from {significant(spike.usual)} to {significant(spike.loss)} in steps {spike.first:,} "
-            f"to {spike.last:,}, most in step {spike.worst:,} ({significant(spike.worst_loss)}); its samples: {see}"
+            f"the loss has risen from {significant(spike.usual)} to {significant(spike.loss)} in "
+            f"{span(spike.first, spike.last)}, most in step {spike.worst:,} "
+            f"({significant(spike.worst_loss)}); its samples: {see}"
         )

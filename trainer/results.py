@@ -1,13 +1,17 @@
 """What remains of a run: classes, summary, and the last lines on the terminal."""
 
 import math
+import shlex
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainer import runname
 from trainer.config import Config
 from trainer.rundir import RunDir, write_json
+from trainer.secrets import redact_words
 from trainer.train import Outcome
-from trainer.wording import command, duration, number, percent, short_path, whole_percent
+from trainer.wording import command, duration, number, percent, plural, short_path, whole_percent
 
 _TRIAL_RECIPES = ("fashion_mnist", "digits", "synthetic")
 
@@ -66,6 +70,23 @@ def time_by_cause(seconds: dict[str, float], *, on_gpu: bool) -> dict[str, float
     }
 
 
+def stopping_lines(step: int, run: RunDir, argv: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The last lines of a run that was stopped after `step` steps: how to go on, unless the launcher says that."""
+    stopped = f"Stopped at step {step:,} with a checkpoint"
+    if "PACELINE_RUN_DIR" in environment:
+        return [stopped]
+    workers = environment.get("WORLD_SIZE", "1")
+    start = [command("python")]
+    if "TORCHELASTIC_RUN_ID" in environment:
+        start = [command("torchrun"), "--standalone", f"--nproc-per-node={workers}"]
+    elsewhere = workers != (environment.get("LOCAL_WORLD_SIZE", "1") if len(start) > 1 else "1")
+    if elsewhere or {"-m", "--multirun"} & set(argv):
+        # Several nodes, another launcher, a sweep: nobody knows here how they were started.
+        return [f"{stopped}; the same command with run.name={run.name} goes on from there"]
+    words = [*start, "-m", "trainer", *runname.continuing(redact_words(argv[1:]), run.name)]
+    return [stopped, f"again     {shlex.join(words)}"]
+
+
 def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints: list[str], skipped: int) -> list[str]:
     """The last lines of a finished run."""
     causes = summary["seconds_by_cause"]
@@ -74,9 +95,8 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
         f"{name} {whole_percent(value / total)}" for name, value in sorted(causes.items(), key=lambda item: -item[1])
     )
     found = summary["best/accuracy"] is not None
-    result = (
-        f"val accuracy {percent(summary['best/accuracy'])} (best, epoch {summary['best/epoch']}), " if found else ""
-    )
+    epoch = "" if config.debug else f" (best, epoch {summary['best/epoch']})"
+    result = f"val accuracy {percent(summary['best/accuracy'])}{epoch}, " if found else ""
     weights = short_path(run.weights("best" if found else "last"))
     if found and summary["best/weights"] == "moving average":
         weights += " (moving average)"
@@ -90,10 +110,10 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
     if summary["reason"] != "all steps are done":
         lines.insert(1, f"end       {summary['reason']}")
     if skipped:
-        lines.append(f"skipped   {number(skipped)} unreadable images, listed in {run.skipped_images}")
+        lines.append(f"skipped   {plural(skipped, 'unreadable image')}, listed in {short_path(run.skipped_images)}")
     if summary["skipped_steps"]:
         lines.append(
-            f"note      {number(summary['skipped_steps'])} steps were skipped for gradients that were not finite"
+            f"note      {plural(summary['skipped_steps'], 'step')} skipped, for gradients that were not finite"
         )
     lines += hints
     if config.debug:

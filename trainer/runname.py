@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import time
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -148,6 +149,12 @@ def is_run(path: Path) -> bool:
     """Whether a directory is a run's."""
     run = RunDir(path)
     return run.job.is_file() or run.status.is_file() or run.config.is_file()
+
+
+def continuing(words: Sequence[str], name: str) -> list[str]:
+    """The overrides that go on with the run `name`, from those that began it."""
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in ("run.name", "run.fresh")]
+    return [*kept, f"run.name={name}"]
 
 
 def find(text: str, parent: Path = Path("runs")) -> Path:

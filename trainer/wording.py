@@ -72,6 +72,11 @@ def plural(count: int, noun: str, plural_form: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural_form or noun + 's'}"
 
 
+def span(first: int, last: int, noun: str = "step") -> str:
+    """Consecutively numbered things: step 21, steps 21 to 1,025."""
+    return f"{noun} {first:,}" if first == last else f"{noun}s {first:,} to {last:,}"
+
+
 def command(name: str) -> str:
     """How a command of this environment is typed here: its name where PATH finds it, else its path."""
     ours = Path(sys.executable).parent / name

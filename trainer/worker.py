@@ -272,10 +272,7 @@ def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object
 
 def _last_lines(outcome: Outcome, summary: dict[str, object], run: RunDir, hints: list[str]) -> list[str]:
     if not outcome.finished:
-        return [
-            f"Stopped at step {outcome.progress.step:,} with a checkpoint; the same command with "
-            f"run.name={run.name} goes on from there"
-        ]
+        return results.stopping_lines(outcome.progress.step, run, sys.argv, os.environ)
     skipped = len({row.get("path") for row in read_json_lines(run.skipped_images)})
     return results.closing_lines(summary, run, outcome.parts.config, hints=hints, skipped=skipped)
 

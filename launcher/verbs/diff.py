@@ -60,9 +60,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _differences(one: RunDir, other: RunDir) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """What may be the reason, the likeliest first: name -> (in the one, in the other)."""
-    from trainer.config import differences, from_yaml
+    from trainer.config import differences, read_config
 
-    configs = [from_yaml(run.config.read_text(encoding="utf-8")) for run in (one, other)]
+    configs = [read_config(run.config) for run in (one, other)]
     yield from differences(*configs).items()
     for name in ("log_every_steps", "micro_batch_size", "on_nonfinite"):
         values = tuple(getattr(config, name) for config in configs)

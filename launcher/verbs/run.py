@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
     from trainer.rundir import RunDir
-    from trainer.wording import short_path
+    from trainer.wording import plural, short_path
 
     program = read_program(arguments[cut + 1 :])
     config = compose(options.words, config_dir=Path(options.config_dir) if options.config_dir else None)
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str]) -> int:
     for note in notes:
         print(note, file=sys.stderr)
     attempt = f", attempt {plan.attempt}" if plan.attempt else ""
-    print(f"{plan.world_size} workers, run directory {short_path(Path(plan.run_dir))}{attempt}", file=sys.stderr)
+    workers = plural(plan.world_size, "worker")
+    print(f"{workers}, run directory {short_path(Path(plan.run_dir))}{attempt}", file=sys.stderr)
     return local.run(plan)
 
 

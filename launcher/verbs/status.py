@@ -9,7 +9,8 @@ from pathlib import Path
 from launcher import runs
 from launcher.arguments import Parser
 from launcher.runs import RunView
-from trainer import wording
+from launcher.verdict import next_step
+from trainer import runname, wording
 from trainer.rundir import read_json
 
 HELP = """\
@@ -57,7 +58,7 @@ def cells(view: RunView) -> list[str]:
         view.run.name,
         view.state,
         _step(view),
-        "-" if view.accuracy is None else wording.percent(view.accuracy),
+        "-" if view.accuracy is None else wording.percent(view.accuracy) + (" best" if view.is_best else ""),
         "-" if rate is None else wording.number(rate),
         "-" if gpu is None else f"{gpu:.0f} %",
         "-" if eta is None else wording.duration(eta),
@@ -81,7 +82,7 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
         "why": _why(view),
         "directory": wording.short_path(view.run.path),
         "next": _next(view, name),
-        "again": _again(view),
+        **_again(view),
     }
     return [name, *(f"  {label:<10} {text}" for label, text in shown.items() if text not in ("", "-"))]
 
@@ -140,13 +141,16 @@ def _next(view: RunView, name: str) -> str:
     return ""
 
 
-def _again(view: RunView) -> str:
-    """The command that goes on with a run that has ended early, and from where it does."""
+def _again(view: RunView) -> dict[str, str]:
+    """The command that goes on with a run that has ended early, and from where it does, by its label."""
     words = [str(word) for word in read_json(view.run.job).get("argv") or []]
     if view.is_live or view.state == "finished" or words[:2] != ["paceline", "run"]:
-        return ""
+        return {}
     own = words.index("--") if "--" in words else len(words)
-    kept = [word for word in words[2:own] if word.partition("=")[0] not in ("run.name", "run.fresh")]
-    command = shlex.join([wording.command("paceline"), "run", *kept, f"run.name={view.run.name}", *words[own:]])
+    overrides = runname.continuing(words[2:own], view.run.name)
+    command = shlex.join([wording.command("paceline"), "run", *overrides, *words[own:]])
     newest = max((path.name for path in view.run.checkpoints.glob("step-????????")), default="")
-    return f"{command}   (from step {int(newest.removeprefix('step-')):,})" if newest else command
+    if newest:
+        command += f"   (from step {int(newest.removeprefix('step-')):,})"
+    code = int(view.failure.get("exit_code") or 1) if view.failure else 0
+    return next_step(code, command, ours=own == len(words))

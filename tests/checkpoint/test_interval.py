@@ -62,7 +62,7 @@ def test_auto_begins_early_and_says_once_what_it_has_chosen(clock: list[float]) 
     clock[0] += 1
     assert auto.is_late()
     assert len(said) == 1
-    assert "a checkpoint every 3 m 32 s (checkpoint.every=auto: one holds the steps up for 500 ms, a" in said[0]
+    assert "a checkpoint every 3 m 32 s: it costs 500 ms, a restart " in said[0]
 
 
 def test_each_way_of_asking(clock: list[float]) -> None:

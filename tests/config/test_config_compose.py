@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import Config, compose, config_root, from_yaml, to_yaml, validate
+from trainer.config import Config, compose, config_root, from_yaml, read_config, to_yaml, validate
 from trainer.config.names import group_names, group_options, recipe_names
 from trainer.errors import ConfigError
 
@@ -240,6 +240,23 @@ def test_plain_yaml_may_leave_keys_out_and_write_numbers_as_people_do() -> None:
     assert config.optim.lr == 0.001
     assert isinstance(config.optim.weight_decay, float)
     assert from_yaml("") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("optim: {lr: 1\nepochs: [", "not valid YAML: line 3, column "),
+        ("epoch: 3", "unknown key epoch"),
+        ("\0", "YAML"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_place(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"seed: 1\n{text}")
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path / "config.yaml")
+    assert caught.value.problem.startswith(f"{tmp_path}/config.yaml: ")
+    assert problem in caught.value.problem
+    assert "unicode string" not in caught.value.problem
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def test_the_batch_is_said_in_a_line() -> None:
         ({"epochs": None}, "nothing says how long the run is", "epochs=10"),
         ({"max_time": "90"}, "max_time=90 is not HH:MM:SS", "max_time=01:30:00"),
         ({"max_time": "00:00:00"}, "max_time=00:00:00 is not HH:MM:SS", "max_time=01:30:00"),
-        ({"evaluate__every": "epochs"}, "evaluate.every='epochs'", "did you mean epoch?"),
+        ({"evaluate__every": "epochs"}, "evaluate.every='epochs'", "did you mean evaluate.every=epoch?"),
+        ({"evaluate__every": "often"}, "evaluate.every='often'", "such as evaluate.every=500"),
         ({"evaluate__every": "100"}, "evaluate.every='100'", "evaluate.every=100"),
         ({"evaluate__every": 0}, "evaluate.every=0 is out of range", "at least 1 step"),
         ({"checkpoint__every": "soon"}, "is not auto, evaluation or a time", "checkpoint.every=10m"),
@@ -310,7 +311,7 @@ def test_own_targets_need_no_known_name() -> None:
 
 
 def test_fewer_samples_than_workers_is_an_error() -> None:
-    assert "3 training images are fewer than 4 workers" in refusal(with_values(), 4, train_samples=3).problem
+    assert "fewer training images (3) than workers (4)" in refusal(with_values(), 4, train_samples=3).problem
     assert any("every step takes all 100" in note for note in validate(with_values(), world_size=4, train_samples=100))
 
 

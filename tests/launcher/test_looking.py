@@ -108,7 +108,9 @@ def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_o
         assert word in lines[1]
     rows = {line.split()[0]: line for line in lines}
     assert rows["failed"].endswith("ValueError on rank 1: broken on purpose")
-    assert "91.8 %" in rows["done"]
+    # The best one of a run that has ended, the latest one of a live one.
+    assert "91.8 % best" in rows["done"]
+    assert "best" not in rows["live"]
     assert "\x1b" not in out
     (row,) = as_json["runs"]
     assert as_json["version"] == 1
@@ -223,5 +225,12 @@ def test_a_run_that_ended_early_says_how_and_from_where_it_goes_on(
         run.checkpoint(step).mkdir(parents=True)
     _, out, _ = said(capsys, "status", "x", "--dir", str(tmp_path))
     assert "paceline run recipe=digits run.name=x -- train.py --lr 1   (from step 20)" in out
+    write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "run.fresh=true"]})
+    write_json(run.status, {"state": "failed", "attempt": 0, "time": NOW})
+    for code, label in ((1, "again"), (3, "then"), (2, None)):
+        write_json(run.failure, {"attempt": 0, "type": "ConfigError", "message": "no", "exit_code": code})
+        _, out, _ = said(capsys, "status", "x", "--dir", str(tmp_path))
+        told = {line.split()[0] for line in out.splitlines()[1:]}
+        assert [name for name in ("again", "then") if name in told] == ([label] if label else [])
     write_json(run.status, {"state": "finished", "attempt": 0, "time": NOW})
     assert "again" not in said(capsys, "status", "x", "--dir", str(tmp_path))[1]

@@ -271,17 +271,27 @@ def test_a_crash_loop_is_three_failures_without_progress(
 
 def test_a_panel_says_each_thing_once() -> None:
     row = failure_row(CAUSE, host="node-1", attempt=2, code=1, log="runs/x/logs/attempt-2/rank-1.log")
-    text = panel(row, again="paceline run run.name=x")
+    text = panel(row, again="paceline run run.name=x", ours=True)
     assert text.splitlines()[0] == "✗ failed: ValueError on rank 1, node-1"
     assert text.count("bad value") == 1
     assert "rank-1.log" in text
     assert "paceline run run.name=x" in text
     killed = failure_row(Exit(3, -signal.SIGKILL), host="h", attempt=0, code=137, log="l")
-    assert panel(killed, again="").count("SIGKILL") == 2
+    assert panel(killed, again="", ours=False).count("SIGKILL") == 2
     ended = {**row, "type": "SystemExit", "message": "2", "log": "runs/a-2026/rank-0.log"}
-    assert "runs/a-2026/rank-0.log" in panel(ended, again="paceline run cluster.gpus_per_node=2")
-    assert "cluster.gpus_per_node=2" in panel(ended, again="paceline run cluster.gpus_per_node=2")
+    assert "runs/a-2026/rank-0.log" in panel(ended, again="paceline run cluster.gpus_per_node=2", ours=False)
+    assert "cluster.gpus_per_node=2" in panel(ended, again="paceline run cluster.gpus_per_node=2", ours=False)
     assert killed["meaning"]
+
+
+@pytest.mark.parametrize(
+    ("code", "ours", "label"),
+    [(1, True, "again"), (3, True, "then"), (2, True, ""), (2, False, "again"), (3, False, "again")],
+)
+def test_a_command_that_must_fail_again_is_not_offered(code: int, ours: bool, label: str) -> None:
+    row = failure_row(CAUSE, host="n", attempt=0, code=code, log="l")
+    last = panel(row, again="paceline run run.name=x", ours=ours).splitlines()[-1].split()
+    assert last == ([label, "paceline", "run", "run.name=x"] if label else ["log", "l"])
 
 
 NOW = time.struct_time((2026, 11, 23, 17, 12, 0, 0, 327, -1))

@@ -196,7 +196,18 @@ def test_a_run_that_has_diverged_is_given_up(policy: str, words: str, tmp_path: 
     error, _ = train_in(alone(), tmp_path, config)
     assert isinstance(error, TrainingError)
     assert words in error.problem
-    assert "optim.lr=" in error.fix
+    assert "a lower rate, optim.lr=0.1, clipping" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "milder"),
+    [(torch.optim.SGD, 0.05, 0.005), (torch.optim.SGD, 1e9, 0.1), (torch.optim.AdamW, 1e9, 1e-3)],
+)
+def test_the_rate_to_try_is_a_tenth_and_no_more_than_is_usual(
+    kind: type[torch.optim.SGD | torch.optim.AdamW], lr: float, milder: float
+) -> None:
+    optimizer = kind([torch.zeros(1, requires_grad=True)], lr=lr)
+    assert remedy.milder_rate(lr, optimizer) == pytest.approx(milder)
 
 
 def test_a_killed_run_goes_on_past_what_was_left_out(tmp_path: Path) -> None:

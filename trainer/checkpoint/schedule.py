@@ -59,6 +59,6 @@ class Schedule:
         # The first one took memory as well, which the others find there.
         if self._saves == 2:
             self._say(
-                f"  a checkpoint every {duration(self._interval_s)} (checkpoint.every=auto: one holds the steps up for "
-                f"{duration(blocking_s)}, a restart takes {duration(self._restart_s)})"
+                f"  a checkpoint every {duration(self._interval_s)}: it costs {duration(blocking_s)}, a restart "
+                f"{duration(self._restart_s)} (checkpoint.every=auto)"
             )

@@ -7,7 +7,7 @@ from trainer.config.batch import BatchPlan, batch_plan
 from trainer.config.compose import compose
 from trainer.config.continuation import check_agreement, differences
 from trainer.config.names import config_root
-from trainer.config.plain import from_yaml, to_dict, to_yaml
+from trainer.config.plain import from_yaml, read_config, to_dict, to_yaml
 from trainer.config.schema import (
     CheckpointConfig,
     ClusterConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "config_root",
     "differences",
     "from_yaml",
+    "read_config",
     "to_dict",
     "to_yaml",
     "validate",

@@ -14,7 +14,7 @@ from trainer.config.continuation import differences, flatten
 from trainer.config.keys import Key, all_keys, get, is_known, leaves
 from trainer.config.names import group_files, group_names
 from trainer.config.origins import SCHEMA, Origins, trace
-from trainer.config.plain import from_yaml, to_dict, to_yaml, unknown_key
+from trainer.config.plain import read_config, to_dict, to_yaml, unknown_key
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 
@@ -174,7 +174,7 @@ def first_comment(file: Path) -> str:
 def _load(text: str, config_dir: Path | None) -> Config:
     for path in (Path(text), Path(text) / "config.yaml", Path("runs") / text / "config.yaml"):
         if path.is_file():
-            return from_yaml(path.read_text(encoding="utf-8"))
+            return read_config(path)
     if "=" in text or not text.strip():
         return compose(shlex.split(text), config_dir=config_dir)
     raise ConfigError(

@@ -3,12 +3,14 @@
 import math
 import typing
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from trainer.config.keys import bare_type, type_words
 from trainer.config.schema import Config
 from trainer.config.suggest import suggest_key
 from trainer.errors import ConfigError
+from trainer.wording import short_path
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -35,11 +37,27 @@ def from_yaml(text: str) -> Config:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(
-            f"the configuration is not valid YAML: {where}", "mend the file, or compose it anew"
-        ) from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        # PyYAML has no name for a text.
+        reason = getattr(error, "problem", None) or " ".join(str(error).split()).replace(' in "<unicode string>",', "")
+        raise ConfigError(f"not valid YAML: {where}{reason}", "mend the file, or compose it anew") from error
     return from_dict(values or {})
+
+
+def read_config(file: Path) -> Config:
+    """The configuration that a file holds, such as a run's `config.yaml`.
+
+    Raises:
+        ConfigError: as `from_yaml`, naming the file.
+        OSError: it cannot be read.
+    """
+    try:
+        return from_yaml(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{short_path(file)}: not text: {error}", "mend the file, or compose it anew") from error
+    except ConfigError as error:
+        raise ConfigError(f"{short_path(file)}: {error.problem}", error.fix) from error
 
 
 def from_dict(values: Any) -> Config:

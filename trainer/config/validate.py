@@ -11,7 +11,7 @@ from trainer.config.batch import batch_plan
 from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.sources import data_problems, model_problems
-from trainer.config.suggest import did_you_mean
+from trainer.config.suggest import closest, did_you_mean
 from trainer.config.timespan import parse_time_span
 from trainer.errors import ConfigError
 from trainer.judge import AVERAGED, metric_names
@@ -121,10 +121,14 @@ def _run(config: Config) -> Iterator[ConfigError]:
 def _evaluation(config: Config) -> Iterator[ConfigError]:
     every = config.evaluate.every
     if isinstance(every, str) and every not in ("epoch", "end"):
-        fix = f"evaluate.every={int(every)}" if every.isdecimal() else did_you_mean(every, ("epoch", "end"))
+        fix = "evaluate.every=epoch, end, or a number of steps such as evaluate.every=500"
+        if near := closest(every, ("epoch", "end")):
+            fix = f"did you mean evaluate.every={near}?"
+        elif every.isdecimal():
+            fix = f"evaluate.every={int(every)}"
         yield ConfigError(f"evaluate.every={every!r} is not epoch, end or a number of steps", fix)
     elif isinstance(every, int) and every < 1:
-        yield ConfigError(f"evaluate.every={every} is out of range", "take at least 1 step, epoch or end")
+        yield ConfigError(f"evaluate.every={every} is out of range", "evaluate.every=epoch, end, or at least 1 step")
     best = config.evaluate.best
     averages = config.ema.decay is not None
     if not averages and best in metric_names(averages=True) and best.startswith(AVERAGED):
@@ -210,7 +214,7 @@ def _batch(config: Config, world_size: int, train_samples: int | None, notes: li
     if train_samples < world_size:
         return [
             ConfigError(
-                f"{train_samples} training images are fewer than {world_size} workers",
+                f"there are fewer training images ({train_samples}) than workers ({world_size})",
                 f"cluster.gpus_per_node={max(train_samples, 1)} or fewer, or more images",
             )
         ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trainer.config import Config, compose, from_yaml, validate
+from trainer.config import Config, compose, read_config, validate
 from trainer.errors import ConfigError, PacelineError
 from trainer.rundir import RunDir, read_json
 
@@ -94,7 +94,7 @@ def _asked(what: list[str], world_size: int | None) -> tuple[Config, int]:
         raise ConfigError(f"{what[0]} is no run directory: it has no {run.config.name}", "runs/NAME, or KEY=VALUE ...")
     if len(what) > 1:
         raise ConfigError(f"a run has its own configuration, so {what[1]} cannot be set", f"leave out {what[1]}")
-    config = from_yaml(run.config.read_text())
+    config = read_config(run.config)
     return config, world_size or int(read_json(run.job).get("world_size", 1))
 
 

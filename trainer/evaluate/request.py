@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import runname
-from trainer.config import Config, from_yaml, validate
+from trainer.config import Config, read_config, validate
 from trainer.config.compose import parse
 from trainer.config.keys import is_known
 from trainer.config.plain import from_dict, to_dict, unknown_key
@@ -65,7 +65,7 @@ def read(arguments: Sequence[str]) -> Request:
             label = value
         elif "=" in text and text not in options:
             overrides.append(text)
-    config = with_overrides(from_yaml(run.config.read_text()), overrides)
+    config = with_overrides(read_config(run.config), overrides)
     validate(config, world_size=1)
     return Request(run, config, find_weights(run, label), label, tuple(overrides), "--json" in options)
 

@@ -1,16 +1,21 @@
 """What is done about numbers that are not finite: on_nonfinite=stop, skip or rollback."""
 
+import inspect
 from typing import Any
+
+import torch
 
 from trainer.agreement import Asked
 from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
+from trainer.config import OptimConfig
 from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.numerics import nonfinite
 from trainer.numerics.nonfinite import Trouble
 from trainer.recorder import Recorder
 from trainer.state import Progress, find_newest, put_back, snapshot
+from trainer.wording import span
 
 _MOST_IN_A_ROW = 50
 MOST_ROLLBACKS = 3
@@ -88,7 +93,7 @@ class Remedy:
             )  # fmt: skip
         self._job.console.warn(
             f"{nonfinite.described(trouble.details(parts), self._job.world.world_size)}; back to step {back.step:,}, "
-            f"and steps {first:,} to {trouble.step:,} are left out (rollback {back.rollbacks} of {MOST_ROLLBACKS})"
+            f"without {span(first, trouble.step)} (rollback {back.rollbacks} of {MOST_ROLLBACKS})"
         )
 
     def _skip(self, trouble: Trouble, details: dict[str, Any]) -> None:
@@ -112,8 +117,20 @@ class Remedy:
             problem += f"; so it was in {_MOST_IN_A_ROW} steps in a row, whose updates were left out"
         if self._policy == "rollback":
             problem += f", after {self._progress.rollbacks} rollbacks"
-        milder = f"a lower rate, optim.lr={self._parts.config.optim.lr / 10:g}, clipping, optim.clip_norm=1"
+        rate = milder_rate(self._parts.config.optim.lr, self._parts.stepper.optimizer)
+        milder = f"a lower rate, optim.lr={rate:g}, clipping, optim.clip_norm=1"
         fix = f"{milder}, or precision=fp32"
         if self._policy == "stop":
             fix += "; on_nonfinite=skip leaves out such a step, and on_nonfinite=rollback those before it as well"
         return TrainingError(problem, fix, details=details)
+
+
+def milder_rate(lr: float, optimizer: torch.optim.Optimizer) -> float:
+    """A learning rate to try where `lr` made numbers that are not finite: a tenth, and no more than is usual.
+
+    Usual is the schema's default for SGD (torch's own is cautious), and for the others torch's.
+    """
+    usual = OptimConfig().lr
+    if not isinstance(optimizer, torch.optim.SGD):
+        usual = inspect.signature(type(optimizer)).parameters["lr"].default
+    return min(lr / 10, float(usual))

@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer.distributed import World
 from trainer.errors import TrainingError
+from trainer.wording import span
 
 _LOW = 0xFFFFFFFF
 _HOSTS_SHOWN = 4
@@ -132,7 +133,7 @@ def error(details: dict[str, Any], *, replay: str) -> TrainingError:
     named = [f"{rank} ({host})" for rank, host in zip(ranks, hosts, strict=True)][:_HOSTS_SHOWN]
     more = f" and {len(ranks) - len(named)} more" if len(ranks) > len(named) else ""
     who = f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(named)}{more}"
-    steps = f"steps {details['first_step']:,} to {details['step']:,}"
+    steps = span(details["first_step"], details["step"])
     if len(ranks) == len(digests):
         problem, which = f"{who} have come to different weights in {steps}", f"which, {replay} tells"
     else:
