@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_initial_weights() -> None:
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(build_model(ModelConfig(), num_classes=10, channels=1).state_dict())
+        states.append(build_model(ModelConfig(name="small_resnet"), num_classes=10, channels=1).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
 
@@ -133,8 +133,8 @@ def test_our_model_takes_what_the_data_has(channels: int) -> None:
 
 
 def test_constructor_arguments_come_from_the_configuration() -> None:
-    narrow = build_model(ModelConfig(args={"width": 4}), num_classes=4, channels=1)
-    wide = build_model(ModelConfig(args={"width": 8}), num_classes=4, channels=1)
+    narrow = build_model(ModelConfig(name="small_resnet", args={"width": 4}), num_classes=4, channels=1)
+    wide = build_model(ModelConfig(name="small_resnet", args={"width": 8}), num_classes=4, channels=1)
     assert sum(p.numel() for p in wide.parameters()) > 3 * sum(p.numel() for p in narrow.parameters())
 
 
@@ -148,7 +148,7 @@ def test_constructor_arguments_come_from_the_configuration() -> None:
 )
 def test_wrong_constructor_arguments_are_refused(args: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        build_model(ModelConfig(args=args), num_classes=4, channels=1)
+        build_model(ModelConfig(name="small_resnet", args=args), num_classes=4, channels=1)
 
 
 def test_channels_last_changes_the_memory_format_and_not_the_result() -> None:

@@ -153,8 +153,10 @@ def test_a_file_of_another_architecture_is_refused_and_the_right_name_is_guessed
 
 
 def test_a_file_of_another_width_is_refused(tmp_path: Path) -> None:
-    file = saved(tmp_path / "w.pth", build_model(ModelConfig(args={"width": 8}), num_classes=10, channels=3))
-    error = refused(ModelConfig(weights=file))
+    file = saved(
+        tmp_path / "w.pth", build_model(ModelConfig("small_resnet", args={"width": 8}), num_classes=10, channels=3)
+    )
+    error = refused(ModelConfig("small_resnet", weights=file))
     assert "stem.0.weight is 8x3x3x3 in the file, 16x3x3x3 in the model" in error.problem
     assert "model.args" in error.fix
 
