@@ -20,6 +20,7 @@ from trainer.numerics import nonfinite, remedy
 from trainer.numerics.gate import Gate
 from trainer.precision import Scaler
 from trainer.rundir import RunDir, read_json_lines
+from trainer.wording import span
 
 TRAINING_IMAGES = 1617
 BLANK = int(samples_of_step(StepPlan(TRAINING_IMAGES, BATCH), seed=0, step=9)[40])
@@ -172,7 +173,7 @@ def test_a_rollback_leaves_out_the_steps_that_led_to_the_trouble_and_says_which(
     back = event["to_step"]
     assert back in (0, 4, 8)
     assert event["left_out"] == [back + 1, bad]
-    assert f"back to step {back}, and steps {back + 1} to {bad} are left out (rollback 1 of 3)" in said
+    assert f"back to step {back}, without {span(back + 1, bad)} (rollback 1 of 3)" in said
     # A step that was not computed has no loss: neither its own nor a share in its row's.
     rows = {row["step"]: row["train/loss"] for row in read_json_lines(RunDir(tmp_path).metrics) if "train/loss" in row}
     losses: dict[int, float | None] = {}
