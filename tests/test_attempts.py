@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.numerics import runs
 from tests.trainer_command import DIGITS, TRAINER, succeed
 from tests.workers import alone, run_workers
 from trainer import checkpoint, keeper, worker
-from trainer.config import Config, EvaluateConfig, compose
+from trainer.config import Config, EvaluateConfig, ModelConfig, compose
 from trainer.console import LineConsole
 from trainer.distributed import World
 from trainer.errors import TrainingError, UnfitError
@@ -219,3 +219,30 @@ def test_a_job_that_has_lost_the_run_leaves_no_results_in_it(tmp_path: Path) -> 
         worker.close_run(outcome, job, seconds=1.0)
     assert not run.summary.exists()
     assert not run.classes.exists()
+
+
+class Remembering(runs.Stretching):
+    """Keeps the running mean that each step of this process has begun with."""
+
+    began_with: ClassVar[list[torch.Tensor]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            mean = self.layers[1].running_mean
+            assert isinstance(mean, torch.Tensor)
+            self.began_with.append(mean.clone())
+        return super().forward(images)
+
+
+def attempt_of(world: World, folder: Path, steps: int) -> int:
+    model = ModelConfig(_target_="tests.test_attempts.Remembering")
+    return train_in(world, folder, runs.configuration([], model=model), StopRequest(), stop_after=steps)
+
+
+def test_a_worker_that_was_not_there_before_begins_with_the_mean_of_the_running_statistics(tmp_path: Path) -> None:
+    assert run_workers(2, attempt_of, tmp_path, 4) == [4, 4]
+    rows = checkpoint.load(RunDir(tmp_path).checkpoint(4)).tensors["each_rank.layers.1.running_mean"]
+    assert not torch.equal(rows[0], rows[1])
+    Remembering.began_with.clear()
+    assert attempt_of(alone(), tmp_path, 5) == 5
+    assert torch.allclose(Remembering.began_with[0], rows.mean(0), rtol=1e-6, atol=0)
