@@ -183,7 +183,7 @@ def _latest(path: Path, key: str) -> float | None:
         if key.encode() in line:
             try:
                 value = json.loads(line).get(key)
-            except (json.JSONDecodeError, AttributeError):
+            except (ValueError, AttributeError):
                 continue
             if isinstance(value, (int, float)):
                 return float(value)

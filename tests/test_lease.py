@@ -286,3 +286,17 @@ def test_a_training_that_loses_its_lease_stops_and_publishes_nothing_more(tmp_pa
     assert read_json(run.status).get("of") == "the other job"
     assert not run.failure.exists()
     assert read_json(run.holder)["token"] == "other"
+
+
+def test_a_damaged_record_is_told_by_the_thread_that_renews_it_and_holds_up_nobody(tmp_path: Path) -> None:
+    run, lost = RunDir(tmp_path), threading.Event()
+    lease = Lease(run, say=lambda text: None, on_loss=lambda text: lost.set(), period_s=0.02, silence_s=SILENCE_S)
+    lease.take()
+    run.holder.write_bytes(b'{"token": "\x93"}')
+    assert lost.wait(10)
+    with pytest.raises(LeaseLost, match="gone or damaged"):
+        lease.check()
+    lease.release()
+    following = Lease(run, say=lambda text: None, on_loss=lambda text: None)
+    following.take()
+    following.release()

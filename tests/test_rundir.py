@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from trainer.rundir import RunDir, append_json_line, json_line
+from trainer import checkpoint
+from trainer.parting import trace_of
+from trainer.rundir import RunDir, append_json_line, json_line, read_json, write_json
 
 TRAIN, VALIDATION = {"train/loss": 1.0}, {"val/loss": 2.0}
 ROWS: list[dict[str, Any]] = [
@@ -43,3 +45,51 @@ def test_cutting_does_not_read_the_rows_that_stay(tmp_path: Path) -> None:
     started = time.process_time()
     assert run.supersede_metrics(199_000) == 999
     assert time.process_time() - started < 0.2
+
+
+@pytest.mark.parametrize("damaged", [None, "x", [3], float("nan")])
+def test_a_row_whose_step_is_no_number_goes_with_those_beside_it(tmp_path: Path, damaged: object) -> None:
+    run = RunDir(tmp_path)
+    rows = [
+        {"step": 5, **TRAIN},
+        {"step": damaged},
+        {"step": 10, **TRAIN},
+        {"step": 15},
+        {"step": damaged},
+        {"step": 20},
+    ]
+    run.metrics.write_text("".join(map(json_line, rows)))
+    run.steps.write_text(json_line({"first": 1, "step": 5, "losses": [1.0], "digest": "a"}) + json_line(rows[1]))
+    assert trace_of(run).digests == {5: "a"}
+    assert run.supersede_metrics(10) == 3
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()][::2] == [5, 10]
+
+
+@pytest.mark.parametrize("content", [b"\xff{", b'{"state": "\x93"}', b"[" * 100_000, b"[]", b""])
+def test_a_damaged_file_is_as_none(tmp_path: Path, content: bytes) -> None:
+    run = RunDir(tmp_path)
+    for path in (run.status, run.job, run.holder):
+        path.write_bytes(content)
+        assert read_json(path) == {}
+    run.update_status(state="running")
+    assert run.read_status()["state"] == "running"
+    assert run.next_attempt() == 0
+
+
+def test_the_attempts_go_on_counting_when_logs_or_records_are_gone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert run.next_attempt() == 0
+    run.log(1, 0).parent.mkdir(parents=True)
+    (tmp_path / "logs" / "attempt-²").mkdir()
+    assert run.next_attempt() == 2
+    write_json(run.job, {"attempts": [{"attempt": 3}, {}, None]})
+    assert run.next_attempt() == 4
+    write_json(run.status, {"attempt": 6})
+    assert run.next_attempt() == 7
+
+
+def test_names_that_are_not_ours_are_no_checkpoints(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for name in ("step-²", "step-٣", "step-20", "step-00000020", "step--0000020"):
+        (run.checkpoints / name).mkdir(parents=True)
+    assert checkpoint.steps(run) == [20]

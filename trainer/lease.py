@@ -197,7 +197,7 @@ def check(run: RunDir, token: str) -> None:
     """
     holder = read_json(run.holder)
     if not holder:
-        raise LeaseLost(errno.ESTALE, f"{run.holder} is gone: another job may train in this run")
+        raise LeaseLost(errno.ESTALE, f"{run.holder} is gone or damaged: another job may train in this run")
     if holder.get("token") != token:
         raise LeaseLost(errno.ESTALE, f"{_told(holder)} has taken this run over")
 

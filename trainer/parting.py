@@ -78,6 +78,8 @@ def trace_of(run: RunDir) -> Trace:
     digests: dict[int, str] = {}
     left_out: set[int] = set()
     for row in read_json_lines(run.steps):
+        if not (isinstance(row.get("first"), int) and isinstance(row.get("step"), int)):
+            continue  # damaged
         losses.update(zip(range(row["first"], row["step"] + 1), row["losses"], strict=False))
         digests[row["step"]] = row["digest"]
         left_out.update(row.get("left_out", ()))

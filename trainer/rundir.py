@@ -163,9 +163,12 @@ class RunDir:
         return self.path / "logs" / f"attempt-{attempt}" / "config.yaml"
 
     def next_attempt(self) -> int:
-        """The number of the attempt to come: one more than the highest that has a log directory."""
+        """The number of the attempt to come: one more than the highest that any file knows of; logs may be deleted."""
         names = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
-        return max((int(name) for name in names if name.isdigit()), default=-1) + 1
+        launched = read_json(self.job).get("attempts")
+        known = [row.get("attempt") for row in launched if isinstance(row, dict)] if isinstance(launched, list) else []
+        known += [self.read_status().get("attempt"), *(int(name) for name in names if is_number(name))]
+        return max((number for number in known if isinstance(number, int)), default=-1) + 1
 
     def is_held(self) -> bool:
         """Whether a job trains in this directory right now, judged by its lock."""
@@ -218,6 +221,11 @@ class RunDir:
         for path in (self.steps, self.metrics):
             superseded = supersede_rows(path, step, evaluates_again=evaluates_again)
         return superseded
+
+
+def is_number(name: str) -> bool:
+    """Whether a part of a file's name is a number as we write them: `str.isdigit` also takes what `int` does not."""
+    return name.isascii() and name.isdigit()
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -283,10 +291,10 @@ def write_json_once(path: Path, value: Mapping[str, Any]) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, or an empty dict where the file does not exist or is not valid JSON."""
+    """The JSON object in a file, or an empty dict where the file does not exist or is not valid JSON in UTF-8."""
     try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -312,10 +320,14 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def is_superseded(row: Mapping[str, Any], step: int, *, evaluates_again: bool) -> bool:
-    """Whether a row of metrics or steps will be written again by a run that goes on, or back, to after `step`."""
-    if evaluates_again and row.get("step") == step and any(name.startswith("val/") for name in row):
+    """Whether a row of metrics or steps will be written again by a run that goes on, or back, to after `step`.
+
+    One whose step is no number is damaged, and goes with those beside it.
+    """
+    of = row.get("step", 0)
+    if evaluates_again and of == step and any(name.startswith("val/") for name in row):
         return True
-    return row.get("step", 0) > step
+    return not (isinstance(of, (int, float)) and of <= step)
 
 
 def supersede_rows(path: Path, step: int, *, evaluates_again: bool) -> int:
@@ -358,7 +370,7 @@ def _parsed(line: str | bytes) -> dict[str, Any] | None:
     """The object in a line of a .jsonl file; None where it is damaged."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

@@ -64,6 +64,19 @@ def test_the_state_is_what_the_lock_and_the_clock_say(
         assert runs.look(run, now=NOW).state == state
 
 
+def test_one_byte_that_is_no_text_does_not_hide_the_other_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, "good", state="finished")
+    for name in ("status", "job", "holder", "metrics"):
+        run = make_run(tmp_path, f"bad-{name}", state="finished")
+        path: Path = getattr(run, name)
+        path.write_bytes(b'{"val/accuracy": 1, "\x93": 1}')
+    code, out, err = said(capsys, "status", "--dir", str(tmp_path))
+    assert code == 0, err
+    assert len([line for line in out.splitlines() if "good" in line or "bad-" in line]) == 5
+
+
 def test_a_run_elsewhere_lives_as_long_as_its_holder_renews_its_record(tmp_path: Path) -> None:
     run = make_run(tmp_path, "x", state="running", host="elsewhere", age_s=3600)
     run.holder.touch()
@@ -125,7 +138,7 @@ def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_o
         (["status", "lvie"], "no run 'lvie'"),
         (["status", "liv"], "did you mean live?"),
         (["logs"], "logs takes one run"),
-        (["logs", "live"], "has no logs of attempt 0"),
+        (["logs", "live"], "has no logs of attempt 2"),
         (["logs", "live", "--rank", "x"], "--rank x is not a number"),
         (["stop", "x", "y"], "stop takes one run"),
         (["ps"], "Did you mean status?"),

@@ -24,7 +24,7 @@ from trainer import commit
 from trainer.checkpoint.image import Image
 from trainer.commit import Damaged
 from trainer.errors import TrainingError
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, is_number
 
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
@@ -91,7 +91,8 @@ def steps(run: RunDir) -> list[int]:
     found = []
     for path in run.checkpoints.glob("step-*"):
         number = path.name.removeprefix("step-")
-        if number.isdigit():
+        # A name that we do not give, such as step-20, is not where a checkpoint of that step would be looked for.
+        if is_number(number) and run.checkpoint(int(number)).name == path.name:
             found.append(int(number))
     return sorted(found)
 
