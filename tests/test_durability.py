@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from tests.waiting import until
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.data.datasets import held_out
-from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.rundir import RunDir, read_json, read_json_lines, write_json
 
 
 def test_a_diverged_run_stays_failed_and_keeps_no_diverged_weights(tmp_path: Path) -> None:
@@ -139,6 +140,29 @@ def test_the_only_good_checkpoint_outlives_a_damaged_newer_one(tmp_path: Path) -
     checkpoint.delete_old(run_dir, verified=15, keep=1, keep_every=None, best=0)
     assert checkpoint.steps(run_dir) == [15]
     assert len(list(run_dir.checkpoints.glob("damaged-*"))) == 1
+
+
+def test_a_copy_under_another_step_is_neither_gone_on_from_nor_kept_for_one(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    for step in (10, 20, 30):
+        saved(run_dir, step)
+    shutil.copytree(run_dir.checkpoint(20), run_dir.checkpoint(9999))
+    step, _, damaged = checkpoint.find_newest(run_dir)
+    assert step == 30
+    said = checkpoint.put_aside(run_dir, 9999, damaged[9999])
+    assert "by its manifest.json it is step-00000020, under another name" in said
+    checkpoint.delete_old(run_dir, verified=30, keep=2, keep_every=None, best=0)
+    assert checkpoint.steps(run_dir) == [20, 30]
+
+
+def test_a_checkpoint_whose_manifest_has_no_name_yet_still_loads(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    saved(run_dir, 10)
+    manifest = run_dir.checkpoint(10) / "manifest.json"
+    content = read_json(manifest)
+    assert content.pop("folder") == "step-00000010"
+    write_json(manifest, content)
+    assert checkpoint.find_newest(run_dir)[0] == 10
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])

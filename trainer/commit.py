@@ -3,7 +3,8 @@
     .NAME.HOST.PID.TIME.tmp/    each file written, digested and fsynced; manifest.json last
     NAME/                       the same folder after one rename; only then is it there for a reader
 
-The manifest has the size and the xxh3_128 of every file; a folder whose manifest does not agree is damaged.
+The manifest has the folder's name, and the size and the xxh3_128 of every file; a folder whose manifest does not agree
+is damaged, a copy under another name among them: that name says of which step it is.
 """
 
 import json
@@ -50,7 +51,8 @@ def write_folder(
     temporary.mkdir()
     try:
         listed = {name: _write_file(temporary / name, pieces) for name, pieces in files.items()}
-        _write_file(temporary / MANIFEST, [json.dumps({"format": _FORMAT, "files": listed}, indent=1).encode()])
+        manifest = {"format": _FORMAT, "folder": folder.name, "files": listed}
+        _write_file(temporary / MANIFEST, [json.dumps(manifest, indent=1).encode()])
         sync_directory(temporary)
         guard()
         if folder.exists():
@@ -239,6 +241,8 @@ def _manifest(folder: Path) -> dict[str, dict[str, int | str]]:
         raise Damaged(f"{MANIFEST} lists no files")
     if manifest.get("format") != _FORMAT:
         raise Damaged(f"its format is {manifest.get('format')!r}, and this version reads {_FORMAT}")
+    if (named := manifest.get("folder", folder.name)) != folder.name:
+        raise Damaged(f"by its {MANIFEST} it is {named}, under another name")
     for name, entry in manifest["files"].items():
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise Damaged(f"{MANIFEST} names a file outside of the folder: {name!r}")

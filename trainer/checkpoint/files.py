@@ -3,7 +3,7 @@
     checkpoints/step-00001200/
         tensors.safetensors    model.*, optimizer.*, each_rank.*: what buffers the state dict does not tell; averaged.*
         state.json             plain values: step, best result, scaler
-        manifest.json          size and xxh3_128 of each file; written last
+        manifest.json          the folder's name, size and xxh3_128 of each file; written last
 
 A folder without a good manifest does not exist for the reader.
 """
