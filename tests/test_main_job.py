@@ -47,6 +47,7 @@ def test_two_workers_under_torchrun_learn_digits_and_leave_a_complete_run(tmp_pa
     assert summary["world_size"] == 2
     assert said.count("Done in") == 1
     assert f"{run_dir.weights('best')}" in said
+    assert f"paceline status {run_dir.path}\n" in said
     assert read_json(run_dir.status)["state"] == "finished"
     assert len(read_json(run_dir.environment)["workers"]) == 2
     assert json.loads(run_dir.classes.read_text()) == [str(digit) for digit in range(10)]

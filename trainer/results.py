@@ -104,6 +104,7 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
         f"Done in {duration(summary['seconds'])}. {result}{number(summary['perf/images_per_second'])} images/s",
         f"time      {spent}",
         f"run       {short_path(run.path)}",
+        f"view      {command('paceline')} status {short_path(run.path)}",
         f"weights   {weights}",
         f"metrics   {short_path(run.metrics)}",
     ]

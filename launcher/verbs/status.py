@@ -71,8 +71,11 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
     now = time.time() if now is None else now
     ago = wording.duration(max(0.0, now - view.updated))
     name, state, step, accuracy, rate, gpu, eta, _ = cells(view)
+    summary = read_json(view.run.summary) if view.state == "finished" else {}
     shown = {
-        "state": f"{state}, last sign of life {ago} ago",
+        "state": f"{state}, last sign of life {ago} ago"
+        if view.is_live or view.state == "lost"
+        else f"{state} {ago} ago",
         "step": step,
         "val acc": accuracy,
         "images/s": rate,
@@ -80,7 +83,9 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
         "ETA": eta,
         "where": _where(view),
         "why": _why(view),
+        "took": wording.duration(summary["seconds"]) if "seconds" in summary else "",
         "directory": wording.short_path(view.run.path),
+        **_files(view),
         "next": _next(view, name),
         **_again(view),
     }
@@ -129,6 +134,13 @@ def _why(view: RunView) -> str:
         return view.reason
     message = str(view.failure.get("message", "")).strip().splitlines()
     return f"{view.failure.get('type', '')} on rank {view.failure.get('rank', 0)}: {message[0] if message else ''}"
+
+
+def _files(view: RunView) -> dict[str, str]:
+    """What there is to look at, by its label."""
+    weights = next((path for name in ("best", "last") if (path := view.run.weights(name)).exists()), None)
+    found = {"weights": weights, "metrics": view.run.metrics}
+    return {label: wording.short_path(path) for label, path in found.items() if path is not None and path.exists()}
 
 
 def _next(view: RunView, name: str) -> str:

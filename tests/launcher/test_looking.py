@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -245,5 +246,11 @@ def test_a_run_that_ended_early_says_how_and_from_where_it_goes_on(
         _, out, _ = said(capsys, "status", "x", "--dir", str(tmp_path))
         told = {line.split()[0] for line in out.splitlines()[1:]}
         assert [name for name in ("again", "then") if name in told] == ([label] if label else [])
-    write_json(run.status, {"state": "finished", "attempt": 0, "time": NOW})
-    assert "again" not in said(capsys, "status", "x", "--dir", str(tmp_path))[1]
+    write_json(run.status, {"state": "finished", "attempt": 0, "time": time.time() - 90})
+    write_json(run.summary, {"seconds": 68.2})
+    run.metrics.touch()
+    shown = said(capsys, "status", "x", "--dir", str(tmp_path))[1]
+    assert "again" not in shown
+    assert "finished 1 m 3" in shown
+    assert re.search(r"took +1 m 08 s", shown)
+    assert f"metrics    {run.metrics}" in shown
