@@ -89,6 +89,14 @@ def test_the_batch_is_said_in_a_line() -> None:
         ({"optim__name": "lbfgs"}, "cannot be used: it needs a closure", "optim.name=sgd"),
         ({"optim__args": {"betas": 1}}, "optim.args.betas is not an argument of torch.optim.SGD", "momentum"),
         ({"optim__args": {"momentun": 1}}, "optim.args.momentun", "did you mean optim.args.momentum?"),
+        ({"optim__args": {"momentum": math.nan}}, "optim.args.momentum=nan is not a finite number", "a finite one"),
+        (
+            {"optim__name": "adam", "optim__args": {"betas": [0.9, math.inf]}},
+            "optim.args.betas=[0.9, inf]",
+            "a finite one",
+        ),
+        ({"data__timeout_s": 30 * 86_400}, "data.timeout_s=2592000 is out of range", "1 to 604800 seconds"),
+        ({"distributed__timeout_s": 10**14}, "distributed.timeout_s=10", "1 to 604800 seconds"),
         ({"optim__args": {"lr": 1}}, "optim.args.lr has a key of its own", "optim.lr=VALUE"),
         (
             {"precision": "tf32", "device": "cpu"},

@@ -7,6 +7,9 @@ the generated documentation page need, so a key is described here and nowhere el
 from dataclasses import dataclass, field
 from typing import Any
 
+_WEEK_S = 7 * 24 * 3600
+"""The longest time-out: poll(2), with which queues wait, takes no more than 24 days."""
+
 
 def key(
     default: Any,
@@ -94,7 +97,11 @@ class DataConfig:
     )
     prefetch: int = key(2, "Batches that each data-loading process keeps ready.", low=1, high=64)
     timeout_s: int = key(
-        300, "Time without a batch after which the data-loading processes are taken for hanging.", unit="seconds", low=1
+        300,
+        "Time without a batch after which the data-loading processes are taken for hanging.",
+        unit="seconds",
+        low=1,
+        high=_WEEK_S,
     )
     on_bad_image: str = key(
         "error",
@@ -168,7 +175,9 @@ class EmaConfig:
 class DistributedConfig:
     """How the workers talk."""
 
-    timeout_s: int = key(600, "Time after which a collective that a rank does not join fails.", unit="seconds", low=1)
+    timeout_s: int = key(
+        600, "Time after which a collective that a rank does not join fails.", unit="seconds", low=1, high=_WEEK_S
+    )
     sync_batchnorm: bool = key(False, "Compute BatchNorm statistics over all ranks.")
     compression: str = key("none", "Send gradients in half precision.", choices=("none", "bf16", "fp16"))
     bucket_mb: int = key(25, "Size of DDP's gradient buckets.", unit="MiB", low=1)

@@ -159,12 +159,24 @@ def _optimizer(config: Config) -> Iterator[ConfigError]:
         )
         return
     accepted = [name for name in names.optimizer_arguments(known) if name not in _OWN_KEYS]
-    for name in optim.args:
+    for name, value in optim.args.items():
         if name in _OWN_KEYS:
             yield ConfigError(f"optim.args.{name} has a key of its own", f"{_OWN_KEYS[name]}=VALUE")
         elif name not in accepted:
             offer = did_you_mean(name, accepted, prefix="optim.args.")
             yield ConfigError(f"optim.args.{name} is not an argument of torch.optim.{known}", offer)
+        elif not _is_finite(value):
+            # torch.optim's own checks, such as momentum < 0, let nan pass.
+            yield ConfigError(f"optim.args.{name}={value} is not a finite number", "take a finite one, or leave it out")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether there is neither nan nor infinity in a value, or in a list or dict of them."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _average(config: Config) -> Iterator[ConfigError]:
