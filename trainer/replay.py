@@ -1,6 +1,6 @@
 """Does some steps of a run again from the checkpoint before them, beside the run, and compares: `paceline replay`.
 
-    python -m trainer.replay RUN VERDICT FIRST LAST
+    python -m trainer.replay RUN VERDICT FIRST LAST [KEY=VALUE ...]
 
 The verdict is JSON: `code` (0 as recorded, 1 not) and `lines` for people. Under torchrun it takes that many workers.
 """
@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from trainer import checkpoint, commit, history, provenance
 from trainer.config import CheckpointConfig, Config, TrackingConfig
+from trainer.config.overrides import with_overrides
 from trainer.console import LineConsole
 from trainer.distributed import World, join
 from trainer.errors import PacelineError, UnfitError
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
     """Replays, and writes the verdict; exits 0 whatever it is."""
     verdict = Path(arguments[1])
     try:
-        task = task_of(RunDir(arguments[0]), first=int(arguments[2]), last=int(arguments[3]))
+        task = task_of(RunDir(arguments[0]), first=int(arguments[2]), last=int(arguments[3]), overrides=arguments[4:])
         if task.setup.threads:
             # Sums are split among threads, which decides how they are rounded.
             torch.set_num_threads(task.setup.threads)
@@ -90,18 +91,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def task_of(run: RunDir, *, first: int, last: int) -> Task:
+def task_of(run: RunDir, *, first: int, last: int, overrides: Sequence[str] = ()) -> Task:
     """The steps as they are to be done again, with what the attempt computed with that has trained the first of them.
 
     Raises:
         PacelineError: the record does not say which attempt that was.
     """
     span = history.span_of(run, first)
-    config = prepare(_beside(history.as_of_now(run, span.setup.config)))
-    course = history.course_of(run)
-    return Task(
-        run, span.setup, config, course, span.after, first, last if span.until is None else min(last, span.until)
+    config = with_overrides(
+        history.as_of_now(run, span.setup.config), overrides, may=history.MOVABLE, purpose="a replay"
     )
+    course = history.course_of(run)
+    last = last if span.until is None else min(last, span.until)
+    return Task(run, span.setup, prepare(_beside(config)), course, span.after, first, last)
 
 
 def judge(task: Task, world: World) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher import runs
 from launcher.arguments import Parser
 from trainer import history
+from trainer.config.overrides import with_overrides
 from trainer.errors import ConfigError, TrainingError
 from trainer.history import Setup
 from trainer.parting import trace_of
@@ -17,7 +18,7 @@ from trainer.rundir import RunDir, read_json
 from trainer.wording import plural
 
 HELP = """\
-paceline replay RUN --step N [--steps K] [--workers W] [--dir DIR]
+paceline replay RUN --step N [--steps K] [--workers W] [--dir DIR] [data.root=DIR]
 
   paceline replay first-try --step 120              step 120 again, from the checkpoint before
   paceline replay first-try --step 120 --steps 50   and the 49 after it
@@ -27,6 +28,7 @@ losses and weights come out as recorded, and if not: data, code or hardware.
 
   --workers W   processes (as many as the run had, where this machine has the devices; else 1)
   --dir DIR     where the runs are (runs)
+  data.root=DIR where the data is now, if it has moved since the last attempt
 
 Exit codes: 0 as recorded, 1 not, 2 wrong arguments, 3 cannot be done here."""
 
@@ -37,9 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
+    overrides = [word for word in options.words if "=" in word]
+    options.words = [word for word in options.words if word not in overrides]
     (run,) = runs.chosen("replay", options)
     if options.step is None:
         raise ConfigError("replay needs a step", f"paceline replay {options.words[0]} --step N")
+    if overrides:
+        with_overrides(history.latest_config(run), overrides, may=history.MOVABLE, purpose="a replay")
     first = _number("--step", options.step)
     asked = first - 1 + _number("--steps", options.steps or "1")
     span = history.span_of(run, first)
@@ -49,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="paceline-verdict-") as folder:
         verdict = Path(folder) / "verdict.json"
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"] if workers > 1 else []
-        command = [sys.executable, *several, "-m", "trainer.replay", str(run.path), str(verdict), str(first), str(last)]
+        replay = ["trainer.replay", str(run.path), str(verdict), str(first), str(last), *overrides]
+        command = [sys.executable, *several, "-m", *replay]
         # Variables of a job that this may run in would make it a worker of that job.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PACELINE_")}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):

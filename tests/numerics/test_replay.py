@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from launcher.cli import main
 from tests.numerics.runs import Stretching, configuration, train_in
 from tests.numerics.test_nonfinite import BLANK, step_of
+from tests.test_bad_input import image_folder
 from tests.workers import alone, run_workers
 from trainer import checkpoint, environment, provenance, replay
-from trainer.config import CheckpointConfig, Config, ModelConfig
+from trainer.config import CheckpointConfig, Config, DataConfig, ModelConfig
 from trainer.console import LineConsole
+from trainer.data import order
 from trainer.distributed import World
+from trainer.evaluate import request
 from trainer.job import Job
 from trainer.numerics import remedy
 from trainer.rundir import RunDir, json_line, read_json_lines
@@ -42,9 +46,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def judged(folder: Path, first: int, last: int) -> dict[str, Any]:
+def judged(folder: Path, first: int, last: int, *overrides: str) -> dict[str, Any]:
     verdict = folder.with_suffix(".json")
-    replay.main([str(folder), str(verdict), str(first), str(last)])
+    replay.main([str(folder), str(verdict), str(first), str(last), *overrides])
     return json.loads(verdict.read_text())
 
 
@@ -262,6 +266,47 @@ def test_what_the_record_does_not_say_is_no_verdict(
     copy.events.unlink()
     assert main(["replay", str(copy.path), "--step", "15"]) == 3
     assert "does not say which attempt trained which steps, and they differ in " in capfd.readouterr().err
+
+
+def test_a_run_whose_data_has_moved_is_done_again_evaluated_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, old, new = tmp_path / "run", image_folder(tmp_path / "old"), tmp_path / "new"
+    config = configuration(
+        [],
+        global_batch_size=4,
+        data=DataConfig(name="folder", root=str(old), image_size=8, val_fraction=0.3, workers=0, augment="none"),
+        model=ModelConfig(_target_="tests.numerics.test_replay.Small"),
+    )
+    record(alone(), folder, config, stop_after=2)
+    old.rename(new)
+    record(alone(), folder, replace(config, data=replace(config.data, root=str(new))), attempt=1)
+    for step in (1, 4):
+        assert is_as_recorded(judged(folder, step, 5)["lines"], after=-1, last=5)
+        assert order.main([str(folder), "--step", str(step)]) == 0
+        assert f"{new}/class_" in capsys.readouterr().out
+    assert request.read([str(folder), "weights=last"]).config.data.root == str(new)
+
+    newest = new.rename(tmp_path / "newest")
+    found = judged(folder, 4, 5)
+    assert found["code"] == 2
+    assert f"error: this cannot be replayed: data.root={new}" in found["lines"][0]
+    assert is_as_recorded(judged(folder, 4, 5, f"data.root={newest}")["lines"], after=-1, last=5)
+    assert order.main([str(folder), "--step", "1", f"data.root={newest}"]) == 0
+    assert f"{newest}/class_" in capsys.readouterr().out
+    assert main(["replay", str(folder), "optim.lr=1", "--step", "1"]) == 2
+    assert "optim.lr cannot be set for a replay" in capsys.readouterr().err
+
+
+class Small(nn.Module):
+    """The least that learns from small colour images."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
 
 
 def two_workers(world: World, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Prints which samples any step of a training takes, on which rank and in which micro-batch.
 
   python -m trainer.data.order runs/first-try --step 120
+  python -m trainer.data.order runs/first-try --step 120 data.root=/where/the/images/are/now
   python -m trainer.data.order recipe=fashion_mnist seed=1 --step 10 --steps 3 --world-size 8
 
 One line a sample, in the order of the step: step, epoch, rank and micro-batch (from 0), sample, and its file where the
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trainer.config import Config, compose, read_config, validate
+from trainer import history
+from trainer.config import Config, compose, validate
+from trainer.config.overrides import with_overrides
 from trainer.errors import ConfigError, PacelineError
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
     from trainer.data.sampler import StepPlan
@@ -45,8 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--world-size", type=_positive, metavar="W", help="workers (the run's own; 1 for overrides)")
     options = parser.parse_intermixed_args(arguments)
     try:
-        config, world_size = _asked(options.what, options.world_size)
-        _print(config, world_size, range(options.step - 1, options.step - 1 + options.steps))
+        _print(_asked(options.what, options.world_size, range(options.step - 1, options.step - 1 + options.steps)))
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -79,39 +81,61 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _asked(what: list[str], world_size: int | None) -> tuple[Config, int]:
-    """The configuration, and the number of workers.
+class _Asked(NamedTuple):
+    """Steps, counted from 0, with the configuration and the number of workers that they have in common."""
+
+    config: Config
+    world_size: int
+    steps: range
+
+
+def _asked(what: list[str], world_size: int | None, steps: range) -> list[_Asked]:
+    """The steps as their attempts have trained them, or will.
 
     Raises:
-        ConfigError: neither a run nor overrides that make a job.
+        PacelineError: neither a run nor overrides that make a job, or a record that does not tell.
     """
     run = RunDir(Path(what[0]).expanduser())
     if "=" in what[0] and not run.config.exists():
         config, workers = compose(what), world_size or 1
         validate(config, world_size=workers)
-        return config, workers
+        return [_Asked(config, workers, steps)]
     if not run.config.exists():
         raise ConfigError(f"{what[0]} is no run directory: it has no {run.config.name}", "runs/NAME, or KEY=VALUE ...")
-    if len(what) > 1:
-        raise ConfigError(f"a run has its own configuration, so {what[1]} cannot be set", f"leave out {what[1]}")
-    config = read_config(run.config)
-    return config, world_size or int(read_json(run.job).get("world_size", 1))
+    found: list[_Asked] = []
+    while steps:
+        span = history.span_of(run, steps.start + 1)
+        config = with_overrides(
+            history.as_of_now(run, span.setup.config), what[1:], may=history.MOVABLE, purpose="a run that there is"
+        )
+        stop = steps.stop if span.until is None else min(steps.stop, span.until)
+        found.append(_Asked(config, world_size or span.setup.workers, range(steps.start, stop)))
+        steps = range(stop, steps.stop)
+    return found
 
 
-def _print(config: Config, world_size: int, steps: range) -> None:
+def _print(asked: list[_Asked]) -> None:
     from trainer.assembly import count_steps, step_plan
     from trainer.data import datasets
     from trainer.data.naming import path_of
 
-    split = datasets.load(config.data).train
-    plan = step_plan(config, len(split), world_size)
-    total = count_steps(config, plan)
-    if steps.stop > total:
-        raise ConfigError(f"step {steps.stop:,} is after the run's last, {total:,}", f"--step from 1 to {total}")
+    # Before the first line, what is wrong with any of them.
+    parts: list[tuple[_Asked, datasets.Split, StepPlan]] = []
+    for part in asked:
+        known = parts and parts[-1][0].config.data == part.config.data
+        split = parts[-1][1] if known else datasets.load(part.config.data).train
+        plan = step_plan(part.config, len(split), part.world_size)
+        total = count_steps(part.config, plan)
+        if part.steps.stop > total:
+            raise ConfigError(
+                f"step {part.steps.stop:,} is after the run's last, {total:,}", f"--step from 1 to {total}"
+            )
+        parts.append((part, split, plan))
     print("step", "epoch", "rank", "micro_batch", "sample", "path", sep="\t")
-    for step in steps:
-        for row in taken(plan, seed=config.seed, step=step):
-            print(*row, path_of(split, row.sample) or "", sep="\t")
+    for part, split, plan in parts:
+        for step in part.steps:
+            for row in taken(plan, seed=part.config.seed, step=step):
+                print(*row, path_of(split, row.sample) or "", sep="\t")
 
 
 if __name__ == "__main__":

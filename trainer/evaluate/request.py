@@ -1,15 +1,12 @@
 """The command line of an evaluation, read and checked without torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trainer import runname
-from trainer.config import Config, read_config, validate
-from trainer.config.compose import parse
-from trainer.config.keys import is_known
-from trainer.config.plain import from_dict, to_dict, unknown_key
+from trainer import history, runname
+from trainer.config import Config, validate
+from trainer.config.overrides import with_overrides
 from trainer.config.suggest import did_you_mean
 from trainer.errors import ConfigError, UnfitError
 from trainer.rundir import RunDir
@@ -65,7 +62,8 @@ def read(arguments: Sequence[str]) -> Request:
             label = value
         elif "=" in text and text not in options:
             overrides.append(text)
-    config = with_overrides(read_config(run.config), overrides)
+    # Of the last attempt: the data may have moved since the first one.
+    config = with_overrides(history.latest_config(run), overrides, may=_MATTERS, purpose="an evaluation")
     validate(config, world_size=1)
     return Request(run, config, find_weights(run, label), label, tuple(overrides), "--json" in options)
 
@@ -94,31 +92,3 @@ def find_weights(run: RunDir, label: str) -> Path:
     if not path.is_file():
         raise ConfigError(f"weights={label} does not exist", "give a .safetensors file, or weights=best")
     return path
-
-
-def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """A run's configuration with some keys set anew.
-
-    Args:
-        config: the run's.
-        overrides: `KEY=VALUE` in Hydra's grammar.
-
-    Raises:
-        ConfigError: an unknown key, one that does not matter to an evaluation, or a value that it does not take.
-    """
-    values = to_dict(replace(config))
-    for text in overrides:
-        override = parse(text)
-        key = override.key_or_group
-        if not is_known(key):
-            raise unknown_key(key)
-        if not any(key == entry or key.startswith(f"{entry}.") for entry in _MATTERS) or key == "data":
-            raise ConfigError(f"{key} cannot be set for an evaluation", f"these can: {', '.join(_MATTERS)}")
-        if override.is_sweep_override() or override.is_delete():
-            raise ConfigError(f"{text} is not one value for a key", f"{key}=VALUE")
-        *sections, name = key.split(".")
-        place: dict[str, Any] = values
-        for section in sections:
-            place = place[section]
-        place[name] = override.value()
-    return from_dict(values)
