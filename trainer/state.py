@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         "optimizer": plain,
         "world_size": parts.world.world_size,
         "micro_batch": parts.plan.largest_micro_batch,
+        "device": parts.world.device.type,
+        "precision": parts.precision.name,
         "data": parts.identity,
     }
     return Checkpoint(tensors, state)
@@ -108,7 +110,7 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
         parts.world.on_rank_zero(lambda: _check_missing(parts.run, accept_changes=accept_changes, warn=warn))
         return Progress()
     _check_data(newest.state["data"], parts.identity, accept_changes=accept_changes)
-    if change := _numerical_change(newest.state, parts):
+    for change in _numerical_changes(newest.state, parts):
         warn(change)
     before, now = newest.state["optimizer_name"], type(parts.stepper.optimizer).__name__
     if before != now:
@@ -182,16 +184,28 @@ def _load_late(folder: Path) -> Checkpoint:
             time.sleep(0.2)
 
 
-def _numerical_change(before: dict[str, Any], parts: Parts) -> str | None:
-    """What another number of workers, or other micro-batches, mean for a run that goes on; None: nothing changed."""
-    then, now = (before["world_size"], before["micro_batch"]), (parts.world.world_size, parts.plan.largest_micro_batch)
-    if then == now:
-        return None
-    said = "the samples and their order are the same, gradients agree up to rounding"
+def _numerical_changes(before: dict[str, Any], parts: Parts) -> Iterator[str]:
+    """What other workers, micro-batches, devices or number formats mean for a run that goes on."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    if any(isinstance(module, kinds) for module in parts.model.modules()):
-        said += "; BatchNorm and dropout see the samples in other groups, which is more than rounding"
-    return f"begun with {then[0]} x {then[1]} images at once, goes on with {now[0]} x {now[1]}: {said}"
+    found = [module for module in parts.model.modules() if isinstance(module, kinds)]
+    then, now = (before["world_size"], before["micro_batch"]), (parts.world.world_size, parts.plan.largest_micro_batch)
+    if then != now:
+        said = "the samples and their order are the same, gradients agree up to rounding"
+        if found:
+            said += "; BatchNorm and dropout see the samples in other groups, which is more than rounding"
+        yield f"begun with {then[0]} x {then[1]} images at once, goes on with {now[0]} x {now[1]}: {said}"
+    # Earlier versions did not note these.
+    device, precision = before.get("device", parts.world.device.type), before.get("precision", parts.precision.name)
+    goes_on = f"goes on in {parts.precision.name} on {parts.world.device.type}"
+    if precision != parts.precision.name:
+        yield (
+            f"begun in {precision} on {device}, {goes_on}: the arithmetic is another, which is more than rounding "
+            f"in the last place; precision={precision} keeps it where the hardware can"
+        )
+    elif device != parts.world.device.type:
+        drawn = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in found)
+        others = "; dropout draws other numbers there, which is more than rounding" if drawn else ""
+        yield f"begun in {precision} on {device}, {goes_on}: gradients agree up to rounding{others}"
 
 
 def _check_names(state: dict[str, Any], step: int) -> None:

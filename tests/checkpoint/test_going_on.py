@@ -1,0 +1,47 @@
+"""What is said when a run goes on where other arithmetic is done."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.numerics import runs
+from tests.workers import alone
+from trainer import checkpoint
+from trainer.assembly import Parts, assemble
+from trainer.rundir import RunDir
+from trainer.state import Progress, restore, snapshot
+
+
+def parts_of(folder: Path, precision: str) -> Parts:
+    return assemble(runs.configuration([], precision=precision), alone(), RunDir(folder))
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ({}, []),
+        ({"precision": "bf16", "device": "cuda"}, ["begun in bf16 on cuda, goes on in fp32 on cpu: the arithmetic is"]),
+        ({"device": "cuda"}, ["begun in fp32 on cuda, goes on in fp32 on cpu: gradients agree up to rounding"]),
+        ({"device": "cuda", "world_size": 2}, ["begun with 2 x 64 images at once", "begun in fp32 on cuda"]),
+        ({"device": None, "precision": None}, []),
+    ],
+)
+def test_another_device_or_number_format_is_said(tmp_path: Path, saved: dict[str, Any], said: list[str]) -> None:
+    taken = snapshot(parts_of(tmp_path, "fp32"), Progress(step=2))
+    # An earlier version noted neither.
+    state = {name: value for name, value in {**taken.state, **saved}.items() if value is not None}
+    checkpoint.save(RunDir(tmp_path).checkpoint(2), replace(taken, state=state))
+    heard: list[str] = []
+    restore(parts_of(tmp_path, "fp32"), accept_changes=False, warn=heard.append)
+    assert len(heard) == len(said)
+    assert all(line.startswith(words) for line, words in zip(heard, said, strict=True)), heard
+
+
+def test_the_number_format_that_was_chosen_is_saved(tmp_path: Path) -> None:
+    checkpoint.save(RunDir(tmp_path).checkpoint(2), snapshot(parts_of(tmp_path, "bf16"), Progress(step=2)))
+    heard: list[str] = []
+    restore(parts_of(tmp_path, "fp32"), accept_changes=False, warn=heard.append)
+    assert len(heard) == 1
+    assert "precision=bf16 keeps it" in heard[0]
