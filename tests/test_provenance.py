@@ -64,6 +64,27 @@ def test_every_attempt_is_kept_and_the_first_stays_what_it_was(checkout: Path, t
     assert "packages" not in job["attempts"][1]
 
 
+def test_what_has_become_of_the_code_is_told(checkout: Path, tmp_path: Path) -> None:
+    run, script = RunDir(tmp_path / "runs" / "x"), checkout / "code" / "train.py"
+
+    def told() -> list[str]:
+        return list(provenance.code_changes(run, code))
+
+    code = begin(run, Config(), folder=checkout)["code"]
+    assert told() == []
+    script.write_text("print('two')\n")
+    assert told() == ["code: what is not committed was nothing then, and is something else now"]
+    code = begin(run, Config(), attempt=1, folder=checkout)["attempts"][1]["code"]
+    assert told() == []
+    script.write_text("print('three')\n")
+    assert told() == ["code: what is not committed was code.diff then, and is something else now"]
+    identity = ["-c", "user.name=n", "-c", "user.email=e@e"]
+    subprocess.run(["git", *identity, "commit", "-aqm", "second"], cwd=checkout, check=True)
+    [line] = told()
+    assert line.startswith(f"code: it was commit {code['commit'][:12]} then")
+    assert list(provenance.code_changes(run, None)) == []
+
+
 def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "x")
     config = Config(run=RunConfig(fresh=True), optim=OptimConfig(lr=0.5))

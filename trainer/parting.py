@@ -24,6 +24,10 @@ class Trace:
     digests: Mapping[int, str] = field(default_factory=dict)
     left_out: frozenset[int] = frozenset()
 
+    def computes(self, step: int) -> bool:
+        """Whether a step has a finite loss."""
+        return self.losses.get(step) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Parting:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,28 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def commit(folder: Path) -> str | None:
-    """The commit of the checkout that a folder is in; None outside of one."""
-    found = _git(folder, "rev-parse", "HEAD")
-    return None if found is None else found.decode().strip()
+def code_changes(run: RunDir, code: Mapping[str, Any] | None) -> Iterator[str]:
+    """What is no longer as an attempt noted it down, in words; nothing where that cannot be told.
+
+    Args:
+        run: the run.
+        code: of the attempt's row in job.json.
+    """
+    ours, noted = Path(__file__).parent, Path(code["root"]) if code else None
+    if code is None or noted is None:
+        return
+    # It is the user's checkout, or else our own, which may lie elsewhere by now.
+    folder = noted if noted.is_dir() and not (noted / "trainer" / Path(__file__).name).exists() else ours
+    now = None if "site-packages" in folder.parts else _git(folder, "rev-parse", "HEAD")
+    if now is None:
+        return
+    commit = now.decode().strip()
+    if commit != code["commit"]:
+        yield f"code: it was commit {code['commit'][:12]} then and is {commit[:12]} now"
+    elif code["diff"] or not code["diff_bytes"]:  # else there was too much of it to be kept
+        before = (run.path / code["diff"]).read_bytes() if code["diff"] else b""
+        if before != _uncommitted(folder):
+            yield f"code: what is not committed was {code['diff'] or 'nothing'} then, and is something else now"
 
 
 def _code(run: RunDir, folder: Path, attempt: int) -> dict[str, Any] | None:
@@ -184,9 +202,8 @@ def _code(run: RunDir, folder: Path, attempt: int) -> dict[str, Any] | None:
     if commit is None or root is None:
         return None
     top = Path(root.decode().strip())
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    diff = _uncommitted(folder)
     untracked = _untracked(run, top)
-    diff = redact(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape")
     return {
         "root": str(top),
         "commit": commit.decode().strip(),
@@ -196,6 +213,12 @@ def _code(run: RunDir, folder: Path, attempt: int) -> dict[str, Any] | None:
         "untracked": untracked[:_NAMED_FILES],
         "untracked_files": len(untracked),
     }
+
+
+def _uncommitted(folder: Path) -> bytes:
+    """The changes of tracked files of a checkout, without secrets."""
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    return redact(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
 
 def _keep_diff(run: RunDir, diff: bytes, attempt: int) -> str | None:

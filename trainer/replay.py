@@ -128,9 +128,11 @@ def judge(task: Task, world: World) -> dict[str, Any]:
         code, lines = max(code, wrong), [*lines, line]
     if once.error is not None and once.error.details["step"] not in {row["step"] for row in troubles}:
         also = f"{where}: {once.error.problem}; nothing of that is recorded"
-        return {"code": 1, "lines": [*lines, also, *_changes(task.setup, world)]}
+        return {"code": 1, "lines": [*lines, also, *_changes(task, world)]}
     parting = compare(_within(trace_of(run), start, last), once.trace)
-    if parting.agree:
+    if parting.agree and not any(map(once.trace.computes, range(start + 1, last + 1))):
+        lines.append(f"{where}: none of them was trained")
+    elif parting.agree:
         lines.append(f"{where} come out as recorded: {parting.lines()[0]}")
     elif parting.steps == 0:
         lines.append(f"{where}: nothing is recorded of them" if not troubles else f"{where}: no row is recorded")
@@ -200,7 +202,7 @@ def _reasons(task: Task, world: World, once: Replay, parting: Parting, start: in
         else:
             yield "kernels that are not deterministic (deterministic=true), or hardware"
         return
-    changes = list(_changes(task.setup, world))
+    changes = list(_changes(task, world))
     yield from changes
     if task.setup.workers != world.world_size:
         yield (
@@ -213,12 +215,10 @@ def _reasons(task: Task, world: World, once: Replay, parting: Parting, start: in
         yield "two replays agree: the machine it ran on, data whose content has changed, or code that git does not know"
 
 
-def _changes(setup: Setup, world: World) -> Iterator[str]:
+def _changes(task: Task, world: World) -> Iterator[str]:
     """What is no longer as it was when the steps were trained."""
-    code = setup.code or {}
-    now = provenance.commit(Path(__file__).parent)
-    if code.get("commit") and now and code["commit"] != now:
-        yield f"code: it was commit {code['commit'][:12]} then and is {now[:12]} now"
+    setup = task.setup
+    yield from provenance.code_changes(task.run, setup.code)
     packages = provenance.packages()
     for name in ("torch", "torchvision", "numpy"):
         version = setup.packages.get(name)

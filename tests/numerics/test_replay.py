@@ -160,6 +160,9 @@ def test_what_the_run_has_passed_over_is_passed_over_in_the_replay_and_later_ste
     found = judged(folder, back["left_out"][0], bad + 5)
     assert found["code"] == 0
     assert is_as_recorded(found["lines"][1:], after=0, last=bad + 5)
+    assert judged(folder, back["left_out"][0], bad)["lines"][1:] == [
+        f"steps {back['left_out'][0]} to {bad}: none of them was trained"
+    ]
     # Every step of the run, from its start: both rollbacks.
     shutil.rmtree(RunDir(folder).checkpoints)
     found = judged(folder, bad + 5, 52)
