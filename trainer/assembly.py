@@ -101,6 +101,15 @@ class Parts:
         return loader.on_device(batches, self.world.device)
 
     @property
+    def shared_memory_bytes(self) -> int:
+        """What the batches take that the loading processes of all workers of this machine keep ready."""
+        form, plan = self.preprocessing, self.plan
+        partner = int(self.stepper.mixing is not None)
+        images = plan.largest_micro_batch + partner + min(self.validation.batch_size, len(self.splits.val))
+        ready = self.workers * self.config.data.prefetch * self.world.local_world_size
+        return ready * images * form.channels * form.image_size**2
+
+    @property
     def ema(self) -> Ema | None:
         """The weights' moving average; None: there is none."""
         return self.stepper.ema

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from trainer import best_weights
 from trainer.assembly import Parts, assemble
 from trainer.config import Config
-from trainer.data import loader
+from trainer.data import loader, shared_memory
 from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.loop import Loop
@@ -127,6 +127,8 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
         )
     if config.distributed.sync_batchnorm and world.device.type != "cuda":
         job.console.warn("distributed.sync_batchnorm works on GPUs only: each worker uses its own statistics")
+    if (warning := shared_memory.shortage(parts.shared_memory_bytes)) is not None:
+        job.console.warn(warning)
     for note in splits.notes:
         job.console.say(f"  {note}")
     if world.is_rank_zero:

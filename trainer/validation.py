@@ -73,6 +73,9 @@ class Validation:
         world: the workers.
         workers: data-loading processes.
         report: where skipped images are listed; None: nowhere.
+
+    Attributes:
+        batch_size: samples of a batch.
     """
 
     def __init__(
@@ -90,8 +93,8 @@ class Validation:
         self._normaliser, self._precision, self._world = normaliser, precision, world
         self._classes = len(splits.classes)
         largest = -(-config.global_batch_size // world.world_size)
-        batch_size = config.evaluate.batch_size or config.micro_batch_size or largest
-        self._shard = ShardBatches(len(splits.val), batch_size=batch_size, world=world)
+        self.batch_size = config.evaluate.batch_size or config.micro_batch_size or largest
+        self._shard = ShardBatches(len(splits.val), batch_size=self.batch_size, world=world)
         samples = Samples(
             splits.val,
             transforms.eval_transform(preprocessing),

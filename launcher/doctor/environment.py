@@ -22,6 +22,7 @@ from launcher.plan import CPU_WORKERS
 from trainer import wording
 from trainer.config import Config
 from trainer.cores import count_cpus
+from trainer.data.shared_memory import WAYS_OUT
 from trainer.errors import UnfitError
 
 _PYTHONS = ((3, 10), (3, 13))
@@ -149,10 +150,8 @@ def shared_memory(here: Surroundings) -> Finding:
     """Data workers hand their batches over in /dev/shm."""
     free = shutil.disk_usage("/dev/shm").free
     if free < _LEAST_SHM:
-        return Finding(
-            "/dev/shm", WARN, f"{wording.size(free)} free: too small for many data workers",
-            "docker run --shm-size=8g (or --ipc=host), or fewer data.workers",
-        )  # fmt: skip
+        text = f"{wording.size(free)} free: too small for many data workers"
+        return Finding("/dev/shm", WARN, text, WAYS_OUT)
     return Finding("/dev/shm", PASS, f"{wording.size(free)} free")
 
 

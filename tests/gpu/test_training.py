@@ -106,6 +106,34 @@ def test_batches_reach_the_device_whole_and_from_pinned_memory() -> None:
     assert sorted(seen) == list(range(512))
 
 
+def test_a_stopped_loading_process_does_not_hold_up_the_end_through_the_thread_that_pins() -> None:
+    import os
+    import signal
+
+    from tests.waiting import until
+    from trainer.data import loader
+    from trainer.data.sampler import StepPlan, StepSampler
+    from trainer.data.samples import Samples
+
+    samples = Samples([(torch.zeros(1, 8, 8, dtype=torch.uint8), 0)] * 512, lambda image: image, seed=0)
+    sampler = StepSampler(samples, StepPlan(512, 32), seed=0, first_step=0, last_step=16)
+    batches = loader.load_batches(
+        samples, sampler, workers=1, prefetch=2, timeout_s=2, device=torch.device("cuda"), persistent=True
+    )
+    arriving = iter(batches)
+    next(arriving)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        os.kill(batches._iterator._workers[0].pid, signal.SIGSTOP)
+        until(lambda: samples.bench.look()[0].is_stopped, "the process to be stopped")
+        with pytest.raises((RuntimeError, OSError, EOFError)) as raised:
+            list(arriving)
+        assert "stopped by a signal" in str(loader.explain(raised.value))
+        batches._iterator._shutdown_workers()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_the_batches_before_an_unreadable_image_are_still_trained_on() -> None:
     from trainer.data.loader import on_device
     from trainer.data.samples import BadBatch

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -20,12 +21,14 @@ class AtWork:
         pid: its process id.
         sample: the sample that it is reading, None where it waits for work.
         seconds: since it began with that.
+        is_stopped: whether a signal or a debugger keeps it from running.
     """
 
     number: int
     pid: int
     sample: int | None
     seconds: float
+    is_stopped: bool = False
 
 
 class Bench:
@@ -61,7 +64,14 @@ class Bench:
         now = time.monotonic_ns()
         rows = self._rows.tolist() if self._rows is not None else []
         return [
-            AtWork(number, pid, None if sample == _IDLE else sample, (now - since) / 1e9)
+            AtWork(number, pid, None if sample == _IDLE else sample, (now - since) / 1e9, _is_stopped(pid))
             for number, (pid, sample, since) in enumerate(rows)
             if pid != _IDLE
         ]
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False

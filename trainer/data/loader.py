@@ -1,33 +1,29 @@
 """Batches on the device, without a stop: loading processes, pinned memory, copies beside the computation."""
 
 import atexit
-import ctypes
 import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.context import ForkContext, ForkProcess
-from multiprocessing.popen_fork import Popen
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from trainer.cores import count_cpus
-from trainer.data import failure
+from trainer.data import failure, processes, shared_memory
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Batch, Samples
-from trainer.errors import TrainingError, UnfitError
+from trainer.data.watch import Watch
+from trainer.errors import PacelineError, UnfitError
 
-_PR_SET_PDEATHSIG = 1
 _MOST_WORKERS = 8
 _END_S = 0.5
-_FOR_THE_TRAINER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def choose_workers(requested: int | None, *, in_memory: bool, local_world_size: int) -> int:
@@ -59,6 +55,9 @@ def load_batches(
         device: decides whether memory is pinned.
         timeout_s: seconds without a batch after which the loading processes are taken for hanging.
         persistent: keep the processes for the next iteration.
+
+    Raises:
+        UnfitError: shared memory is full.
     """
     batches: DataLoader[Any] = DataLoader(
         samples,
@@ -69,12 +68,13 @@ def load_batches(
         pin_memory=device.type == "cuda",
         timeout=timeout_s if workers else 0,
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=_start_loading_process,
-        multiprocessing_context=_Context() if workers else None,
+        worker_init_fn=processes.begin,
+        multiprocessing_context=processes.Context() if workers else None,
         # An own generator: making the iterator must not draw from the one that the model uses.
         generator=torch.Generator().manual_seed(0),
     )
-    samples.begin_work(workers)
+    with shared_memory.told_when_full():
+        samples.begin_work(workers)
     return Loader(batches, samples)
 
 
@@ -92,18 +92,36 @@ class Loader(Iterable[Any]):
     def __init__(self, batches: "DataLoader[Any]", samples: Samples) -> None:
         self._batches, self._samples = batches, samples
         self._iterator: Any = None
+        self._watch: Watch | None = None
         self.is_over = False
         _LOADERS.add(self)
 
     def __iter__(self) -> Iterator[Any]:
-        """Begins anew; persistent processes go on."""
-        if self._batches.num_workers:
-            _hear_of_ends()
-            with _held_back():
-                self._iterator = iter(self._batches)
-        else:
+        """Begins anew; persistent processes go on.
+
+        Raises:
+            UnfitError: shared memory is full.
+        """
+        if not self._batches.num_workers:
             self._iterator = self._loaded_here()
-        return self._iterator
+            return self._iterator
+        _hear_of_ends()
+        if self._watch is None or not self._batches.persistent_workers:
+            with processes.held_back(), shared_memory.told_when_full():
+                processes.try_room()
+                iterator: Any = iter(self._batches)
+            self._iterator = iterator
+            self._watch = Watch(iterator._workers, self._samples.bench, self._batches.timeout)
+            self._watch.begin(self)
+        else:
+            # They are asked to begin anew, and one that hangs does not answer.
+            self._watch.wait(partial(iter, self._batches))
+        return self._watched(self._watch)
+
+    def _watched(self, watch: Watch) -> Iterator[Any]:
+        get = partial(next, self._iterator, _END)
+        while (batch := watch.wait(get)) is not _END:
+            yield batch
 
     def _loaded_here(self) -> Iterator[Any]:
         """What a DataLoader without processes does; its own ways would cost a fiftieth of a small step."""
@@ -112,16 +130,19 @@ class Loader(Iterable[Any]):
             batch = self._samples.__getitems__(indices)  # type: ignore[arg-type]  # Indices for lists, as above
             yield pin_memory(batch) if self._batches.pin_memory else batch
 
-    def explain(self, error: BaseException) -> TrainingError | None:
+    def explain(self, error: BaseException) -> PacelineError | None:
         """What an error says about this loader's processes."""
         # Those that were told to end have no part in it.
-        processes = [] if getattr(self._iterator, "_shutdown", True) else self._iterator._workers
+        has_ended = getattr(self._iterator, "_shutdown", True)
+        if not has_ended and self._watch is not None and self._watch.hanging:
+            # A thread that reads from one of them, to pin memory, would be waited for at the end.
+            self._watch.end()
+            return failure.hang(self._watch.hanging, self._samples.split, timeout_s=int(self._batches.timeout))
+        workers = [] if has_ended else self._iterator._workers
         if isinstance(error, OSError | EOFError):
-            _await_an_end(processes)
-        exit_codes = [process.exitcode for process in processes]
-        return failure.explain(
-            error, self._samples.split, self._samples.bench.look(), exit_codes, timeout_s=int(self._batches.timeout)
-        )
+            _await_an_end(workers)
+        exit_codes = [process.exitcode for process in workers]
+        return failure.explain(error, self._samples.split, self._samples.bench.look(), exit_codes)
 
     def close(self) -> None:
         """Ends the processes of a training that is over."""
@@ -129,10 +150,11 @@ class Loader(Iterable[Any]):
             self._iterator._shutdown_workers()
 
 
+_END = object()
 _LOADERS: "weakref.WeakSet[Loader]" = weakref.WeakSet()
 
 
-def explain(error: BaseException) -> TrainingError | None:
+def explain(error: BaseException) -> PacelineError | None:
     """The loading process that an error is about, by its name; None: it is about something else.
 
     torch raises its own error wherever the training happens to be when it hears of a process's end; what is left to
@@ -141,6 +163,8 @@ def explain(error: BaseException) -> TrainingError | None:
     _let_them_end()
     for loader in list(_LOADERS):
         loader.is_over = True
+    if isinstance(error, PacelineError) or not isinstance(error, Exception):
+        return None
     return next((named for loader in list(_LOADERS) if (named := loader.explain(error)) is not None), None)
 
 
@@ -230,41 +254,3 @@ class _AsSampler(Sampler[Indices]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-@contextmanager
-def _held_back() -> Generator[None]:
-    """Over a fork: what reaches the new process before it ignores it must not meet the trainer's handlers there."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_loading_process(number: int) -> None:
-    # Ctrl-C, and what a scheduler or systemd sends, reach every process of a job: the training process decides what
-    # it means, and needs its batches until the step at which all ranks stop.
-    for wish in _FOR_THE_TRAINER:
-        signal.signal(wish, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_TRAINER)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    info = get_worker_info()
-    assert info is not None
-    info.dataset.bench.take(number)  # type: ignore[attr-defined]  # it is Samples
-
-
-class _Popen(Popen):
-    def terminate(self) -> None:
-        # torch, and multiprocessing at exit, end with it what does not end by itself; SIGTERM is ignored there.
-        self.kill()
-
-
-class _Process(ForkProcess):
-    @staticmethod
-    def _Popen(process_obj: BaseProcess) -> Popen:
-        return _Popen(process_obj)
-
-
-class _Context(ForkContext):
-    Process = _Process  # type: ignore[assignment]  # a subclass of it
