@@ -207,7 +207,7 @@ def test_a_file_system_that_is_frozen_in_a_save_holds_up_neither_the_steps_nor_t
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         # Said between two steps, with the log on the frozen disk.
-        said = any("SIGTERM came: stopping" in line for line in process.stderr)
+        said = any("asked to stop (SIGTERM): stopping" in line for line in process.stderr)
         while_frozen = said, not late.finished.is_set(), process.poll(), checkpoint.steps(run)
         late.cancel()
         disk.thaw()
@@ -215,4 +215,4 @@ def test_a_file_system_that_is_frozen_in_a_save_holds_up_neither_the_steps_nor_t
     assert while_frozen == (True, True, None, before)
     assert run.read_status()["state"] == "preempted"
     assert checkpoint.find_newest(run)[0] == run.read_status()["step"] > before[-1]
-    assert "SIGTERM came: stopping" in run.log(0, 0).read_text()
+    assert "asked to stop (SIGTERM): stopping" in run.log(0, 0).read_text()

@@ -20,7 +20,6 @@ from tests.launcher.conftest import ROOT, TELLS, Job
 from trainer.rundir import RELEASED, RunDir, append_json_line, write_json
 
 MakeJob = Callable[[str], Job]
-NOW = time.time()
 HERE = socket.gethostname()
 
 
@@ -28,7 +27,7 @@ def make_run(
     folder: Path, name: str, *, state: str = "", host: str = HERE, age_s: float = 0.0, **status: object
 ) -> RunDir:
     run = RunDir(folder / name)
-    row = {"attempt": 2, "argv": ["paceline", "run"], "time": NOW - age_s - 5, "host": host, "job_id": None}
+    row = {"attempt": 2, "argv": ["paceline", "run"], "time": time.time() - age_s - 5, "host": host, "job_id": None}
     write_json(run.job, {"argv": row["argv"], "attempts": [row]})
     if state:
         write_json(run.status, {"state": state, "attempt": 2, "time": time.time() - age_s, **status})
@@ -62,7 +61,7 @@ def test_the_state_is_what_the_lock_and_the_clock_say(
     with run.lock.open("w") as lock:
         if held:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        assert runs.look(run, now=NOW).state == state
+        assert runs.look(run, now=time.time()).state == state
 
 
 def test_one_byte_that_is_no_text_does_not_hide_the_other_runs(
@@ -81,17 +80,17 @@ def test_one_byte_that_is_no_text_does_not_hide_the_other_runs(
 def test_a_run_elsewhere_lives_as_long_as_its_holder_renews_its_record(tmp_path: Path) -> None:
     run = make_run(tmp_path, "x", state="running", host="elsewhere", age_s=3600)
     run.holder.touch()
-    assert runs.look(run, now=NOW).state == "running"
-    assert runs.look(run, now=NOW + 3600).state == "lost"
-    write_json(run.holder, {RELEASED: NOW})
-    assert runs.look(run, now=NOW).state == "lost"
+    assert runs.look(run, now=time.time()).state == "running"
+    assert runs.look(run, now=time.time() + 3600).state == "lost"
+    write_json(run.holder, {RELEASED: time.time()})
+    assert runs.look(run, now=time.time()).state == "lost"
 
 
 def test_a_new_attempt_that_has_said_nothing_yet_is_pending_and_not_what_the_last_one_was(tmp_path: Path) -> None:
     run = make_run(tmp_path, "x", state="failed", age_s=100)
-    write_json(run.job, {"attempts": [{"attempt": 3, "time": NOW - 10, "host": HERE}]})
-    assert runs.look(run, now=NOW).state == "pending"
-    assert runs.look(run, now=NOW + 3600).state == "lost"
+    write_json(run.job, {"attempts": [{"attempt": 3, "time": time.time() - 10, "host": HERE}]})
+    assert runs.look(run, now=time.time()).state == "pending"
+    assert runs.look(run, now=time.time() + 3600).state == "lost"
 
 
 def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_one(
@@ -240,7 +239,7 @@ def test_a_run_that_ended_early_says_how_and_from_where_it_goes_on(
     _, out, _ = said(capsys, "status", "x", "--dir", str(tmp_path))
     assert "paceline run recipe=digits run.name=x -- train.py --lr 1   (from step 20)" in out
     write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "run.fresh=true"]})
-    write_json(run.status, {"state": "failed", "attempt": 0, "time": NOW})
+    write_json(run.status, {"state": "failed", "attempt": 0, "time": time.time()})
     for code, label in ((1, "again"), (3, "then"), (2, None)):
         write_json(run.failure, {"attempt": 0, "type": "ConfigError", "message": "no", "exit_code": code})
         _, out, _ = said(capsys, "status", "x", "--dir", str(tmp_path))
