@@ -13,7 +13,8 @@ from trainer.data.datasets import Splits, TensorImages
 from trainer.distributed import World
 from trainer.job import Job
 from trainer.preprocessing import Preprocessing
-from trainer.rundir import RunDir, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir
 from trainer.stop import StopRequest
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import train

@@ -28,7 +28,8 @@ from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
 from trainer.errors import STOPPED, InUseError, PacelineError, UnfitError
-from trainer.rundir import RunDir, append_json_line, write_json
+from trainer.rows import append_json_line
+from trainer.rundir import RunDir, write_json
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.agent.server.api import RunResult

@@ -26,7 +26,8 @@ from trainer.errors import TrainingError, UnfitError
 from trainer.job import Job
 from trainer.lease import LeaseLost
 from trainer.recorder import Interval, Recorder
-from trainer.rundir import RunDir, append_json_line, read_json, read_json_lines
+from trainer.rows import append_json_line, read_json_lines
+from trainer.rundir import RunDir, read_json
 from trainer.stop import StopRequest
 from trainer.tracking import NullTrackers, jsonl, open_trackers
 from trainer.train import train

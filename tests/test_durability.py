@@ -19,7 +19,8 @@ from tests.waiting import until
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.data.datasets import held_out
-from trainer.rundir import RunDir, read_json, read_json_lines, write_json
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir, read_json, write_json
 
 
 def test_a_diverged_run_stays_failed_and_keeps_no_diverged_weights(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from trainer import history
 from trainer.config import Config, DataConfig
 from trainer.history import Rollback, Setup, Stretch
-from trainer.rundir import RunDir, append_json_line
+from trainer.rows import append_json_line
+from trainer.rundir import RunDir
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from launcher.plan import Program, plan_job
 from trainer import provenance
 from trainer.config import Config, DataConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError
-from trainer.rundir import RunDir, append_json_line, read_json
+from trainer.rows import append_json_line
+from trainer.rundir import RunDir, read_json
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import torch
 
 from tests import warm
 from trainer import checkpoint
-from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir, read_json
 
 NET = """
 import torch

@@ -9,7 +9,8 @@ import pytest
 
 from trainer import checkpoint
 from trainer.parting import trace_of
-from trainer.rundir import RunDir, append_json_line, json_line, read_json, write_json
+from trainer.rows import append_json_line, json_line
+from trainer.rundir import RunDir, read_json, write_json
 
 TRAIN, VALIDATION = {"train/loss": 1.0}, {"val/loss": 2.0}
 ROWS: list[dict[str, Any]] = [

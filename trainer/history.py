@@ -8,7 +8,8 @@ from trainer.config.continuation import differences, flatten
 from trainer.config.plain import from_dict, read_config, to_dict
 from trainer.config.schema import Config
 from trainer.errors import UnfitError
-from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir, read_json
 
 MOVABLE = ("data.root", "data.workers", "data.prefetch", "data.timeout_s", "distributed.timeout_s")
 """Keys that may differ from an attempt's without a bit of what it computed: they belong to place and time."""

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainer.rundir import RunDir, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir
 from trainer.wording import plural, significant
 
 _ROUNDING = 1e-6

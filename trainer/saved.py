@@ -2,7 +2,8 @@
 
 import time
 
-from trainer.rundir import RunDir, append_json_line, read_json_lines
+from trainer.rows import append_json_line, read_json_lines
+from trainer.rundir import RunDir
 
 _STARTS_OVER = "starts_over"
 

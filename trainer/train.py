@@ -19,7 +19,7 @@ from trainer.data import loader, shared_memory
 from trainer.errors import TrainingError
 from trainer.job import Job
 from trainer.loop import Loop
-from trainer.rundir import append_json_line, read_json_lines
+from trainer.rows import append_json_line, read_json_lines
 from trainer.state import Progress, restore
 
 

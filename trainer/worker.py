@@ -21,7 +21,8 @@ from trainer.mishap import Attempt, report
 from trainer.monitor.sampling import Monitor
 from trainer.patience import saying_if_slow
 from trainer.precision import agreed
-from trainer.rundir import RunDir, read_json_lines, write_json
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir, write_json
 from trainer.stop import StopRequest, parse_duration
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Outcome, train

@@ -14,7 +14,8 @@ import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
 from tests import warm
 from tests.trainer_command import DIGITS, TRAINER, run, succeed
 from trainer import checkpoint
-from trainer.rundir import RunDir, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir
 from trainer.state import weights_in
 
 SHORT = [

@@ -28,7 +28,8 @@ from trainer.console import LineConsole
 from trainer.data import datasets
 from trainer.evaluate import command
 from trainer.evaluate.__main__ import main
-from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir, read_json
 
 EVALUATE = [sys.executable, "-m", "trainer.evaluate"]
 UNDER_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]

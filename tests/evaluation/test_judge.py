@@ -10,7 +10,8 @@ from tests.trainer_command import DIGITS, TRAINER, run
 from trainer.config import compose, validate
 from trainer.errors import ConfigError
 from trainer.judge import Judge, Standing
-from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir, read_json
 
 
 def judged(judge: Judge, values: list[float]) -> tuple[list[bool], Standing, list[bool]]:

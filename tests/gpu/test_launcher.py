@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from tests.trainer_command import ROOT
-from trainer.rundir import RunDir, read_json, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir, read_json
 
 
 def paceline(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -11,7 +11,8 @@ from trainer.numerics.gate import Gate
 from trainer.numerics.replicas import Digest, rounding
 from trainer.parting import compare, trace_of
 from trainer.precision import choose
-from trainer.rundir import RunDir, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir
 
 
 def test_a_closed_gate_leaves_no_trace_and_lets_the_host_run_on() -> None:

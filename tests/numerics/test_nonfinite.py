@@ -19,7 +19,8 @@ from trainer.errors import TrainingError
 from trainer.numerics import nonfinite, remedy
 from trainer.numerics.gate import Gate
 from trainer.precision import Scaler
-from trainer.rundir import RunDir, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir
 from trainer.wording import span
 
 TRAINING_IMAGES = 1617

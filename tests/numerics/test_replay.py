@@ -26,7 +26,8 @@ from trainer.distributed import World
 from trainer.evaluate import request
 from trainer.job import Job
 from trainer.numerics import remedy
-from trainer.rundir import RunDir, json_line, read_json_lines
+from trainer.rows import json_line, read_json_lines
+from trainer.rundir import RunDir
 from trainer.stop import StopRequest
 from trainer.tracking import open_trackers
 from trainer.train import train

@@ -13,7 +13,8 @@ from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
 from trainer.config import Config, ModelConfig, OptimConfig
 from trainer.numerics.spikes import Spike, Spikes
-from trainer.rundir import RunDir, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir
 
 
 def rows(folder: Path, config: Config) -> tuple[list[dict[str, Any]], str]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from trainer.config import Config, TrackingConfig
-from trainer.rundir import RunDir, read_json_lines
+from trainer.rows import read_json_lines
+from trainer.rundir import RunDir
 from trainer.tracking import NullTrackers, Trackers, open_trackers
 
 

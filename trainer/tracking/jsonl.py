@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.lease import LeaseLost
-from trainer.rundir import RunDir, append_json_line, is_superseded, supersede_rows
+from trainer.rows import append_json_line, is_superseded, supersede_rows
+from trainer.rundir import RunDir
 
 # Rows that are kept while the disk is full: an hour of samples of one node, about 5 MB.
 _WAITING_ROWS = 4096
