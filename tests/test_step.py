@@ -23,6 +23,7 @@ SAMPLES, FEATURES, CLASSES = 37, 5, 3
 _generator = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(SAMPLES, FEATURES, dtype=torch.float64, generator=_generator)
 TARGETS = torch.randint(0, CLASSES, (SAMPLES,), generator=_generator)
+NO_SAMPLES = (INPUTS[:1], TARGETS[:0])  # as the loader gives it: an image that stands in, and no target
 
 
 def network() -> nn.Module:
@@ -58,9 +59,10 @@ def stepper(world: World, model: nn.Module, plan: StepPlan, *, counts_targets: b
 def batches(plan: StepPlan, steps: int, bad: frozenset[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for indices in StepSampler(range(SAMPLES), plan, seed=3, first_step=0, last_step=steps):
         kept = [sample for sample in indices.samples.tolist() if sample not in bad] if bad else indices.samples
-        if not indices.counts:
-            kept = []
-        yield INPUTS[kept], TARGETS[kept]
+        if not indices.counts or not len(kept):
+            yield NO_SAMPLES
+        else:
+            yield INPUTS[kept], TARGETS[kept]
 
 
 def train_weights(
@@ -235,8 +237,7 @@ def test_a_step_without_a_sample_moves_nothing_but_the_schedule(fused: bool, pol
     if policy is not None:
         take.gate = Gate(model, take.optimizer, torch.device("cpu"), only_looks=policy == "rollback")
     good = (INPUTS[:10], TARGETS[:10])
-    empty = (INPUTS[:0], TARGETS[:0])
-    stream = iter([empty, good, empty, good])
+    stream = iter([NO_SAMPLES, good, NO_SAMPLES, good])
     take.ema = ema = Ema(model, 0.9)
 
     def weights_after(step: int) -> torch.Tensor:
@@ -271,8 +272,20 @@ def statistics(world: World, micro_batch: int | None) -> tuple[list[torch.Tensor
     take(plan.share(0), iter(good))
     before = [buffer.clone() for buffer in model.buffers()]
     is_last = world.rank == world.world_size - 1
-    take(plan.share(1), iter([(INPUTS[:0], TARGETS[:0])] * len(good) if is_last else good))
+    take(plan.share(1), iter([NO_SAMPLES] * len(good) if is_last else good))
     return before, list(model.buffers()), nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def test_what_stands_in_for_no_sample_is_a_real_one_that_any_network_can_take() -> None:
+    class Standardised(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            # Of a constant sample this is not a number, and neither is its gradient times nothing.
+            return (inputs - inputs.mean(1, keepdim=True)) / inputs.std(1, keepdim=True)
+
+    model = nn.Sequential(Standardised(), network())
+    take = stepper(alone(), model, StepPlan(SAMPLES, 4), counts_targets=True, clip=None)
+    take(StepPlan(SAMPLES, 4).share(0), iter([NO_SAMPLES]))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, None), (2, None), (2, 2)])

@@ -18,14 +18,17 @@ def own_to_ranks(model: nn.Module, world: World) -> dict[str, torch.Tensor]:
     buffers are in its state dict.
     """
     persistent = model.state_dict().keys() if world.world_size == 1 else ()
-    mine = {name: buffer for name, buffer in _changeable(model).items() if name not in persistent}
+    mine = {name: buffer for name, buffer in changeable(model).items() if name not in persistent}
     if not mine:
         return {}
     # As bytes: one exchange, in which no dtype becomes another.
     rows = world.gather(torch.cat([buffer.reshape(-1).view(torch.uint8) for buffer in mine.values()]))
     parts = rows.split([buffer.nbytes for buffer in mine.values()], dim=1)
     return {
-        f"{_PREFIX}{name}": part.contiguous().view(buffer.dtype).view(len(rows), *buffer.shape)
+        # A copy of its own, since each dtype wants another alignment.
+        f"{_PREFIX}{name}": part.clone(memory_format=torch.contiguous_format)
+        .view(buffer.dtype)
+        .view(len(rows), *buffer.shape)
         for (name, buffer), part in zip(mine.items(), parts, strict=True)
     }
 
@@ -39,7 +42,7 @@ def give_back(model: nn.Module, tensors: Mapping[str, torch.Tensor], world: Worl
         tensors: the snapshot's.
         world: if its size is another than the snapshot's, a rank begins with what the ranks there have seen on average.
     """
-    for name, buffer in _changeable(model).items():
+    for name, buffer in changeable(model).items():
         rows = tensors.get(f"{_PREFIX}{name}")
         if rows is not None:
             buffer.copy_(_row(rows, world))
@@ -51,7 +54,7 @@ def common(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, t
     """Name -> rank 0's in a snapshot and the model's own, of the buffers that both have."""
     return {
         name: (tensors[f"{_PREFIX}{name}"][0], buffer)
-        for name, buffer in _changeable(model).items()
+        for name, buffer in changeable(model).items()
         if f"{_PREFIX}{name}" in tensors
     }
 
@@ -73,7 +76,7 @@ def _row(rows: torch.Tensor, world: World) -> torch.Tensor:
     return rows.double().mean(0).to(rows.dtype)
 
 
-def _changeable(model: nn.Module) -> dict[str, torch.Tensor]:
+def changeable(model: nn.Module) -> dict[str, torch.Tensor]:
     """Those that a step can change in place; an expanded view has several elements in one place of memory."""
     return {
         name: _real(buffer)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from trainer.buffers import changeable
 from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepShare, mix_seed, seed_generators
 from trainer.data.samples import IGNORED_TARGET, Batch
@@ -157,8 +158,11 @@ class Stepper:
             fetched = time.perf_counter()
             clock.data += fetched - started
             statistics: list[torch.Tensor] = []
+            before: list[torch.Tensor] = []
             if not len(batch[1]):
-                batch, statistics = _stand_in(batch), [buffer.clone() for buffer in self.model.buffers()]
+                statistics = list(changeable(self.model).values())
+                before = [buffer.clone() for buffer in statistics]
+                batch = _stand_in(batch)
             # Dropout and the like depend on step, rank and micro-batch, not on what was drawn before (loading draws,
             # too, when it happens in this process): resume is exact, and so is another number of data workers.
             seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank, index))
@@ -169,7 +173,7 @@ class Stepper:
                 clock.forward += forwarded - fetched
                 self.scaler.scale(loss).backward(self._weight_of(share.samples, loss.dtype))
             if statistics:
-                torch._foreach_copy_(list(self.model.buffers()), statistics)
+                torch._foreach_copy_(statistics, before)
             self.records.losses[place].add_(loss.detach())
             clock.backward += time.perf_counter() - forwarded
 
@@ -215,9 +219,10 @@ class Stepper:
 
 
 def _stand_in(nothing: Batch) -> Batch:
-    """Black images that count for nothing, with which a rank without samples takes part in the exchange of gradients.
+    """Images that count for nothing, with which a rank without samples takes part in the exchange of gradients.
 
-    Two, since BatchNorm refuses a single one.
+    Real ones, since what a network makes of a constant image may not be finite; two, since BatchNorm refuses one.
     """
-    images, targets = nothing[0].new_zeros(2, *nothing[0].shape[1:]), nothing[1].new_full((2,), IGNORED_TARGET)
+    images = nothing[0][:1].expand(2, *nothing[0].shape[1:]).contiguous()
+    targets = nothing[1].new_full((2,), IGNORED_TARGET)
     return (images, targets) if len(nothing) == 2 else (images, targets, targets.new_zeros(2), targets)

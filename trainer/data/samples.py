@@ -25,7 +25,7 @@ Transform = Callable[[Any], torch.Tensor]
 
 Batch = tuple[torch.Tensor, ...]
 """Images, uint8 [B, C, H, W] (or what a user's own data set gives), and targets, int64 [B]; B is 0 where no image that
-counts was dealt, or none can be read.
+counts was dealt, or none can be read: then there is an image all the same, which stands in.
 
 For mixing there may be one image more than targets, and two tensors more: int64 [B] each, which of the images is an
 image's partner (the image itself where that is missing), and the partner's target."""
@@ -85,7 +85,7 @@ class Samples(Dataset[Any]):
         self._report = report
         self._mixes = mixes
         self._reported: set[str] = set()
-        self._no_images: torch.Tensor | None = None
+        self._readable: torch.Tensor | None = None
 
     def begin_work(self, workers: int) -> None:
         """Has each of the loading processes, which are still to be started, tell what it is at."""
@@ -124,7 +124,7 @@ class Samples(Dataset[Any]):
             return BadBatch(str(error), "look at the files; skipped_images.jsonl in the run directory lists them")
         finally:
             self.bench.rest()
-        return batch if indices.counts else tuple(part[:0] for part in batch)
+        return batch if indices.counts else (batch[0], *(part[:0] for part in batch[1:]))
 
     def _slice(self, indices: Indices) -> Batch:
         assert self._batch_augment is not None
@@ -151,11 +151,10 @@ class Samples(Dataset[Any]):
             images.append(image)
             targets.append(target)
             places.append(place)
-        if self._no_images is None:
-            image = images[0] if images else self._any_image()
-            self._no_images = image.new_empty(0, *image.shape)
         if not places or (self._mixes and places[0] == len(indices.samples) - 1):
-            return self._no_images, *torch.empty(3 if self._mixes else 1, 0, dtype=torch.int64)
+            if self._readable is None:
+                self._readable = self._any_image().unsqueeze(0)
+            return self._readable, *torch.empty(3 if self._mixes else 1, 0, dtype=torch.int64)
         batch = torch.stack(images), torch.tensor(targets)
         return _paired(*batch, places, last=len(indices.samples) - 1) if self._mixes else batch
 
