@@ -58,10 +58,11 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
     # One that an earlier attempt has not seen any more is not meant for this one.
     with suppress(OSError):
         run.stop.unlink()
-    attempt = run.next_attempt()
-    logs = run.log(attempt, 0).parent
     try:
-        logs.mkdir(parents=True)
+        attempt = _take_attempt(run)
+    except OSError as error:
+        raise runname.unwritable(run.path, error) from error
+    try:
         begin(
             run,
             config,
@@ -73,7 +74,7 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         )
     except OSError as error:
         # What was not started is no attempt.
-        shutil.rmtree(logs, ignore_errors=True)
+        shutil.rmtree(run.log(attempt, 0).parent, ignore_errors=True)
         raise runname.unwritable(run.path, error) from error
     return replace(
         plan,
@@ -82,6 +83,24 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         attempt=attempt,
         again=again_command(plan, run.name),
     )
+
+
+def _take_attempt(run: RunDir) -> int:
+    """Makes the folder of an attempt's logs, which makes its number this job's; returns the number.
+
+    Raises:
+        OSError: the directory cannot be made.
+    """
+    attempt = run.next_attempt()
+    run.log(attempt, 0).parent.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            run.log(attempt, 0).parent.mkdir()
+        except FileExistsError:
+            # Another launcher was faster.
+            attempt += 1
+        else:
+            return attempt
 
 
 def check_agreement(plan: JobPlan, config: "Config", path: Path) -> None:

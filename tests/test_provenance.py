@@ -10,7 +10,7 @@ import pytest
 
 from launcher import local
 from launcher.plan import Program, plan_job
-from trainer import provenance
+from trainer import history, provenance
 from trainer.config import Config, DataConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError
 from trainer.rows import append_json_line
@@ -158,3 +158,27 @@ def test_a_secret_reaches_the_workers_but_no_file_and_is_no_difference(tmp_path:
     assert files
     assert [path for path in files if secret in path.read_text()] == []
     provenance.agree(run, config)
+
+
+def test_a_launcher_that_was_overtaken_leaves_the_other_ones_logs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(run=RunConfig(name="x", dir=str(tmp_path)), data=DataConfig(name="digits"))
+    run = RunDir(tmp_path / "x")
+    run.log(0, 0).parent.mkdir(parents=True)
+    run.log(0, 0).write_text("the other job's")
+    # It has looked before that one's folder was there.
+    monkeypatch.setattr(RunDir, "next_attempt", lambda self: 0)
+    plan = plan_job(config, program=Program("trainer", "trainer"), overrides=[], gpus=0, cpus=1, environment={})
+    assert local.prepare(plan, config, recipe="r", argv=["paceline", "run"]).attempt == 1
+    assert run.log(0, 0).read_text() == "the other job's"
+
+
+def test_an_attempt_that_never_began_does_not_say_where_the_data_are(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    run.path.mkdir()
+    for attempt, root in enumerate(("/mine", "/moved", "/refused")):
+        begin(run, Config(data=DataConfig(root=root)), attempt=attempt, folder=tmp_path)
+        if root != "/refused":
+            append_json_line(run.events, {"event": "start", "step": 0, "attempt": attempt})
+    assert history.latest_config(run).data.root == "/moved"

@@ -189,7 +189,7 @@ def setup_of(run: RunDir, attempt: int | None) -> Setup:
     Raises:
         UnfitError: it is not known, and the attempts differ.
     """
-    rows = _attempts(run)
+    rows = _begun(run)
     if attempt is not None:
         return _setup(run, rows, attempt)
     *others, latest = [_setup(run, rows, row.get("attempt", 0)) for row in rows]
@@ -203,8 +203,11 @@ def setup_of(run: RunDir, attempt: int | None) -> Setup:
 
 
 def latest_config(run: RunDir) -> Config:
-    """The configuration of the last attempt: that of the run, with the keys that do not matter as they are now."""
-    return _config(run, _attempts(run)[-1].get("attempt", 0))
+    """The configuration of the last attempt that began: the run's, with the keys that do not matter as they are now.
+
+    Where the record does not say which attempts began, that of the first.
+    """
+    return _config(run, _begun(run)[-1 if _starts(run) else 0].get("attempt", 0))
 
 
 def as_of_now(run: RunDir, config: Config) -> Config:
@@ -222,9 +225,31 @@ def _attempts(run: RunDir) -> list[dict[str, Any]]:
     return job.get("attempts") or [job]
 
 
-def _setup(run: RunDir, rows: list[dict[str, Any]], attempt: int) -> Setup:
+def _row_of(rows: list[dict[str, Any]], attempt: int) -> dict[str, Any]:
     # A restart by the launcher has a number, but no row of its own.
-    row = next((row for row in reversed(rows) if row.get("attempt", 0) <= attempt), rows[0])
+    return next((row for row in reversed(rows) if row.get("attempt", 0) <= attempt), rows[0])
+
+
+def _starts(run: RunDir) -> list[int]:
+    """The attempts that began to train, as far as the events number them."""
+    starts = (row.get("attempt") for row in read_json_lines(run.events) if row.get("event") == "start")
+    return [attempt for attempt in starts if attempt is not None]
+
+
+def _begun(run: RunDir) -> list[dict[str, Any]]:
+    """The rows of the attempts that began, or may have: a launcher writes its row before its attempt is agreed to.
+
+    Of those before the first that the events number, and of all where they number none, that cannot be told.
+    """
+    rows, starts = _attempts(run), _starts(run)
+    if not starts:
+        return rows
+    begun = [_row_of(rows, attempt) for attempt in starts]
+    return [row for row in rows if row in begun or row.get("attempt", 0) < min(starts)]
+
+
+def _setup(run: RunDir, rows: list[dict[str, Any]], attempt: int) -> Setup:
+    row = _row_of(rows, attempt)
     seen = read_json(run.attempt_environment(attempt)).get("workers", [])
     if not seen and row is rows[-1]:
         seen = read_json(run.environment).get("workers", [])
