@@ -116,6 +116,9 @@ def not_asked_for(exits: Sequence[Exit], killed: Sequence[int] = ()) -> list[Exi
 
 
 def _is_as_asked(exit: Exit) -> bool:
+    if exit.code == -signal.SIGABRT:
+        # One whose peers have stopped may be aborted for that: what it said before decides.
+        return _is_as_asked(replace(exit, code=1))
     if exit.code < 0:
         return -exit.code in STOP_SIGNALS
     by_itself = exit.code in (0, STOPPED) or exit.type in ("", "SystemExit", "KeyboardInterrupt")

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import pytest
 import rich.console
 
+from tests.waiting import until
 from trainer.console import Console, Progress, TerminalConsole, evaluation_line, open_console, progress_line
 
 PROGRESS = Progress(
@@ -55,6 +56,9 @@ class Terminal:
                 self._parts.append(part)
         except OSError:
             return  # The other side is closed.
+
+    def has_shown(self, text: str) -> bool:
+        return text in b"".join(self._parts[-20:]).decode(errors="replace")
 
     def hang_up(self) -> None:
         os.close(self._master)
@@ -312,3 +316,34 @@ def test_a_log_on_a_storage_that_hangs_holds_up_nobody_for_long_and_gets_its_lin
     assert stream.getvalue().splitlines() == said
     with log.open() as reader:
         assert reader.read().splitlines() == said
+
+
+def test_a_terminal_that_takes_nothing_holds_up_nobody_for_long_and_gets_its_lines_in_the_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    said = [f"line {number} {'x' * 200}" for number in range(300)]  # more than a pseudo-terminal takes
+    with on_terminal(log=log, read=False) as (console, terminal):
+
+        def speak() -> None:
+            for number, text in enumerate(said):
+                console.progress(replace(PROGRESS, step=number % 900))
+                console.say(text)
+            console.close()
+
+        speaker = threading.Thread(target=speak, daemon=True)
+        speaker.start()
+        speaker.join(30)
+        assert not speaker.is_alive()
+        assert [line for line in log.read_text().splitlines() if line.startswith("line")] == said
+        terminal.read()
+        until(lambda: terminal.has_shown(said[-1]), "the last line on the terminal")
+    assert re.findall(r"line \d+ x+", terminal.text()) == said
+
+
+def test_what_is_said_is_there_although_there_are_no_threads_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    console, stream = off_terminal()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    console.error("can't start new thread")
+    assert stream.getvalue() == "error: can't start new thread\n"

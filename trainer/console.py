@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +47,11 @@ class Progress:
 
 
 class Console(Protocol):
-    """How the trainer talks; every method may be called from any thread."""
+    """How the trainer talks; every method may be called from any thread.
+
+    A terminal that takes nothing (Ctrl-S, a pager, tmux's copy mode) holds up a speaker a second, and nobody after it
+    until it takes all that waits: the newest ten thousand lines.
+    """
 
     def say(self, text: str) -> None:
         """Says something."""
@@ -116,6 +119,7 @@ class QuietConsole:
         self._voice.line(f"{self._prefix}error: {problem}", style="red")
         if fix:
             self._voice.line(f"{self._prefix}  {fix}")
+        self._voice.drain()
 
     def progress(self, progress: Progress) -> None:
         """Shows nothing."""
@@ -127,7 +131,8 @@ class QuietConsole:
         """Shows nothing."""
 
     def close(self) -> None:
-        """Has nothing to put back."""
+        """Has nothing to put back; what was said is there, unless the terminal takes nothing."""
+        self._voice.drain()
 
 
 class LineConsole:
@@ -150,6 +155,7 @@ class LineConsole:
         self._voice.line(f"error: {problem}", style="bold red")
         if fix:
             self._voice.line(f"  {fix}")
+        self._voice.drain()
 
     def progress(self, progress: Progress) -> None:
         """Writes a line when 30 s and a hundredth of the run have passed since the last one."""
@@ -165,9 +171,11 @@ class LineConsole:
         """Shows the results of the run."""
         for line in lines:
             self._voice.line(f"  {line}")
+        self._voice.drain()
 
     def close(self) -> None:
-        """Has nothing to put back."""
+        """Has nothing to put back; what was said is there, unless the terminal takes nothing."""
+        self._voice.drain()
 
 
 class TerminalConsole(LineConsole):
@@ -175,21 +183,14 @@ class TerminalConsole(LineConsole):
 
     def __init__(self, stream: TextIO, log: Path | None, *, clock: Callable[[], float]) -> None:
         super().__init__(stream, log, clock=clock)
-        self._lock = threading.Lock()
+        # The terminal's thread alone touches it.
         self._live: rich.live.Live | None = None
 
     def progress(self, progress: Progress) -> None:
         """Redraws the live line; the log file gets one at the pace of a run off a terminal."""
         if self._pace.is_due(progress.step, progress.total_steps):
             self._voice.to_log(progress_line(progress))
-        with self._lock:
-            if self._voice.broken:
-                return
-            try:
-                self._draw(progress)
-            except OSError:
-                # The terminal is gone (a closed connection); the training is not.
-                self._voice.broken = True
+        self._voice.show(lambda: self._draw(progress), passing=True)
 
     def _draw(self, progress: Progress) -> None:
         if self._live is None:
@@ -205,19 +206,19 @@ class TerminalConsole(LineConsole):
             self._live.start()
         self._live.update(_live_line(progress, self._voice.screen.width), refresh=True)
 
+    def _take_away(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
     def close(self) -> None:
         """Takes the live line away and shows the cursor again."""
-        with self._lock:
-            live, self._live = self._live, None
-            if live is not None and not self._voice.broken:
-                try:
-                    live.stop()
-                except OSError:
-                    self._voice.broken = True
+        self._voice.show(self._take_away)
+        super().close()
 
     def summary(self, lines: Sequence[str]) -> None:
         """Shows the results of the run, in place of the live line."""
-        self.close()
+        self._voice.show(self._take_away)
         super().summary(lines)
 
 

@@ -1,5 +1,6 @@
 """Rows of metrics, status and progress, written beside the training by a thread of rank 0."""
 
+import errno
 import queue
 import threading
 import time
@@ -158,11 +159,12 @@ class Recorder:
         """Waits until all that was recorded so far is written, so that no checkpoint is ahead of its metrics.
 
         Raises:
-            OSError: it cannot be written just now, such as on a full disk.
+            OSError: it cannot be written just now, such as on a full disk, or is not within 30 s.
         """
         written = threading.Event()
         self._work.put(written.set)
-        written.wait(_CLOSE_LIMIT_S)
+        if not written.wait(_CLOSE_LIMIT_S):
+            raise OSError(errno.ETIMEDOUT, f"the rows of metrics before it were not written in {_CLOSE_LIMIT_S:.0f} s")
         self._trackers.flush()
         self._steps.flush()
 

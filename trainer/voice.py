@@ -1,5 +1,6 @@
 """Where and how often lines are written; the loss of a stream or a log never reaches the one who speaks."""
 
+import io
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import rich.text
 _SOBER_PERIOD_S = 30.0
 _SOBER_SHARE = 0.01
 _PATIENCE_S = 1.0
+_LAST_PATIENCE_S = 2.0
 _WAITING_LINES = 10_000
 
 
@@ -25,24 +27,35 @@ class _Screen(rich.console.Console):
 
 
 class Voice:
-    """Writes lines to a stream and, plain, to a log file; neither one's loss reaches the caller."""
+    """Writes lines to a stream and, plain, to a log file; neither one's loss, or silence, reaches the caller."""
 
     def __init__(self, stream: TextIO, log: Path | None) -> None:
         self.broken = False
         # Off a terminal rich would wrap at 80 columns; a line is a line there.
-        self.screen = _Screen(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty())
+        self.screen = _Screen(
+            file=_apart(stream), highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty()
+        )
+        self._shown = _Turns("terminal")
         self._log = None if log is None else _Log(log)
 
     def line(self, text: str, *, style: str = "") -> None:
         """Writes a line, or several."""
         self.to_log(text)
-        if self.broken:
-            return
-        try:
-            self.screen.print(rich.text.Text(text, style=style), soft_wrap=True)
-        except (OSError, ValueError):
-            # The pipe's other end or the terminal is gone, or the stream was closed: training goes on unseen.
-            self.broken = True
+        self.show(lambda: self.screen.print(rich.text.Text(text, style=style), soft_wrap=True))
+
+    def show(self, draw: Callable[[], None], *, passing: bool = False) -> None:
+        """Has something drawn on the screen after all that was said before.
+
+        Args:
+            draw: draws it.
+            passing: it is not waited for, and it may be left out where another such drawing follows at once.
+        """
+        if not self.broken:
+            self._shown.add(lambda: self._try(draw), wait=not passing, passing=passing)
+
+    def drain(self) -> None:
+        """Waits until all is shown, but no longer than two seconds for a terminal that takes nothing."""
+        self._shown.drain()
 
     def to_log(self, text: str) -> None:
         """Appends a line to the log file only."""
@@ -51,6 +64,89 @@ class Voice:
             return
         self._log = None
         self.line(f"warning: {log.path} cannot be written and is given up: {error.strerror}", style="yellow")
+
+    def _try(self, draw: Callable[[], None]) -> None:
+        if self.broken:
+            return
+        try:
+            draw()
+        except Exception:
+            # The pipe's other end or the terminal is gone, or the stream was closed: training goes on unseen.
+            self.broken = True
+
+
+def _apart(stream: TextIO) -> TextIO:
+    """The same file with a buffer of its own: while a write to it hangs, nobody else could flush the stream's."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return stream
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding=stream.encoding, errors=stream.errors)
+
+
+class _Turns:
+    """Does one thing after the other; where one hangs, the others wait, and the first speaker is held up a second.
+
+    Of more than ten thousand that wait the oldest are dropped.
+
+    Args:
+        name: of its threads.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Callable[[], None], bool]] = deque(maxlen=_WAITING_LINES)
+        self._thread: threading.Thread | None = None
+        self._hangs = False
+        self._done, self._done_at_last_drain = 0, -1
+
+    def add(self, act: Callable[[], None], *, wait: bool = True, passing: bool = False) -> None:
+        """Has something done, and usually it is done on return; a `passing` one takes the place of one just before."""
+        with self._lock:
+            if passing and self._waiting and self._waiting[-1][1]:
+                self._waiting.pop()
+            self._waiting.append((act, passing))
+            served = self._thread is not None or self._begin()
+        if not served:
+            # No more threads are to be had, which may be the very thing to tell.
+            self._serve()
+        elif wait and not self._hangs:
+            self._wait(_PATIENCE_S)
+
+    def drain(self) -> None:
+        """Waits until all is done, at most two seconds; not again where nothing came of it the last time."""
+        if self._done != self._done_at_last_drain:
+            self._wait(_LAST_PATIENCE_S)
+            self._done_at_last_drain = self._done if self._hangs else -1
+
+    def _begin(self) -> bool:
+        # A thread for the moment, not for good: only it may hang, and none is left behind.
+        thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._thread = thread
+        return True
+
+    def _wait(self, seconds: float) -> None:
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+            with self._lock:
+                self._hangs = self._thread is thread
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread, self._hangs = None, False
+                    return
+                act, _ = self._waiting.popleft()
+            act()
+            self._done += 1
 
 
 class _Log:
@@ -62,41 +158,27 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._waiting: deque[str] = deque(maxlen=_WAITING_LINES)
-        self._writer: threading.Thread | None = None
-        self._hangs = False
+        self._lines: deque[str] = deque(maxlen=_WAITING_LINES)
+        self._turns = _Turns("log")
         self._error: OSError | None = None
 
     def add(self, text: str) -> OSError | None:
         """Appends a line, and usually it is there on return; returns why no more can be written, once that is known."""
-        with self._lock:
-            self._waiting.append(text)
-            if self._writer is None:
-                # A thread for the moment, not for good: only it may hang, and none is left behind.
-                self._writer = threading.Thread(target=self._write, name="log", daemon=True)
-                self._writer.start()
-            writer = self._writer
-        if not self._hangs:
-            writer.join(_PATIENCE_S)
-            self._hangs = writer.is_alive()
+        self._lines.append(text)
+        # Lines that wait together are written together.
+        self._turns.add(self._write, passing=True)
         return self._error
 
     def _write(self) -> None:
-        while True:
-            with self._lock:
-                lines = "".join(f"{text}\n" for text in self._waiting)
-                self._waiting.clear()
-                if not lines:
-                    self._writer = None
-                    return
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(lines)
-            except OSError as error:
-                self._error = error
-            self._hangs = False
+        if not self._lines:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                while self._lines:
+                    file.write(f"{self._lines.popleft()}\n")
+        except OSError as error:
+            self._error = error
 
 
 class Pace:
