@@ -257,15 +257,27 @@ def _check_single_samples(
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model(normaliser(image))
     except ValueError as error:
-        sizes = range(plan.global_batch_size + 1, 2 * plan.global_batch_size + 1)
-        better = [size for size in sizes if replace(plan, global_batch_size=size).smallest_micro_batch(total_steps) > 1]
+        whole = replace(plan, drop_last=True).smallest_micro_batch(total_steps) > 1
         raise ConfigError(
-            f"the last step of an epoch has a single sample on some worker, which a BatchNorm layer refuses ({error})",
-            f"global_batch_size={better[0]}, or data.drop_last=true" if better else "data.drop_last=true",
+            f"{'the last step of an epoch' if whole else 'a step'} has a single sample on some worker at once, which a "
+            f"BatchNorm layer refuses ({error})",
+            ", or ".join(_ways_to_two(plan, total_steps)) or "more images, or fewer workers",
         ) from error
     finally:
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
+
+
+def _ways_to_two(plan: StepPlan, total_steps: int) -> Iterator[str]:
+    """The overrides each of which gives every worker two samples or more at once."""
+    size = plan.global_batch_size
+    for options in (
+        [(f"micro_batch_size={n}", replace(plan, micro_batch_size=n)) for n in range(2, 9) if plan.micro_batch_size],
+        [(f"global_batch_size={n}", replace(plan, global_batch_size=n)) for n in range(size + 1, 2 * size + 1)],
+        [("data.drop_last=true", replace(plan, drop_last=True))],
+    ):
+        better = [text for text, changed in options if changed.smallest_micro_batch(total_steps) > 1]
+        yield from better[:1]
 
 
 def step_plan(config: Config, samples: int, world_size: int) -> StepPlan:

@@ -76,6 +76,8 @@ def test_the_batch_is_said_in_a_line() -> None:
         ({"run__dir": ""}, "run.dir is empty", "run.dir=runs"),
         ({"data__name": "fashion_minst"}, "is not a data set", "did you mean data.name=fashion_mnist?"),
         ({"data__name": "folder"}, "data.name=folder needs data.root", "data.root=DIR"),
+        ({"data__name": "folder", "data__root": "~nobody-of-this-name/x"}, "names the home of nobody", "data.root=/"),
+        ({"data__root": "photos"}, "data.root=photos has no effect with data.name=digits", "data.name=folder"),
         ({"data___target_": "nodots"}, "is not a dotted path", "package.module.callable"),
         (
             {"model__name": "resnet19"},
@@ -220,6 +222,11 @@ def build(count, *, flip=False): ...
 def decorated(count): ...
 class Net: ...
 Lazy = build
+match {"made": build}:
+    case {"made": matched, **others}: ...
+def redefined(): ...
+if Lazy:
+    def redefined(count): ...
 """
 
 
@@ -261,6 +268,9 @@ def test_a_target_that_cannot_be_imported_is_refused_without_importing_it(
         ("data", "own.sets.decorated"),
         ("data", "own.sets.borrowed"),
         ("data", "own.sets.Lazy"),
+        ("data", "own.sets.matched"),
+        ("data", "own.sets.others"),
+        ("data", "own.sets.redefined"),
         ("data", "own.sets.Net.made"),
         ("data", "own.dynamic.anything"),
         ("data", "own.starred.anything"),

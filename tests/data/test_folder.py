@@ -234,9 +234,14 @@ def _new_class_in_val(root: Path) -> Path:
     return make(root, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png")
 
 
+def _not_text(root: Path) -> Path:
+    return make(root, "train/a/1.png", "train/" + os.fsdecode(b"caf\xe9") + "/1.png")
+
+
 @pytest.mark.parametrize(
     ("prepare", "problem"),
     [
+        (_not_text, "folders whose names are not UTF-8: caf"),
         (lambda root: root / "missing", "missing does not exist"),
         (_file, "is a file"),
         (lambda root: root, "holds nothing"),

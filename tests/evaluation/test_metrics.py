@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics as sklearn
 from sklearn.calibration import calibration_curve
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.workers import alone, run_workers
 from trainer.data.samples import IGNORED_TARGET
@@ -165,6 +165,8 @@ def test_batches_are_counted_without_a_value_that_the_host_would_wait_for(classe
         targets = torch.empty(64, dtype=torch.int64, device="cuda")
         for columns in (classes, classes + 1):
             tally.update(torch.empty(64, columns, device="cuda"), targets)
+        with pytest.raises(DataDependentOutputException):
+            targets.sum().item()
 
 
 def test_torchmetrics_is_imported_by_the_first_evaluation_and_not_at_the_start() -> None:

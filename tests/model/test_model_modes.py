@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch._dynamo.utils import counters
 
 from tests.numerics import runs
 from tests.workers import alone
+from trainer.assembly import assemble
 from trainer.config import ModelConfig
+from trainer.config.keys import get
+from trainer.errors import ConfigError
 from trainer.rundir import RunDir
 
 HERE = "tests.model.test_model_modes"
@@ -56,6 +60,27 @@ def test_a_lone_sample_is_refused_before_anything_is_compiled(tmp_path: Path, *,
     config = runs.configuration([], model=model, global_batch_size=samples - 1)
     error, _ = runs.train_in(alone(), tmp_path, config)
     assert "single sample" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "ways"),
+    [
+        ({"global_batch_size": 1}, "a step has", ["global_batch_size=2"]),
+        ({"micro_batch_size": 1}, "a step has", ["micro_batch_size=2"]),
+        ({"micro_batch_size": 1, "data.drop_last": True}, "a step has", ["micro_batch_size=2"]),
+    ],
+)
+def test_a_lone_sample_in_every_step_is_told_with_what_mends_it_alone(
+    changes: dict[str, Any], where: str, ways: list[str]
+) -> None:
+    config = runs.configuration([], model=ModelConfig(_target_=f"{HERE}.Normalised"), epochs=1)
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        setattr(get(config, section) if section else config, name, value)
+    with pytest.raises(ConfigError) as caught:
+        assemble(config, alone(), RunDir("unused"))
+    assert where in caught.value.problem
+    assert caught.value.fix.split(", or ") == ways
 
 
 def test_a_lone_sample_is_fine_before_a_frozen_batchnorm(tmp_path: Path) -> None:

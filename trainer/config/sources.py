@@ -14,6 +14,7 @@ from trainer.data import scan
 from trainer.errors import ConfigError
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_WITHOUT_FILES = ("digits", "synthetic")
 _WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".bin")
 
 
@@ -38,6 +39,11 @@ def data_problems(config: Config) -> Iterator[ConfigError]:
         yield ConfigError("data.channels=2 is neither grey nor colour", "data.channels=1 or data.channels=3")
     if data._target_ is None and data.name in ("folder", "imagenet"):
         yield from _root(data.root, data.name)
+    if data._target_ is None and data.name in _WITHOUT_FILES and data.root is not None:
+        yield ConfigError(
+            f"data.root={data.root} has no effect with data.name={data.name}",
+            f"data.name=folder for your own images, or recipe=finetune; without data.root for {data.name}",
+        )
 
 
 def _root(root: str | None, name: str) -> Iterator[ConfigError]:
@@ -48,7 +54,11 @@ def _root(root: str | None, name: str) -> Iterator[ConfigError]:
             "recipe=fashion_mnist",
         )
         return
-    path = Path(root).expanduser()
+    try:
+        path = Path(root).expanduser()
+    except RuntimeError as error:
+        yield ConfigError(f"data.root={root} names the home of nobody: {error}", "data.root=/the/whole/path")
+        return
     if name == "imagenet" and any(path.glob("*.tar*")):
         # Its archives: unpacked before the very first training.
         return

@@ -124,18 +124,31 @@ def _bound_names(tree: ast.Module) -> set[str] | None:
                 return None
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 bound.add(name)
-            case ast.Name(id=name, ctx=ast.Store()):
+            case ast.Name(id=name, ctx=ast.Store()) | ast.ExceptHandler(name=str(name)):
+                bound.add(name)
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
                 bound.add(name)
             case ast.alias(name=name, asname=other):
                 bound.add(other or name.partition(".")[0])
     return bound
 
 
+def _binds(node: ast.AST, name: str) -> bool:
+    """Whether a definition, an import or an assignment, at any depth, gives a name."""
+    match node:
+        case ast.FunctionDef(name=bound) | ast.AsyncFunctionDef(name=bound) | ast.ClassDef(name=bound):
+            return bound == name
+        case ast.alias(name=imported, asname=other):
+            return (other or imported.partition(".")[0]) == name
+        case ast.Name(id=bound, ctx=ast.Store()):
+            return bound == name
+    return False
+
+
 def _signature(tree: ast.Module, name: str) -> Signature | None:
     """The signature of a function that a module defines once and without decorators."""
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    others = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
-    if len(found) != 1 or found[0].decorator_list or any(isinstance(node.ctx, ast.Store) for node in others):
+    if len(found) != 1 or found[0].decorator_list or sum(_binds(node, name) for node in ast.walk(tree)) != 1:
         return None
     given = found[0].args
     plain = [*given.posonlyargs, *given.args]

@@ -63,7 +63,7 @@ def layout(root: Path) -> Layout:
     """Finds train and val folders; without them the root's own folders are the classes.
 
     Raises:
-        ConfigError: the root does not exist, is a file, or its splits have no class folders.
+        ConfigError: the root does not exist, is a file, its splits have no class folders, or a class no readable name.
         UnfitError: it cannot be read.
     """
     try:
@@ -75,6 +75,7 @@ def layout(root: Path) -> Layout:
         raise ConfigError(f"data.root={root} is a file", "unpack it, and give the folder that it was unpacked to")
     folders = {path.name.lower(): path for path in _folders(root)}
     train = next((folders[name] for name in _TRAIN_NAMES if name in folders and _folders(folders[name])), None)
+    _check_names(train or root)
     if train is None:
         if folders and set(folders) <= {*_TRAIN_NAMES, *_VAL_NAMES}:
             raise ConfigError(
@@ -89,6 +90,24 @@ def layout(root: Path) -> Layout:
             f"make the same folders as in {train}, or move {val.name}/ away to hold out data.val_fraction",
         )
     return Layout(train, val, sorted(path.name for path in folders.values() if path not in (train, val)))
+
+
+def _check_names(folder: Path) -> None:
+    """Refuses classes that no result could name."""
+    unnamed = [path.name for path in _folders(folder) if not _is_text(path.name)]
+    if unnamed:
+        raise ConfigError(
+            f"{folder} has folders whose names are not UTF-8: {some(unnamed)}",
+            f"rename them: `convmv -f latin1 -t utf8 --notest {folder}/*`, with the encoding that they have",
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def glance(root: Path) -> None:
