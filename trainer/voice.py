@@ -35,6 +35,8 @@ class Voice:
         self.screen = _Screen(
             file=_apart(stream), highlight=False, markup=False, emoji=False, soft_wrap=not stream.isatty()
         )
+        # Where nobody else holds it, its end would close the descriptor.
+        self._stream = stream
         self._shown = _Turns("terminal")
         self._log = None if log is None else _Log(log)
 
