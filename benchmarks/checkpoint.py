@@ -24,17 +24,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from trainer.assembly import Parts, assemble
 from trainer.config import Config, DataConfig, ModelConfig, OptimConfig
-from trainer.console import LineConsole
 from trainer.distributed import World
-from trainer.job import Job
-from trainer.keeper import Keeper
-from trainer.recorder import Recorder
 from trainer.rundir import RunDir
-from trainer.state import Progress
 from trainer.stop import StopRequest
+from trainer.terminal.console import LineConsole
 from trainer.tracking import NullTrackers
+from trainer.training.assembly import Parts, assemble
+from trainer.training.job import Job
+from trainer.training.keeper import Keeper
+from trainer.training.recorder import Recorder
+from trainer.training.state import Progress
 
 GOAL = 0.06
 OPTIMIZERS: dict[str, OptimConfig] = {

@@ -8,16 +8,16 @@ import torch.distributed as dist
 from tiny import CLASSES, IMAGES, LR, TARGETS
 
 from trainer.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, TrackingConfig
-from trainer.console import LineConsole
 from trainer.data.datasets import Splits, TensorImages
 from trainer.distributed import World
-from trainer.job import Job
 from trainer.preprocessing import Preprocessing
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
 from trainer.stop import StopRequest
+from trainer.terminal.console import LineConsole
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import train
+from trainer.training.job import Job
 
 
 def tiny_data() -> Splits:

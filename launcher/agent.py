@@ -28,7 +28,7 @@ from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
 from trainer.errors import STOPPED, InUseError, PacelineError, UnfitError
-from trainer.rows import append_json_line
+from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, write_json
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from launcher.output import tidy_terminal
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from launcher.stop import STOP_SIGNALS, heard
-from trainer import runname
+from trainer.run import runname
 from trainer.rundir import RunDir
 from trainer.stop import asked_by
 
@@ -47,7 +47,7 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         UnfitError: the run directory cannot be made or written to, or the rendezvous port is taken.
     """
     from trainer.config import to_yaml
-    from trainer.provenance import begin
+    from trainer.run.provenance import begin
 
     if plan.port:
         check_port(plan.port)
@@ -110,7 +110,7 @@ def check_agreement(plan: JobPlan, config: "Config", path: Path) -> None:
         ConfigError: see above.
     """
     if plan.program.kind == "trainer":
-        from trainer import provenance
+        from trainer.run import provenance
 
         provenance.agree(RunDir(path), config)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import wording
 from trainer.errors import ConfigError, UnfitError
-from trainer.runname import continuing
-from trainer.secrets import is_secret, redact, redact_words
+from trainer.run.runname import continuing
+from trainer.run.secrets import is_secret, redact, redact_words
 
 if TYPE_CHECKING:
     from trainer.config import Config

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import runname
 from trainer.errors import ConfigError
+from trainer.run import runname
 from trainer.rundir import RELEASED, RunDir, read_json
 
 STARTING_S = 600.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.stop import STOP_SIGNALS
-from trainer import peers
 from trainer.errors import STOPPED, ConfigError, UnfitError
+from trainer.trouble import peers
 
 _KEPT = (2, 3, STOPPED, 124)
 

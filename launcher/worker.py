@@ -21,9 +21,9 @@ from launcher.plan import JobPlan, Program
 from launcher.processes import die_with_parent
 from launcher.stop import STOP_SIGNALS, heard
 from launcher.verdict import Exit, ended_with
-from trainer import frames
 from trainer.errors import STOPPED, PacelineError
 from trainer.rundir import RunDir, read_json, write_json
+from trainer.trouble import frames
 
 _FINISH_LIMIT_S = 2.0
 

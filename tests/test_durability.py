@@ -19,7 +19,7 @@ from tests.waiting import until
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint
 from trainer.data.datasets import held_out
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json, write_json
 
 

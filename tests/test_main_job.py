@@ -17,7 +17,7 @@ from torchvision.models import get_model
 import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
 from tests.trainer_command import DIGITS, PACELINE, ROOT, TORCHRUN, TRAINER, environment, interrupt, run, succeed
 from trainer import checkpoint
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
 SHORT = [*DIGITS, "epochs=3", "log_every_steps=5", "checkpoint.every_steps=7", "deterministic=true"]

@@ -11,7 +11,7 @@ import torch
 
 from tests import warm
 from trainer import checkpoint
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
 NET = """

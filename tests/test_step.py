@@ -17,7 +17,7 @@ from trainer.model.ema import Ema, decay_at
 from trainer.numerics.figures import NO_SAMPLE
 from trainer.numerics.gate import Gate
 from trainer.precision import Scaler, choose
-from trainer.step import Stepper
+from trainer.training.step import Stepper
 
 SAMPLES, FEATURES, CLASSES = 37, 5, 3
 _generator = torch.Generator().manual_seed(0)

@@ -12,7 +12,7 @@ import pytest
 from tests.trainer_command import DIGITS, PACELINE, ROOT, TRAINER, environment, free_port, rank_variables
 from tests.waiting import until
 from trainer import checkpoint
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
 LONG = [*DIGITS, "epochs=4000", "evaluate.every=end"]

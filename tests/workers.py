@@ -15,10 +15,10 @@ import torch.multiprocessing as mp
 
 from tests.trainer_command import free_port, rank_variables
 from trainer.config import DistributedConfig, compose
-from trainer.console import LineConsole
 from trainer.distributed import World, join
 from trainer.rundir import RunDir
 from trainer.stop import StopRequest
+from trainer.terminal.console import LineConsole
 from trainer.tracking import NullTrackers
 from trainer.train import Job, train
 

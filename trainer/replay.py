@@ -17,22 +17,24 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, commit, history, provenance
+from trainer import checkpoint
+from trainer.checkpoint import commit
 from trainer.config import CheckpointConfig, Config, TrackingConfig
 from trainer.config.overrides import with_overrides
-from trainer.console import LineConsole
 from trainer.distributed import World, join
 from trainer.errors import PacelineError, UnfitError
-from trainer.history import Course, Rollback, Setup
-from trainer.job import Job
 from trainer.numerics.remedy import MOST_ROLLBACKS
-from trainer.parting import Parting, Trace, compare, trace_of
 from trainer.precision import agreed
+from trainer.run import history, provenance
+from trainer.run.history import Course, Rollback, Setup
+from trainer.run.parting import Parting, Trace, compare, trace_of
 from trainer.rundir import RunDir, write_json
-from trainer.state import Progress
 from trainer.stop import StopRequest
+from trainer.terminal.console import LineConsole
 from trainer.tracking import NullTrackers
 from trainer.train import train
+from trainer.training.job import Job
+from trainer.training.state import Progress
 from trainer.wording import plural
 from trainer.worker import prepare
 

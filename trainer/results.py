@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer import runname
 from trainer.config import Config
+from trainer.run import runname
+from trainer.run.secrets import redact_words
 from trainer.rundir import RunDir, write_json
-from trainer.secrets import redact_words
 from trainer.train import Outcome
 from trainer.wording import command, duration, number, percent, plural, short_path, whole_percent
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.rows import supersede_rows
+from trainer.run.rows import supersede_rows
 
 RELEASED = "released"
 """The key of a holder's record that says that it trains no more, with its value the UNIX time of that."""

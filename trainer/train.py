@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer import best_weights
-from trainer.assembly import Parts, assemble
 from trainer.config import Config
 from trainer.data import loader, shared_memory
 from trainer.errors import TrainingError
-from trainer.job import Job
-from trainer.loop import Loop
-from trainer.rows import append_json_line, read_json_lines
-from trainer.state import Progress, restore
+from trainer.run.rows import append_json_line, read_json_lines
+from trainer.training import best_weights
+from trainer.training.assembly import Parts, assemble
+from trainer.training.job import Job
+from trainer.training.loop import Loop
+from trainer.training.state import Progress, restore
 
 
 @dataclass(frozen=True, slots=True)

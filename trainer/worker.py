@@ -10,22 +10,24 @@ from pathlib import Path
 
 import torch
 
-from trainer import environment, keeper, provenance, results, runname
+from trainer import results
 from trainer.config import Config, TrackingConfig
-from trainer.console import Console, open_console
 from trainer.distributed import World, join
 from trainer.errors import STOPPED, InUseError
-from trainer.job import Job
-from trainer.lease import Lease, check
-from trainer.mishap import Attempt, report
 from trainer.monitor.sampling import Monitor
-from trainer.patience import saying_if_slow
 from trainer.precision import agreed
-from trainer.rows import read_json_lines
+from trainer.run import environment, provenance, runname
+from trainer.run.lease import Lease, check
+from trainer.run.patience import saying_if_slow
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, write_json
 from trainer.stop import StopRequest, parse_duration
+from trainer.terminal.console import Console, open_console
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import Outcome, train
+from trainer.training import keeper
+from trainer.training.job import Job
+from trainer.trouble.mishap import Attempt, report
 
 _DEBUG_STEPS = 4
 _DEBUG_MICRO_BATCH = 8

@@ -8,7 +8,7 @@ from typing import Any
 from launcher import runs
 from launcher.arguments import Parser
 from trainer.errors import ConfigError
-from trainer.parting import compare, trace_of
+from trainer.run.parting import compare, trace_of
 from trainer.rundir import RunDir, read_json
 from trainer.wording import plural
 

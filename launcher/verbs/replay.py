@@ -9,11 +9,11 @@ from pathlib import Path
 
 from launcher import runs
 from launcher.arguments import Parser
-from trainer import history
 from trainer.config.overrides import with_overrides
 from trainer.errors import ConfigError, TrainingError
-from trainer.history import Setup
-from trainer.parting import trace_of
+from trainer.run import history
+from trainer.run.history import Setup
+from trainer.run.parting import trace_of
 from trainer.rundir import RunDir, read_json
 from trainer.wording import plural
 

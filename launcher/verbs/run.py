@@ -38,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
 
     from launcher import local
     from launcher.gpus import count_gpus
-    from trainer import runname
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
+    from trainer.run import runname
     from trainer.rundir import RunDir
     from trainer.wording import plural, short_path
 

@@ -10,7 +10,8 @@ from launcher import runs
 from launcher.arguments import Parser
 from launcher.runs import RunView
 from launcher.verdict import next_step
-from trainer import runname, wording
+from trainer import wording
+from trainer.run import runname
 from trainer.rundir import read_json
 
 HELP = """\

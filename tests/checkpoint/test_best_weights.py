@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 from tests.numerics import runs
 from tests.workers import alone
-from trainer import checkpoint, commit
-from trainer.checkpoint import BackgroundWriter
+from trainer import checkpoint
+from trainer.checkpoint import BackgroundWriter, commit
 from trainer.config import CheckpointConfig, Config, EvaluateConfig
 from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan
-from trainer.judge import Judge
-from trainer.keeper import Keeper
+from trainer.evaluate.judge import Judge
 from trainer.rundir import RunDir, read_json
+from trainer.training.keeper import Keeper
 
 Kept = dict[int, dict[str, torch.Tensor]]
 

@@ -10,15 +10,15 @@ from torch import nn
 from tests.numerics import runs
 from tests.workers import alone, on_each, run_workers
 from trainer import checkpoint
-from trainer.assembly import assemble
-from trainer.buffers import give_back, own_to_ranks
 from trainer.checkpoint import Checkpoint
+from trainer.checkpoint.buffers import give_back, own_to_ranks
 from trainer.config import ModelConfig
 from trainer.distributed import World, average_buffers
 from trainer.errors import ConfigError
-from trainer.fitting import check_fits
 from trainer.rundir import RunDir
-from trainer.state import Progress, put_back, snapshot, weights_in
+from trainer.training.assembly import assemble
+from trainer.training.fitting import check_fits
+from trainer.training.state import Progress, put_back, snapshot, weights_in
 
 
 class Counting(runs.Stretching):

@@ -8,11 +8,11 @@ import pytest
 
 from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
-from trainer import checkpoint, commit
-from trainer.checkpoint import Image
+from trainer import checkpoint
+from trainer.checkpoint import Image, commit
 from trainer.config import CheckpointConfig
 from trainer.errors import TrainingError
-from trainer.lease import LeaseLost
+from trainer.run.lease import LeaseLost
 from trainer.rundir import RunDir
 
 

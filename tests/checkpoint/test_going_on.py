@@ -9,9 +9,9 @@ import pytest
 from tests.numerics import runs
 from tests.workers import alone
 from trainer import checkpoint
-from trainer.assembly import Parts, assemble
 from trainer.rundir import RunDir
-from trainer.state import Progress, restore, snapshot
+from trainer.training.assembly import Parts, assemble
+from trainer.training.state import Progress, restore, snapshot
 
 
 def parts_of(folder: Path, precision: str) -> Parts:

@@ -14,9 +14,9 @@ import trainer.model.zoo.small_resnet  # noqa: F401  # registers the model
 from tests import warm
 from tests.trainer_command import DIGITS, TRAINER, run, succeed
 from trainer import checkpoint
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
-from trainer.state import weights_in
+from trainer.training.state import weights_in
 
 SHORT = [
     *DIGITS,
@@ -38,7 +38,8 @@ def train_with(fault: str, tmp_path: Path) -> list[str]:
 def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path) -> None:
     hangs = """
         import threading
-        from trainer import commit, keeper
+        from trainer.checkpoint import commit
+        from trainer.training import keeper
         from trainer.checkpoint import BackgroundWriter
         BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 1.0
         keeper._TURN_S = keeper._LEAVE_S = 0.5
@@ -64,7 +65,9 @@ def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path
 def test_where_even_the_error_cannot_be_kept_the_process_ends_all_the_same(tmp_path: Path) -> None:
     hangs = """
         import threading
-        from trainer import commit, keeper, mishap
+        from trainer.checkpoint import commit
+        from trainer.training import keeper
+        from trainer.trouble import mishap
         from trainer.checkpoint import BackgroundWriter
         BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 2.0
         keeper._LEAVE_S, keeper._TURN_S = 2.0, 0.1
@@ -79,7 +82,7 @@ def test_where_even_the_error_cannot_be_kept_the_process_ends_all_the_same(tmp_p
 def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_step(tmp_path: Path) -> None:
     slow = """
         import threading
-        from trainer import commit
+        from trainer.checkpoint import commit
         write = commit.write_folder
         def write_folder(folder, files, **more):
             threading.Event().wait(1.0)
@@ -143,7 +146,7 @@ def test_no_checkpoint_is_ahead_of_rows_that_wait_for_a_full_disk(tmp_path: Path
 def test_no_checkpoint_is_ahead_of_the_best_weights_that_it_speaks_of(tmp_path: Path) -> None:
     watched = """
         import json, pathlib, threading
-        from trainer import commit
+        from trainer.checkpoint import commit
         from trainer.rundir import RunDir
         replace_file, write_folder = commit.replace_file, commit.write_folder
         written = []

@@ -17,8 +17,8 @@ from trainer.data.bench import AtWork
 from trainer.data.sampler import Indices
 from trainer.data.samples import Samples
 from trainer.errors import UnfitError
-from trainer.mishap import is_echo
 from trainer.rundir import read_json
+from trainer.trouble.mishap import is_echo
 
 
 def fails(folder: Path, how: str, *further: str) -> tuple[str, dict[str, object]]:

@@ -22,7 +22,7 @@ from trainer.data.samples import Samples
 from trainer.distributed import World, data_parallel
 from trainer.precision import Scaler, choose
 from trainer.rundir import RunDir
-from trainer.step import Stepper
+from trainer.training.step import Stepper
 
 SAMPLES, GLOBAL_BATCH, STEPS, SIDE, CLASSES, SMOOTHING = 21, 10, 5, 6, 3, 0.1
 _generator = torch.Generator().manual_seed(0)

@@ -12,10 +12,10 @@ from trainer.data.bad_image import BadImage
 from trainer.data.loader import choose_workers
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Samples
+from trainer.data.skipped import SkipWatch, refuse_loss
 from trainer.errors import UnfitError
 from trainer.numerics.figures import NO_SAMPLE, Figures
 from trainer.rundir import read_json
-from trainer.skipped import SkipWatch, refuse_loss
 
 
 @pytest.mark.parametrize(

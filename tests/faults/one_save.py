@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer import commit
+from trainer.checkpoint import commit
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.workers import alone
-from trainer.metrics import Scores, Tally
+from trainer.evaluate.metrics import Scores, Tally
 from trainer.model.ema import Ema
 
 

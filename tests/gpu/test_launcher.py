@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.trainer_command import ROOT
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
 

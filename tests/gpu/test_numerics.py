@@ -9,9 +9,9 @@ from torch import nn
 from tests.gpu.test_training import DIGITS, trainer
 from trainer.numerics.gate import Gate
 from trainer.numerics.replicas import Digest, rounding
-from trainer.parting import compare, trace_of
 from trainer.precision import choose
-from trainer.rows import read_json_lines
+from trainer.run.parting import compare, trace_of
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
 DIGITS = ["recipe=digits", "tracking=none", "device=cuda"]

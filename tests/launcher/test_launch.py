@@ -8,7 +8,7 @@ import pytest
 
 from tests.launcher.conftest import TELLS, Job, parent_of
 from tests.waiting import until
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import read_json
 
 MakeJob = Callable[[str], Job]

@@ -17,7 +17,7 @@ import pytest
 from launcher import runs
 from launcher.cli import main
 from tests.launcher.conftest import ROOT, TELLS, Job
-from trainer.rows import append_json_line
+from trainer.run.rows import append_json_line
 from trainer.rundir import RELEASED, RunDir, write_json
 
 MakeJob = Callable[[str], Job]

@@ -26,10 +26,10 @@ from launcher.verdict import (
     with_early_end,
     with_the_trainers_word,
 )
-from trainer import runname
 from trainer.config import ClusterConfig, Config, RunConfig
 from trainer.cores import cgroup_quota, count_cpus
 from trainer.errors import STOPPED, ConfigError, UnfitError
+from trainer.run import runname
 from trainer.wording import command
 
 SCRIPT = Program("script", "my train.py", ("--lr", "1"))

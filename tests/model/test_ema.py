@@ -10,7 +10,7 @@ from trainer.data.sampler import StepPlan
 from trainer.errors import ConfigError
 from trainer.model.ema import Ema, decay_at
 from trainer.precision import Scaler, choose
-from trainer.step import Stepper
+from trainer.training.step import Stepper
 
 
 def network() -> nn.Module:

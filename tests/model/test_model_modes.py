@@ -12,11 +12,11 @@ from torch._dynamo.utils import counters
 
 from tests.numerics import runs
 from tests.workers import alone
-from trainer.assembly import assemble
 from trainer.config import ModelConfig
 from trainer.config.keys import get
 from trainer.errors import ConfigError
 from trainer.rundir import RunDir
+from trainer.training.assembly import assemble
 
 HERE = "tests.model.test_model_modes"
 

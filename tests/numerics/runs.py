@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from trainer.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig
-from trainer.console import LineConsole
 from trainer.data.datasets import Splits, TensorImages
 from trainer.data.sets import digits
 from trainer.distributed import World
 from trainer.errors import PacelineError
-from trainer.job import Job
 from trainer.rundir import RunDir
 from trainer.stop import StopRequest
+from trainer.terminal.console import LineConsole
 from trainer.tracking import NullTrackers, open_trackers
 from trainer.train import train
+from trainer.training.job import Job
 
 BATCH = 64
 

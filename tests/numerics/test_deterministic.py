@@ -9,7 +9,7 @@ import torch
 from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
 from trainer.config import Config
-from trainer.parting import compare, trace_of
+from trainer.run.parting import compare, trace_of
 from trainer.rundir import RunDir
 from trainer.worker import prepare
 

@@ -10,7 +10,7 @@ from tests.numerics.runs import Stretching, configuration, train_in
 from tests.workers import alone, run_workers
 from trainer.config import Config, ModelConfig, OptimConfig, to_yaml
 from trainer.distributed import World
-from trainer.parting import Trace, compare
+from trainer.run.parting import Trace, compare
 from trainer.rundir import RunDir
 
 TURNS = 37

@@ -7,11 +7,11 @@ import pytest
 
 from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
-from trainer import loop
 from trainer.config import EvaluateConfig
 from trainer.numerics.figures import NO_SAMPLE, PASSED_OVER, Figures
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
+from trainer.training import loop
 
 
 def test_a_rows_loss_and_pace_are_those_of_the_steps_that_were_computed() -> None:

@@ -19,7 +19,7 @@ from trainer.errors import TrainingError
 from trainer.numerics import nonfinite, remedy
 from trainer.numerics.gate import Gate
 from trainer.precision import Scaler
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
 from trainer.wording import span
 

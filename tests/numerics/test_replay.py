@@ -18,19 +18,20 @@ from tests.numerics.runs import Stretching, configuration, train_in
 from tests.numerics.test_nonfinite import BLANK, step_of
 from tests.test_bad_input import image_folder
 from tests.workers import alone, run_workers
-from trainer import checkpoint, environment, provenance, replay
+from trainer import checkpoint, replay
 from trainer.config import CheckpointConfig, Config, DataConfig, ModelConfig
-from trainer.console import LineConsole
 from trainer.data import order
 from trainer.distributed import World
 from trainer.evaluate import request
-from trainer.job import Job
 from trainer.numerics import remedy
-from trainer.rows import json_line, read_json_lines
+from trainer.run import environment, provenance
+from trainer.run.rows import json_line, read_json_lines
 from trainer.rundir import RunDir
 from trainer.stop import StopRequest
+from trainer.terminal.console import LineConsole
 from trainer.tracking import open_trackers
 from trainer.train import train
+from trainer.training.job import Job
 
 
 def record(world: World, folder: Path, config: Config, *, attempt: int = 0, stop_after: int | None = None) -> None:

@@ -15,7 +15,7 @@ from trainer.config import CheckpointConfig, ModelConfig
 from trainer.distributed import World
 from trainer.errors import TrainingError
 from trainer.numerics.replicas import Digest, odd_ranks
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
 
 FLIPS_AT = 13

@@ -13,7 +13,7 @@ from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
 from trainer.config import Config, ModelConfig, OptimConfig
 from trainer.numerics.spikes import Spike, Spikes
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
 
 

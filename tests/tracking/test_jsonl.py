@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.lease import LeaseLost
-from trainer.rows import append_json_line, read_json_lines
+from trainer.run.lease import LeaseLost
+from trainer.run.rows import append_json_line, read_json_lines
 from trainer.rundir import RunDir
 from trainer.tracking import Trackers, jsonl
 from trainer.tracking.jsonl import JsonlTracker

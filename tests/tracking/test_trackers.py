@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trainer.config import Config, TrackingConfig
-from trainer.rows import read_json_lines
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
 from trainer.tracking import NullTrackers, Trackers, open_trackers
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from trainer import sealed
+from trainer.checkpoint import sealed
 from trainer.errors import TrainingError
 
 _DTYPES = {

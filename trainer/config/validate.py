@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from trainer import runname
 from trainer.config import names
 from trainer.config.batch import batch_plan
 from trainer.config.keys import get, leaves
@@ -14,7 +13,8 @@ from trainer.config.sources import data_problems, model_problems
 from trainer.config.suggest import closest, did_you_mean
 from trainer.config.timespan import parse_time_span
 from trainer.errors import ConfigError
-from trainer.judge import AVERAGED, metric_names
+from trainer.evaluate.judge import AVERAGED, metric_names
+from trainer.run import runname
 
 _DURATION = re.compile(r"\d{1,4}:[0-5]\d:[0-5]\d")
 _OWN_KEYS = {"lr": "optim.lr", "weight_decay": "optim.weight_decay"}

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trainer import history
 from trainer.config import Config, compose, validate
 from trainer.config.overrides import with_overrides
 from trainer.errors import ConfigError, PacelineError
+from trainer.run import history
 from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def _asked(what: list[str], world_size: int | None, steps: range) -> list[_Asked
 
 
 def _print(asked: list[_Asked]) -> None:
-    from trainer.assembly import count_steps, step_plan
     from trainer.data import datasets
     from trainer.data.naming import path_of
+    from trainer.training.assembly import count_steps, step_plan
 
     # Before the first line, what is wrong with any of them.
     parts: list[tuple[_Asked, datasets.Split, StepPlan]] = []

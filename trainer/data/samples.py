@@ -15,7 +15,7 @@ from trainer.data.bench import Bench
 from trainer.data.decode import StorageTrouble
 from trainer.data.sampler import Indices, mix_seed
 from trainer.data.transforms import BatchAugment
-from trainer.rows import append_json_line
+from trainer.run.rows import append_json_line
 
 IGNORED_TARGET = -100
 """The target of an image that must count for nothing; cross_entropy's default `ignore_index`."""

@@ -7,19 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from trainer import scorecard
-from trainer.console import Console, open_console
 from trainer.data import datasets, loader, transforms
 from trainer.distributed import World, join
 from trainer.errors import ConfigError
+from trainer.evaluate import scorecard
+from trainer.evaluate.judge import RAW
 from trainer.evaluate.request import Request
 from trainer.evaluate.tables import show
-from trainer.judge import RAW
+from trainer.evaluate.validation import Validation, metrics_of
 from trainer.model.files import read_state
 from trainer.network import build_network, input_format
 from trainer.precision import agreed
 from trainer.rundir import RunDir
-from trainer.validation import Validation, metrics_of
+from trainer.terminal.console import Console, open_console
 from trainer.worker import prepare
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import history, runname
 from trainer.config import Config, validate
 from trainer.config.overrides import with_overrides
 from trainer.config.suggest import did_you_mean
 from trainer.errors import ConfigError, UnfitError
+from trainer.run import history, runname
 from trainer.rundir import RunDir
 
 WEIGHTS = ("best", "last", "last_ema")

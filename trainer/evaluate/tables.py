@@ -7,7 +7,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from trainer.judge import RAW
+from trainer.evaluate.judge import RAW
 from trainer.wording import number, percent, significant
 
 _ROWS = 10

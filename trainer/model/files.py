@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from trainer import sealed
+from trainer.checkpoint import sealed
 from trainer.errors import ConfigError, UnfitError
 
 _LOG = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from trainer.agreement import Asked
-from trainer.assembly import Parts
 from trainer.data.naming import path_of, samples_of_step
 from trainer.distributed import World
+from trainer.training.assembly import Parts
 
 _SHOWN = 3
 _MOST_PATHS = 1000

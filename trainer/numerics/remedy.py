@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 from trainer.agreement import Asked
-from trainer.assembly import Parts
 from trainer.checkpoint import Checkpoint
 from trainer.config import OptimConfig
 from trainer.errors import TrainingError
-from trainer.job import Job
 from trainer.numerics import nonfinite
 from trainer.numerics.nonfinite import Trouble
-from trainer.recorder import Recorder
-from trainer.state import Progress, find_newest, put_back, snapshot
+from trainer.training.assembly import Parts
+from trainer.training.job import Job
+from trainer.training.recorder import Recorder
+from trainer.training.state import Progress, find_newest, put_back, snapshot
 from trainer.wording import span
 
 _MOST_IN_A_ROW = 50

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.lease import LeaseLost
-from trainer.rows import append_json_line, is_superseded, supersede_rows
+from trainer.run.lease import LeaseLost
+from trainer.run.rows import append_json_line, is_superseded, supersede_rows
 from trainer.rundir import RunDir
 
 # Rows that are kept while the disk is full: an hour of samples of one node, about 5 MB.

@@ -25,8 +25,8 @@ import psutil
 
 from trainer import wording
 from trainer.config import Config, WandbConfig
+from trainer.run.secrets import redact_values
 from trainer.rundir import RunDir, write_atomic
-from trainer.secrets import redact_values
 
 _QUEUE_ROWS = 2000
 _FINISH_S = 10.0

@@ -1,0 +1,258 @@
+"""What a run was begun with: its configuration, command line and code, kept in the run directory without secrets.
+
+The launcher and a worker that was started without it write through here. No torch.
+"""
+
+import getpass
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config.continuation import check_agreement, differences
+from trainer.config.plain import from_dict, from_yaml, read_config, to_dict, to_yaml
+from trainer.config.schema import Config
+from trainer.run import saved
+from trainer.run.runname import Naming
+from trainer.run.secrets import redact, redact_values, redact_words
+from trainer.rundir import RunDir, read_json, write_atomic, write_json
+
+DIFF_LIMIT = 1 << 20
+"""Bytes of uncommitted changes that are kept with a run."""
+
+_GIT_TIMEOUT_S = 5
+_NAMED_FILES = 20
+
+
+def agree(run: RunDir, config: Config) -> None:
+    """Refuses to continue a run with a configuration that would compute something else.
+
+    Raises:
+        ConfigError: see above; a run that has saved nothing yet agrees with every one: it begins anew.
+    """
+    if run.config.exists() and (saved.last_checkpoint(run) or any(run.checkpoints.glob("step-*"))):
+        check_agreement(read_config(run.config), _shown(config, run), name=run.name)
+
+
+def confirm(run: RunDir, config: Config) -> None:
+    """Judges again what was judged before the run was this job's alone, and makes config.yaml say what it computes.
+
+    Two jobs may both have found a run new, and the other one have trained in it since, or only have written its
+    configuration there.
+
+    Raises:
+        ConfigError: as `agree`.
+        OSError: the directory cannot be written.
+    """
+    agree(run, config)
+    shown = _shown(config, run)
+    if run.config.exists() and differences(from_yaml(run.config.read_text()), shown):
+        write_atomic(run.config, to_yaml(shown).encode())
+
+
+def begin(
+    run: RunDir, config: Config, *, attempt: int, argv: Sequence[str], folder: Path, nodes: int, world_size: int
+) -> None:
+    """Writes config.yaml and job.json; what the first attempt wrote stays, and later ones are added.
+
+    config.yaml is what the run computes: a later attempt replaces it only with accepted changes, and the earlier ones'
+    then lies with their logs. Where an attempt's differs in what does not matter, it lies with the attempt's logs.
+
+    Args:
+        run: the run.
+        config: as composed, or in force.
+        attempt: which attempt this is, from 0.
+        argv: the command line.
+        folder: where the code that runs lies.
+        nodes: machines.
+        world_size: workers.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    before = read_json(run.job)
+    attempts = [row for row in before.get("attempts", []) if row.get("attempt", 0) < attempt]
+    _write_config(run, _shown(config, run), attempt, earlier=[row.get("attempt", 0) for row in attempts])
+    this: dict[str, Any] = {
+        "attempt": attempt,
+        "argv": redact_words(argv),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "time": time.time(),
+        "host": socket.gethostname(),
+        "user": _user(),
+        "directory": str(Path.cwd()),
+        "nodes": nodes,
+        "world_size": world_size,
+        "elastic": _elastic_id(),
+        "code": _code(run, folder, attempt),
+        "python": sys.version.split()[0],
+        "packages": packages(),
+    }
+    first = {name: value for name, value in before.items() if name != "attempts"}
+    first = first or {name: value for name, value in this.items() if name != "attempt"}
+    row = {name: value for name, value in this.items() if name != "packages" or value != first.get("packages")}
+    write_json(run.job, {**first, "attempts": [*attempts, row]})
+
+
+def restarted(choice: Naming) -> RunDir | None:
+    """The run that this worker's elastic agent had begun, where it has restarted its workers.
+
+    Without a name of its own, or with `run.fresh`, every attempt would choose a new directory. None where the name
+    alone says which run it is, and in a first attempt.
+    """
+    mine = _elastic_id()
+    if mine is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or (choice.name and not choice.fresh):
+        return None
+    jobs = Path(choice.dir).expanduser().glob(f"*/{RunDir('').job.name}")
+    newest = sorted(jobs, key=lambda job: job.parent.stat().st_mtime, reverse=True)
+    return next((RunDir(job.parent) for job in newest if read_json(job).get("elastic") == mine), None)
+
+
+def _elastic_id() -> str | None:
+    """What is the same for all attempts of an elastic agent's job; None without such an agent."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name not in (None, "", "none"):
+        return name
+    if name is None:
+        return None
+    # torchrun's default where nobody gave it an id: then it is the agent itself, our parent.
+    import psutil
+
+    agent = psutil.Process(os.getppid())
+    return f"{socket.gethostname()} {agent.pid} {agent.create_time()}"
+
+
+def packages() -> dict[str, str]:
+    """Installed distributions and their versions, by the names of their folders: reading each would take 0.1 s."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        for folder in Path(place or ".").glob("*.dist-info"):
+            name, _, version = folder.name.removesuffix(".dist-info").partition("-")
+            found.setdefault(name.replace("_", "-"), version)
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _shown(config: Config, run: RunDir) -> Config:
+    """The configuration as it is kept: the run by its final name, nothing secret."""
+    named = replace(config, run=replace(config.run, name=run.name, fresh=False))
+    return from_dict(redact_values(to_dict(named)))
+
+
+def _write_config(run: RunDir, config: Config, attempt: int, *, earlier: Sequence[int]) -> None:
+    text = to_yaml(config)
+    if not run.config.exists():
+        write_atomic(run.config, text.encode())
+        return
+    before = run.config.read_text()
+    if before == text:
+        return
+    if differences(from_yaml(before), config):
+        for number in earlier:
+            if not run.attempt_config(number).exists():
+                write_atomic(run.attempt_config(number), before.encode())
+        write_atomic(run.config, text.encode())
+    else:
+        write_atomic(run.attempt_config(attempt), text.encode())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's arbitrary uid has no entry in the password file.
+        return str(os.getuid())
+
+
+def code_changes(run: RunDir, code: Mapping[str, Any] | None) -> Iterator[str]:
+    """What is no longer as an attempt noted it down, in words; nothing where that cannot be told.
+
+    Args:
+        run: the run.
+        code: of the attempt's row in job.json.
+    """
+    ours, noted = Path(__file__).parent.parent, Path(code["root"]) if code else None
+    if code is None or noted is None:
+        return
+    # It is the user's checkout, or else our own, which may lie elsewhere by now.
+    folder = noted if noted.is_dir() and not (noted / "trainer" / "__main__.py").exists() else ours
+    now = None if "site-packages" in folder.parts else _git(folder, "rev-parse", "HEAD")
+    if now is None:
+        return
+    commit = now.decode().strip()
+    if commit != code["commit"]:
+        yield f"code: it was commit {code['commit'][:12]} then and is {commit[:12]} now"
+    elif code["diff"] or not code["diff_bytes"]:  # else there was too much of it to be kept
+        before = (run.path / code["diff"]).read_bytes() if code["diff"] else b""
+        if before != _uncommitted(folder):
+            yield f"code: what is not committed was {code['diff'] or 'nothing'} then, and is something else now"
+
+
+def _code(run: RunDir, folder: Path, attempt: int) -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the checkout that a folder is in; None outside of one."""
+    if "site-packages" in folder.parts:
+        # Installed, it is what `packages` says; what may have changed is the user's own.
+        folder = Path.cwd()
+    commit = _git(folder, "rev-parse", "HEAD")
+    root = _git(folder, "rev-parse", "--show-toplevel")
+    if commit is None or root is None:
+        return None
+    top = Path(root.decode().strip())
+    diff = _uncommitted(folder)
+    untracked = _untracked(run, top)
+    return {
+        "root": str(top),
+        "commit": commit.decode().strip(),
+        "dirty": bool(diff or untracked),
+        "diff": _keep_diff(run, diff, attempt),
+        "diff_bytes": len(diff),
+        "untracked": untracked[:_NAMED_FILES],
+        "untracked_files": len(untracked),
+    }
+
+
+def _uncommitted(folder: Path) -> bytes:
+    """The changes of tracked files of a checkout, without secrets."""
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    return redact(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+
+
+def _keep_diff(run: RunDir, diff: bytes, attempt: int) -> str | None:
+    """Writes the changes beside the run's, or the attempt's if they differ; returns the file's name in the run."""
+    if not diff or len(diff) > DIFF_LIMIT:
+        return None
+    path = run.code_diff
+    if path.exists() and path.read_bytes() != diff:
+        path = run.attempt_code_diff(attempt)
+    write_atomic(path, diff)
+    return str(path.relative_to(run.path))
+
+
+def _untracked(run: RunDir, top: Path) -> list[str]:
+    """Files of a checkout that git neither tracks nor ignores; the directory of runs is no code."""
+    listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z") or b""
+    runs = run.path.resolve().parent
+    if not runs.is_relative_to(top) or runs == top:
+        runs = run.path.resolve()
+    names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+    return [name for name in names if not (top / name).is_relative_to(runs)]
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    # Variables of a hook that called us would mean another repository.
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=True,
+            env=surroundings,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

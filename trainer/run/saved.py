@@ -1,0 +1,32 @@
+"""What a run has saved by its own word: the checkpoints themselves may be gone, or their disk not mounted."""
+
+import time
+
+from trainer.run.rows import append_json_line, read_json_lines
+from trainer.rundir import RunDir
+
+_STARTS_OVER = "starts_over"
+
+
+def last_checkpoint(run: RunDir) -> str | None:
+    """The name of the checkpoint that a run has reported last; None where it never had one, or has started over."""
+    if latest := run.read_status().get("latest"):
+        return str(latest)
+    # A damaged status.json, or none, does not make a run new.
+    name = None
+    for row in read_json_lines(run.events):
+        if row.get("event") == "checkpoint" and isinstance(row.get("step"), int):
+            name = run.checkpoint(row["step"]).name
+        elif row.get("event") == _STARTS_OVER:
+            name = None
+    return name
+
+
+def start_over(run: RunDir, missing: str) -> None:
+    """Takes back what a run has said about checkpoints, the last of which is `missing`: it begins anew without them.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    run.update_status(latest=None, best=None)
+    append_json_line(run.events, {"time": time.time(), "event": _STARTS_OVER, "missing": missing})

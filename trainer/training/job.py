@@ -1,0 +1,33 @@
+"""What a training needs besides its configuration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.distributed import World
+from trainer.rundir import RunDir
+from trainer.stop import StopRequest
+from trainer.terminal.console import Console
+from trainer.tracking import Trackers
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a training needs besides its configuration.
+
+    Attributes:
+        world: the workers.
+        run: the run directory.
+        console: where it speaks.
+        trackers: who is told.
+        stop: whether somebody asked this process to stop.
+        gpu_percent: the GPUs' latest mean utilisation, None without a GPU.
+        attempt: which attempt at the run this is, from 0.
+    """
+
+    world: World
+    run: RunDir
+    console: Console
+    trackers: Trackers
+    stop: StopRequest
+    gpu_percent: Callable[[], float | None]
+    attempt: int = 0

@@ -1,0 +1,1 @@
+"""What a failure means, and which of many errors was the first."""
