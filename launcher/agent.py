@@ -215,7 +215,8 @@ def _judge(run: RunDir, attempt: int, agent: "Agent", result: "RunResult") -> li
 def _exits(run: RunDir, attempt: int, agent: "Agent", result: "RunResult") -> list[Exit]:
     """How the workers ended, with all that is known of it; after a failure without those ended because of it."""
     if result.return_values:
-        return [Exit(rank, int(code or 0)) for rank, code in sorted(result.return_values.items())]
+        host = socket.gethostname()
+        return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
     exits = []
     for rank, code in agent.exit_codes().items():
         exit = worker.exit_of(run.log(attempt, rank), rank, code)
@@ -273,8 +274,7 @@ def _say_failed(plan: JobPlan, run: RunDir, failure: Exit, code: int, *, keep: b
     if row.get("rank") == failure.rank:
         row.setdefault("log", log)
     else:
-        host = socket.gethostname()
-        row = verdict.failure_row(failure, host=host, attempt=plan.attempt, code=code, log=log)
+        row = verdict.failure_row(failure, attempt=plan.attempt, code=code, log=log)
     if keep:
         with _telling_of("failure.json"):
             write_json(run.failure, row)

@@ -46,6 +46,7 @@ class Exit:
     Attributes:
         rank: its global rank.
         code: exit status; negative: the signal that ended it.
+        host: the name of its machine; empty where nobody has said.
         time: UNIX seconds at which its exception reached the top; None if it could not say.
         type: the exception's type, empty without one.
         message: the exception's text.
@@ -57,6 +58,7 @@ class Exit:
 
     rank: int
     code: int
+    host: str = ""
     time: float | None = None
     type: str = ""
     message: str = ""
@@ -139,6 +141,7 @@ def with_early_end(exits: Sequence[Exit], early: Sequence[int]) -> list[Exit]:
     cause = Exit(
         min(early),
         1,
+        host=next((exit.host for exit in exits if exit.rank == min(early)), ""),
         time=0.0,
         type="EarlyExit",
         message=f"{ranks} ended with exit code 0 while rank {echo.rank} still had work to share",
@@ -181,7 +184,7 @@ def ended_with(code: int) -> str:
     return f"the script ended with exit code {code}"
 
 
-def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> dict[str, Any]:
+def failure_row(exit: Exit, *, attempt: int, code: int, log: str) -> dict[str, Any]:
     """The content of failure.json."""
     number = signal.Signals(-exit.code) if _is_signal(-exit.code) else None
     meaning, advice = "", ""
@@ -193,7 +196,7 @@ def failure_row(exit: Exit, *, host: str, attempt: int, code: int, log: str) -> 
         meaning, advice = _SIGNAL_MEANING.get(number, ""), _SIGNAL_ADVICE.get(number, "")
     return {
         "rank": exit.rank,
-        "host": host,
+        "host": exit.host,
         "attempt": attempt,
         "type": exit.type or (signal_name(-exit.code) if exit.code < 0 else exit.what),
         "message": exit.message or (ended_with(exit.code) if exit.is_untold else exit.what),

@@ -63,9 +63,9 @@ def exit_record(log: Path) -> Path:
 
 
 def exit_of(log: Path, rank: int, code: int) -> Exit:
-    """How a worker ended, with its own word of that."""
-    record = read_json(exit_record(log))
-    return Exit(rank, code, **{key: value for key, value in record.items() if key != "host"})
+    """How a worker of this machine ended, with its own word of that."""
+    record: dict[str, Any] = {"host": socket.gethostname(), **read_json(exit_record(log))}
+    return Exit(rank, code, **record)
 
 
 def append_traceback(log: Path, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -71,6 +72,7 @@ work()
     assert code == 1
     failure = job.failure
     assert (failure["rank"], failure["type"], failure["message"]) == (1, "ValueError", "broken on purpose")
+    assert failure["host"] == socket.gethostname()
     assert failure["place"] == "script.py:7 in work"
     assert failure["attempt"] == 1
     assert failure["exit_code"] == 1
