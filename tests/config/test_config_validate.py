@@ -170,6 +170,18 @@ def _images(*names: str) -> Callable[[Path], object]:
         (_images("train/a.jpg", "val/b.jpg"), "they hold no folder per class", "images/train/CLASS/"),
         (_images("train/cats/a.jpg", "train/dogs/a.jpg", "val/a.jpg"), "its images have no labels", "as in"),
         (_images("train/cats/a.jpg", "train/dogs/a.jpg", "val/cats/a.txt"), "val has no images in folders", "/CLASS/"),
+        (
+            _images("train/cats/a.jpg", "train/dogs/a.jpg", "val/cats/a.jpg", "val/elks/deep/a.jpg", "val/empty/a.txt"),
+            "val has classes that {root}/train has no images of: elks",
+            "the same folders",
+        ),
+        (
+            _images(
+                *(f"{split}/{number}/a.jpg" for split, many in (("train", 9), ("val", 300)) for number in range(many))
+            ),
+            "no images of: 10, 100, 101 and 288 more",
+            "the same folders",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
@@ -179,7 +191,7 @@ def test_a_folder_that_is_no_data_set_is_refused_before_anything_starts(
     root = tmp_path / "images"
     make(root)
     error = refusal(with_values(data__name=name, data__root=str(root)))
-    assert problem in error.problem
+    assert problem.format(root=root) in error.problem
     assert fix in error.fix
 
 
@@ -189,11 +201,22 @@ def test_a_folder_that_is_no_data_set_is_refused_before_anything_starts(
         ("cats/deep/er/a.JPG", "dogs/a.webp"),
         ("Training/cats/a.jpg", "Training/dogs/a.jpg", "test/dogs/a.jpg"),
         ("stray.txt", "cats/stray.txt", "cats/a.jpg", "dogs/a.jpg", "empty/.gitkeep"),
+        ("train/cats/a.jpg", "train/dogs/a.jpg", "train/elks/a.jpg", "val/dogs/a.jpg", "val/notes/a.txt"),
     ],
 )
 def test_a_folder_of_images_is_accepted(names: tuple[str, ...], tmp_path: Path) -> None:
     _images(*names)(tmp_path)
     check_accepted(with_values(data__name="folder", data__root=str(tmp_path)))
+
+
+def test_a_metric_that_means_nothing_for_so_few_classes_is_refused(tmp_path: Path) -> None:
+    _images(*(f"{number}/a.jpg" for number in range(5)))(tmp_path)
+    top5 = {"data__name": "folder", "data__root": str(tmp_path), "evaluate__best": "val/ema_accuracy_top5"}
+    error = refusal(with_values(**top5, ema__decay=0.9))
+    assert error.problem == "evaluate.best=val/ema_accuracy_top5 says nothing: there are only 5 classes"
+    assert error.fix == "evaluate.best=val/ema_accuracy"
+    _images("6/a.jpg")(tmp_path)
+    check_accepted(with_values(**top5, ema__decay=0.9))
 
 
 def test_a_glance_at_ten_thousand_classes_reads_few_directories(

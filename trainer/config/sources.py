@@ -10,8 +10,9 @@ from typing import Any
 from trainer.config import names, targets
 from trainer.config.schema import Config
 from trainer.config.suggest import did_you_mean
-from trainer.data import scan
+from trainer.data.glance import glance
 from trainer.errors import ConfigError
+from trainer.evaluate.judge import check_metric
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _WITHOUT_FILES = ("digits", "synthetic")
@@ -38,7 +39,7 @@ def data_problems(config: Config) -> Iterator[ConfigError]:
     if data.channels == 2:
         yield ConfigError("data.channels=2 is neither grey nor colour", "data.channels=1 or data.channels=3")
     if data._target_ is None and data.name in ("folder", "imagenet"):
-        yield from _root(data.root, data.name)
+        yield from _root(data.root, data.name, config.evaluate.best)
     if data._target_ is None and data.name in _WITHOUT_FILES and data.root is not None:
         yield ConfigError(
             f"data.root={data.root} has no effect with data.name={data.name}",
@@ -46,7 +47,7 @@ def data_problems(config: Config) -> Iterator[ConfigError]:
         )
 
 
-def _root(root: str | None, name: str) -> Iterator[ConfigError]:
+def _root(root: str | None, name: str, metric: str) -> Iterator[ConfigError]:
     if not root:
         yield ConfigError(
             f"data.name={name} needs data.root",
@@ -63,7 +64,7 @@ def _root(root: str | None, name: str) -> Iterator[ConfigError]:
         # Its archives: unpacked before the very first training.
         return
     try:
-        scan.glance(path)
+        check_metric(metric, classes=glance(path))
     except ConfigError as error:
         yield error
 

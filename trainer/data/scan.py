@@ -1,6 +1,6 @@
 """What lies in a folder of images: classes, images, broken files, strays, separate train and val folders.
 
-Standard library only: the folder is glanced at before anything heavy is imported.
+Standard library only: the folder is glanced at before anything heavy is imported (`trainer.data.glance`).
 """
 
 import os
@@ -17,12 +17,13 @@ EXTENSIONS = (
 )
 """What an image's name ends in, in any case."""
 
+FEWEST_CLASSES = 2
+"""Of a training split."""
+
 _TRAIN_NAMES = ("train", "training")
 _VAL_NAMES = ("val", "valid", "validation", "test")
 _THREADS = 8
 _NAMED = 3
-_FEWEST_CLASSES = 2
-_GLANCES = 64
 
 
 @dataclass(slots=True)
@@ -70,11 +71,11 @@ def layout(root: Path) -> Layout:
         if not root.exists():
             raise ConfigError(f"data.root={root} does not exist", "give the folder that holds a folder per class")
     except PermissionError as error:
-        raise _unreadable(root, error) from error
+        raise unreadable(root, error) from error
     if not root.is_dir():
         raise ConfigError(f"data.root={root} is a file", "unpack it, and give the folder that it was unpacked to")
-    folders = {path.name.lower(): path for path in _folders(root)}
-    train = next((folders[name] for name in _TRAIN_NAMES if name in folders and _folders(folders[name])), None)
+    folders = {path.name.lower(): path for path in folders_in(root)}
+    train = next((folders[name] for name in _TRAIN_NAMES if name in folders and folders_in(folders[name])), None)
     _check_names(train or root)
     if train is None:
         if folders and set(folders) <= {*_TRAIN_NAMES, *_VAL_NAMES}:
@@ -84,7 +85,7 @@ def layout(root: Path) -> Layout:
             )
         return Layout(root)
     val = next((folders[name] for name in _VAL_NAMES if name in folders), None)
-    if val is not None and not _folders(val):
+    if val is not None and not folders_in(val):
         raise ConfigError(
             f"{val} holds no folder per class, so its images have no labels",
             f"make the same folders as in {train}, or move {val.name}/ away to hold out data.val_fraction",
@@ -94,7 +95,7 @@ def layout(root: Path) -> Layout:
 
 def _check_names(folder: Path) -> None:
     """Refuses classes that no result could name."""
-    unnamed = [path.name for path in _folders(folder) if not _is_text(path.name)]
+    unnamed = [path.name for path in folders_in(folder) if not _is_text(path.name)]
     if unnamed:
         raise ConfigError(
             f"{folder} has folders whose names are not UTF-8: {some(unnamed)}",
@@ -110,22 +111,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def glance(root: Path) -> None:
-    """Refuses a folder that surely is no data set; reads so few directories that a slow disk does not matter.
-
-    What a few dozen directories do not tell, such as a big set whose first classes are empty, passes here.
-
-    Raises:
-        ConfigError: the layout is not that of a data set, or there are too few classes.
-        UnfitError: it cannot be read.
-    """
-    places = layout(root)
-    for folder, fewest in ((places.train, _FEWEST_CLASSES), (places.val, 1)):
-        if folder is not None and not _may_have_classes(folder, fewest):
-            check_classes(scan(folder), fewest)
-
-
-def check_classes(found: Scan, fewest: int = _FEWEST_CLASSES) -> None:
+def check_classes(found: Scan, fewest: int = FEWEST_CLASSES) -> None:
     """Refuses a folder with less than `fewest` classes.
 
     Raises:
@@ -145,6 +131,23 @@ def check_classes(found: Scan, fewest: int = _FEWEST_CLASSES) -> None:
         )
 
 
+def check_learned(val: Path, train: Path, unknown: list[str]) -> None:
+    """Refuses a validation split with classes that the training split has no images of.
+
+    Args:
+        val: the validation folder.
+        train: the training folder.
+        unknown: such classes.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if unknown:
+        raise ConfigError(
+            f"{val} has classes that {train} has no images of: {some(unknown)}", "give both the same folders"
+        )
+
+
 def scan(folder: Path) -> Scan:
     """Everything below a folder with a folder per class, in an order that does not depend on the file system.
 
@@ -154,7 +157,7 @@ def scan(folder: Path) -> Scan:
     found = Scan(folder)
     names = []
     for entry in _entries(folder):
-        if _is_hidden(entry) or not _is_folder(entry):
+        if is_hidden(entry) or not is_folder(entry):
             found.strays.append(entry.name)
         else:
             names.append(entry.name)
@@ -190,13 +193,13 @@ def _scan_class(folder: Path, name: str) -> tuple[list[str], list[BadImage], lis
         parent, above = unseen.pop()
         for entry in _entries(folder / parent):
             path = f"{parent}/{entry.name}"
-            if _is_hidden(entry):
+            if is_hidden(entry):
                 strays.append(path)
-            elif _is_folder(entry):
+            elif is_folder(entry):
                 if (place := _place(entry.path)) not in above:
                     inside = _with_parents(Path(entry.path)) if entry.is_symlink() else {place}
                     unseen.append((path, above | inside))
-            elif not _is_called_image(entry):
+            elif not is_called_image(entry):
                 strays.append(path)
             elif reason := _why_unreadable(entry):
                 bad.append(BadImage(entry.path, reason))
@@ -205,47 +208,13 @@ def _scan_class(folder: Path, name: str) -> tuple[list[str], list[BadImage], lis
     return images, bad, strays
 
 
-def _may_have_classes(folder: Path, fewest: int) -> bool:
-    """Whether `fewest` class folders hold an image, by the files' names; also where too few are read to tell."""
-    found, left = 0, _GLANCES
-    for class_folder in _folders(folder):
-        unseen = [class_folder]
-        while unseen:
-            if left == 0:
-                return True
-            left -= 1
-            has_image, inside = _peek(unseen.pop())
-            if has_image:
-                found += 1
-                break
-            unseen += inside
-        if found == fewest:
-            return True
-    return False
-
-
-def _peek(folder: Path) -> tuple[bool, list[Path]]:
-    """Whether a folder itself holds an image, and the folders in it if not; stops reading at the first image."""
-    inside: list[Path] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _is_hidden(entry):
-                    continue
-                if _is_folder(entry):
-                    inside.append(Path(entry.path))
-                elif _is_called_image(entry):
-                    return True, []
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    return False, inside
-
-
-def _is_hidden(entry: "os.DirEntry[str]") -> bool:
+def is_hidden(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is left alone, whatever it is."""
     return entry.name.startswith(".")
 
 
-def _is_called_image(entry: "os.DirEntry[str]") -> bool:
+def is_called_image(entry: "os.DirEntry[str]") -> bool:
+    """Whether a file is an image by its name."""
     return entry.name.lower().endswith(EXTENSIONS)
 
 
@@ -256,7 +225,8 @@ def _why_unreadable(entry: "os.DirEntry[str]") -> str:
         return f"broken link: {error.strerror}"
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:
@@ -268,7 +238,7 @@ def _place(folder: str | Path) -> tuple[int, int]:
     try:
         found = os.stat(folder)  # noqa: PTH116  # one spelling for names and paths
     except OSError as error:
-        raise _unreadable(Path(folder), error) from error
+        raise unreadable(Path(folder), error) from error
     return found.st_dev, found.st_ino
 
 
@@ -277,8 +247,13 @@ def _with_parents(folder: Path) -> frozenset[tuple[int, int]]:
     return frozenset(_place(above) for above in (real, *real.parents))
 
 
-def _folders(folder: Path) -> list[Path]:
-    found = [Path(entry.path) for entry in _entries(folder) if not _is_hidden(entry) and _is_folder(entry)]
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted.
+
+    Raises:
+        UnfitError: it cannot be read.
+    """
+    found = [Path(entry.path) for entry in _entries(folder) if not is_hidden(entry) and is_folder(entry)]
     return sorted(found)
 
 
@@ -287,8 +262,9 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
 
 
-def _unreadable(folder: Path, error: OSError) -> UnfitError:
+def unreadable(folder: Path, error: OSError) -> UnfitError:
+    """The error for a folder that cannot be read."""
     return UnfitError(f"cannot read the folder {folder}: {error.strerror}", f"look at: ls -ld '{folder}'")

@@ -7,8 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trainer.errors import ConfigError
+
 RAW, AVERAGED = "val/", "val/ema_"
 """What the metrics' names begin with: of the weights that train, and of their moving average."""
+
+TOP = 5
+"""Predictions of a sample among which the true class has to be; means nothing with so many classes or fewer."""
 
 _HIGHER_IS_BETTER = {
     "accuracy": True,
@@ -28,6 +33,23 @@ def metric_names(*, averages: bool) -> list[str]:
         averages: whether the weights' moving average is evaluated, too.
     """
     return [kind + name for kind in ([RAW, AVERAGED] if averages else [RAW]) for name in _HIGHER_IS_BETTER]
+
+
+def check_metric(metric: str, classes: int) -> None:
+    """Refuses a metric to judge by that means nothing with so few classes.
+
+    Args:
+        metric: one of `metric_names`.
+        classes: how many there are, or at most are.
+
+    Raises:
+        ConfigError: the class is always among the `TOP` likeliest.
+    """
+    if metric.endswith(f"_top{TOP}") and classes <= TOP:
+        raise ConfigError(
+            f"evaluate.best={metric} says nothing: there are only {classes} classes",
+            f"evaluate.best={AVERAGED if metric.startswith(AVERAGED) else RAW}accuracy",
+        )
 
 
 @dataclass(slots=True)

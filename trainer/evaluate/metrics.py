@@ -13,12 +13,10 @@ import torch.nn.functional as F  # torch's own name for it
 from torch import Tensor
 
 from trainer.distributed import World
+from trainer.evaluate.judge import TOP
 
 LARGEST_MATRIX = 1000
 """Classes up to which confusions are counted: then 8 MB; their number grows with the square."""
-
-TOP = 5
-"""Predictions of a sample among which the true class has to be; means nothing with so many classes or fewer."""
 
 _BINS = 15
 _NO_CLASS = -1

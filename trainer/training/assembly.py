@@ -17,8 +17,8 @@ from trainer.data.sampler import StepPlan, StepSampler
 from trainer.data.samples import Batch, Samples
 from trainer.distributed import World
 from trainer.errors import ConfigError, TrainingError
-from trainer.evaluate.judge import AVERAGED, RAW, Judge
-from trainer.evaluate.metrics import TOP, Scores
+from trainer.evaluate.judge import AVERAGED, RAW, Judge, check_metric
+from trainer.evaluate.metrics import Scores
 from trainer.evaluate.validation import Validation, Wishes
 from trainer.model.ema import Ema
 from trainer.model.heads import loss_and_logits
@@ -199,11 +199,7 @@ def _check_splits(splits: datasets.Splits, config: Config, world: World) -> None
             f"only {plural(len(splits.train), 'training image')} for {plural(world.world_size, 'worker')}",
             f"cluster.gpus_per_node={len(splits.train)} or fewer, or more images",
         )
-    if config.evaluate.best.endswith("_top5") and len(splits.classes) <= TOP:
-        raise ConfigError(
-            f"evaluate.best={config.evaluate.best} says nothing: there are only {len(splits.classes)} classes",
-            "evaluate.best=val/accuracy",
-        )
+    check_metric(config.evaluate.best, len(splits.classes))
 
 
 def _stepper(

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from trainer.config import DataConfig
 from trainer.data.datasets import Splits, held_out
 from trainer.data.decode import decode
-from trainer.data.scan import Layout, Scan, check_classes, layout, scan, some
+from trainer.data.scan import Layout, Scan, check_classes, check_learned, layout, scan, some
 from trainer.errors import ConfigError, UnfitError
 from trainer.preprocessing import Preprocessing
 from trainer.wording import plural
@@ -158,12 +158,7 @@ def _check(scans: list[Scan]) -> None:
     check_classes(train)
     for found in rest:
         check_classes(found, fewest=1)
-    unknown = [name for name in scans[-1].images if name not in train.images]
-    if unknown:
-        raise ConfigError(
-            f"{scans[-1].folder} has classes that {train.folder} has no images of: {some(unknown)}",
-            "give both the same folders",
-        )
+        check_learned(found.folder, train.folder, [name for name in found.images if name not in train.images])
 
 
 def _pairs(found: Scan, classes: list[str]) -> Pairs:
