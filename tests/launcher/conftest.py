@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,12 @@ def tell(word):
         pipe.write(f"{word} {rank} {os.getpid()}\\n")
 """
 """The beginning of a script whose workers can tell the test where they are; see `Job.hears`."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hangups_are_heard() -> None:
+    """The tests themselves may run under nohup, and their jobs would inherit it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def parent_of(pid: int) -> int:
