@@ -1,14 +1,17 @@
 """The `paceline` command: finds the verb, and says what is wrong in a few lines. No torch, no Hydra, no rich."""
 
+import difflib
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.arguments import did_you_mean
+from launcher.arguments import as_overrides
 from trainer.errors import ConfigError, PacelineError
+from trainer.wording import command
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,13 @@ VERBS = {
     "config": Verb("look at the configuration", ("conf", "cfg", "settings", "show")),
 }
 """The commands."""
+
+_RESUME = ("resume", "continue", "restart")
+_MODULES = {
+    ("evaluate", "eval", "test", "validate", "val", "score"): ("trainer.evaluate", "RUN"),
+    ("order", "samples"): ("trainer.data.order", "RUN", "--step", "STEP"),
+}
+"""What people try as a command that is one of the trainer's modules."""
 
 _NAMES = "\n".join(f"  {name:<8}{verb.summary}" for name, verb in VERBS.items())
 HELP = f"""\
@@ -88,16 +98,49 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"paceline {_version()}")
         return 0
     if name not in VERBS:
-        raise ConfigError(f"unknown command {name!r}{_guess(name)}", "paceline --help lists them")
+        raise _unknown(name, arguments[1:])
     verb = importlib.import_module(f"launcher.verbs.{VERBS[name].module or name}")
     return int(verb.main(arguments[1:]))
 
 
-def _guess(word: str) -> str:
-    for name, verb in VERBS.items():
-        if word.lower() in verb.aliases:
-            return f". Did you mean {name}?"
-    return f". Did you mean run {word}?" if "=" in word else did_you_mean(word, VERBS)
+def _unknown(name: str, rest: list[str]) -> ConfigError:
+    """The error for a command that is none, with the one that was probably meant."""
+    problem = f"unknown command {name!r}"
+    if name.startswith("--") and (overrides := as_overrides([name, *rest])):
+        return ConfigError(f"{problem}: keys are set without dashes", _typed("run", *overrides))
+    if "=" in name:
+        return ConfigError(f"{problem}. Did you mean run {name}?", _typed("run", name, *rest))
+    word = name.lower()
+    if word in _RESUME:
+        return ConfigError(f"{problem}: running a run again goes on from its last checkpoint", _resuming(rest))
+    for aliases, (module, *example) in _MODULES.items():
+        if word in aliases:
+            what = shlex.join([command("python"), "-m", module, *(rest or example)])
+            return ConfigError(f"{problem}. Did you mean python -m {module}?", what)
+    meant = next((verb for verb in VERBS if word in VERBS[verb].aliases), None)
+    meant = meant or next(iter(difflib.get_close_matches(word, VERBS, n=1)), None)
+    if meant is None:
+        return ConfigError(problem, "paceline --help lists them")
+    rest = (as_overrides(rest) or rest) if meant == "run" and "--" not in rest else rest
+    return ConfigError(f"{problem}. Did you mean {meant}?", _typed(meant, *rest))
+
+
+def _resuming(rest: list[str]) -> str:
+    """The command that goes on with the run that is named, as it was begun if it is there."""
+    from launcher import runs
+    from trainer.run import runname
+    from trainer.rundir import RunDir
+
+    name, *more = rest or ["NAME"]
+    try:
+        again = runs.again(RunDir(runname.find(name)))
+    except ConfigError:
+        again = None
+    return shlex.join([command("paceline"), "run", *(again or [f"run.name={name}"]), *more])
+
+
+def _typed(*words: str) -> str:
+    return shlex.join([command("paceline"), *words])
 
 
 def _version() -> str:

@@ -4,7 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
+from trainer import wording
 from trainer.errors import UnfitError
+
+_BUSY_SHARE = 0.1
 
 
 def count_gpus(environment: Mapping[str, str] | None = None) -> int:
@@ -43,6 +46,38 @@ def count_visible(mask: str, identifiers: Sequence[str]) -> int:
             break
         visible += 1
     return visible
+
+
+def driver() -> tuple[str, tuple[int, int]] | None:
+    """The driver's version and its CUDA version (major, minor); None without a driver that answers."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+            return str(pynvml.nvmlSystemGetDriverVersion()), (number // 1000, number % 1000 // 10)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
+def busy_gpus() -> list[str]:
+    """GPUs of whose memory a good part is taken: `GPU 0 (12.0 GiB)`."""
+    import pynvml
+
+    busy = []
+    pynvml.nvmlInit()
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
+            used, total = int(found.used), int(found.total)
+            if used > _BUSY_SHARE * total:
+                busy.append(f"GPU {index} ({wording.size(used)})")
+    finally:
+        pynvml.nvmlShutdown()
+    return busy
 
 
 def _identifiers() -> list[str]:

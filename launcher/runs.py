@@ -112,6 +112,15 @@ def is_script(run: RunDir) -> bool:
     return "--" in (read_json(run.job).get("argv") or [])
 
 
+def again(run: RunDir) -> list[str] | None:
+    """The words behind `paceline run` that go on with a run as it was begun; None where something else began it."""
+    words = [str(word) for word in read_json(run.job).get("argv") or []]
+    if words[:2] != ["paceline", "run"]:
+        return None
+    own = words.index("--") if "--" in words else len(words)
+    return [*runname.continuing(words[2:own], run.name), *words[own:]]
+
+
 def look(run: RunDir, *, now: float | None = None) -> RunView:
     """A run as it stands now, from its files and its lock alone."""
     now = time.time() if now is None else now

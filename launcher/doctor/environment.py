@@ -16,14 +16,15 @@ from pathlib import Path
 import psutil
 
 from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding
-from launcher.gpus import count_gpus
+from launcher.gpus import busy_gpus, count_gpus, driver
 from launcher.memory import memory_limit
 from launcher.plan import CPU_WORKERS
 from trainer import wording
 from trainer.config import Config
+from trainer.config.sources import data_problems
 from trainer.cores import count_cpus
 from trainer.data.shared_memory import WAYS_OUT
-from trainer.errors import UnfitError
+from trainer.errors import PacelineError, UnfitError
 
 _PYTHONS = ((3, 10), (3, 13))
 _LEAST_SHM = 1 << 30
@@ -31,7 +32,6 @@ _LEAST_FILES = 4096
 _LEAST_PROCESSES = 1024
 _MEMORY_PER_WORKER = 2 << 30
 _LEAST_DISK, _FEW_DISK = 1 << 30, 10 << 30
-_BUSY_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +106,17 @@ def torch_build(here: Surroundings) -> Finding:
     text = (Path(found.origin).parent / "version.py").read_text()
     built = re.search(r"^cuda\b.*= *'([\d.]+)'", text, re.MULTILINE)
     torch = f"{metadata.version('torch')}, " + (f"built for CUDA {built[1]}" if built else "built without CUDA")
-    driver = _driver()
-    if driver is None:
+    found_driver = driver()
+    if found_driver is None:
         return Finding("torch", PASS, f"{torch}; no NVIDIA driver")
-    version, cuda = driver
-    found_driver = f"driver {version} is for CUDA up to {cuda[0]}.{cuda[1]}"
+    version, cuda = found_driver
+    limits = f"driver {version} is for CUDA up to {cuda[0]}.{cuda[1]}"
     if built is None:
-        return Finding(
-            "torch", FAIL, f"{torch}, but there is a GPU: {found_driver}", "pip install a CUDA build of torch"
-        )
+        return Finding("torch", FAIL, f"{torch}, but there is a GPU: {limits}", "pip install a CUDA build of torch")
     # Within a major version an older driver serves a newer runtime.
     if int(built[1].partition(".")[0]) > cuda[0]:
-        return Finding(
-            "torch", FAIL, f"{torch}, but {found_driver}", "a newer driver, or a torch built for an older CUDA"
-        )
-    return Finding("torch", PASS, f"{torch}; {found_driver}")
+        return Finding("torch", FAIL, f"{torch}, but {limits}", "a newer driver, or a torch built for an older CUDA")
+    return Finding("torch", PASS, f"{torch}; {limits}")
 
 
 def gpus(here: Surroundings) -> Finding:
@@ -130,7 +126,7 @@ def gpus(here: Surroundings) -> Finding:
     except UnfitError as error:
         return Finding("GPUs", FAIL, error.problem, error.fix)
     if visible == 0:
-        hidden = here.environment.get("CUDA_VISIBLE_DEVICES") is not None and _driver() is not None
+        hidden = here.environment.get("CUDA_VISIBLE_DEVICES") is not None and driver() is not None
         why = f", CUDA_VISIBLE_DEVICES={here.environment.get('CUDA_VISIBLE_DEVICES')!r} hides them" if hidden else ""
         state = FAIL if here.config.device == "cuda" else WARN if hidden else PASS
         return Finding(
@@ -139,9 +135,8 @@ def gpus(here: Surroundings) -> Finding:
             f"none visible{why}: {CPU_WORKERS} CPU workers",
             "unset CUDA_VISIBLE_DEVICES" if hidden else "",
         )
-    busy = _busy_gpus()
     text = f"{visible} visible"
-    if busy:
+    if busy := busy_gpus():
         return Finding("GPUs", WARN, f"{text}; in use already: {', '.join(busy)}", "nvidia-smi shows by whom")
     return Finding("GPUs", PASS, text)
 
@@ -223,6 +218,20 @@ def rendezvous(here: Surroundings) -> Finding:
     return Finding("rendezvous", PASS, f"a port is free; {socket.gethostname()} is {address}")
 
 
+def data(here: Surroundings) -> Finding:
+    """The data set that a job is given, as far as a look at it tells."""
+    chosen = here.config.data
+    if chosen.root is None:
+        return Finding("data", PASS, "no data.root given")
+    try:
+        problems: list[PacelineError] = list(data_problems(here.config))
+    except UnfitError as error:
+        problems = [error]
+    if problems:
+        return Finding("data", FAIL, problems[0].problem, problems[0].fix)
+    return Finding("data", PASS, f"data.root={chosen.root} can be read")
+
+
 def run_directory(here: Surroundings) -> Finding:
     """Where runs are kept."""
     wanted = Path(here.config.run.dir).expanduser()
@@ -255,38 +264,6 @@ def _workers(here: Surroundings) -> int:
         return asked or CPU_WORKERS
 
 
-def _driver() -> tuple[str, tuple[int, int]] | None:
-    """The driver's version and its CUDA version (major, minor); None without a driver that answers."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-            return str(pynvml.nvmlSystemGetDriverVersion()), (number // 1000, number % 1000 // 10)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
-
-
-def _busy_gpus() -> list[str]:
-    """GPUs of whose memory a good part is taken: `GPU 0 (12.0 GiB)`."""
-    import pynvml
-
-    busy = []
-    pynvml.nvmlInit()
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
-            used, total = int(found.used), int(found.total)
-            if used > _BUSY_SHARE * total:
-                busy.append(f"GPU {index} ({wording.size(used)})")
-    finally:
-        pynvml.nvmlShutdown()
-    return busy
-
-
 def _has_login() -> bool:
     try:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
@@ -306,6 +283,7 @@ CHECKS: tuple[Check[Surroundings], ...] = (
     memory,
     cores,
     rendezvous,
+    data,
     run_directory,
     wandb,
 )

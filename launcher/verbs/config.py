@@ -22,7 +22,7 @@ TOPICS = ("show", "explain", "diff")
 
 def main(arguments: Sequence[str]) -> int:
     """Answers one question about the configuration; returns the exit code."""
-    parser = Parser("config", HELP, flags=["--json"], values=["--config-dir"])
+    parser = Parser("config", HELP, flags=["--json"], values=["--config-dir"], overrides=True)
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()

@@ -26,7 +26,7 @@ Each line is pass, warn or fail. Exit code 3 when one is fail."""
 
 def main(arguments: Sequence[str]) -> int:
     """Examines the environment or a disk; returns 0, or 3 where something is unfit."""
-    parser = Parser("doctor", HELP, flags=["--json"], values=["--storage", "--config-dir"])
+    parser = Parser("doctor", HELP, flags=["--json"], values=["--storage", "--config-dir"], overrides=True)
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()

@@ -28,7 +28,7 @@ The same run.name again goes on from the last checkpoint; run.fresh=true starts 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a job to its end; returns its exit code."""
-    parser = Parser("run", HELP, flags=["--dry-run"], values=["--config-dir"])
+    parser = Parser("run", HELP, flags=["--dry-run"], values=["--config-dir"], overrides=True)
     arguments = list(arguments)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.read(arguments[:cut])

@@ -11,7 +11,6 @@ from launcher.arguments import Parser
 from launcher.runs import RunView
 from launcher.verdict import next_step
 from trainer import wording
-from trainer.run import runname
 from trainer.rundir import read_json
 
 HELP = """\
@@ -156,14 +155,12 @@ def _next(view: RunView, name: str) -> str:
 
 def _again(view: RunView) -> dict[str, str]:
     """The command that goes on with a run that has ended early, and from where it does, by its label."""
-    words = [str(word) for word in read_json(view.run.job).get("argv") or []]
-    if view.is_live or view.state == "finished" or words[:2] != ["paceline", "run"]:
+    words = runs.again(view.run)
+    if view.is_live or view.state == "finished" or words is None:
         return {}
-    own = words.index("--") if "--" in words else len(words)
-    overrides = runname.continuing(words[2:own], view.run.name)
-    command = shlex.join([wording.command("paceline"), "run", *overrides, *words[own:]])
+    command = shlex.join([wording.command("paceline"), "run", *words])
     newest = max((path.name for path in view.run.checkpoints.glob("step-????????")), default="")
     if newest:
         command += f"   (from step {int(newest.removeprefix('step-')):,})"
     code = int(view.failure.get("exit_code") or 1) if view.failure else 0
-    return next_step(code, command, ours=own == len(words))
+    return next_step(code, command, ours="--" not in words)

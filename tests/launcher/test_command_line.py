@@ -10,6 +10,7 @@ import pytest
 
 from launcher.cli import HELP, VERBS, main
 from tests.launcher.conftest import ROOT
+from trainer.rundir import RunDir, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +69,24 @@ def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["start"], 2, ["unknown command 'start'. Did you mean run?", "paceline --help"]),
+        (["start", "a=1"], 2, ["unknown command 'start'. Did you mean run?", "paceline run a=1\n"]),
+        (["train", "--epochs", "3", "--lr=.1"], 2, ["Did you mean run?", "paceline run epochs=3 optim.lr=.1\n"]),
+        (["--epochs", "3", "x=1"], 2, ["keys are set without dashes", "paceline run epochs=3 x=1\n"]),
+        (["run", "--epochs", "3", "recipe=digits"], 2, ["without dashes", "paceline run epochs=3 recipe=digits\n"]),
+        (["run", "--model", "resnet18", "--dry-run"], 2, ["paceline run model.name=resnet18 --dry-run\n"]),
+        (["run", "--frobnicate", "3"], 2, ["unknown option --frobnicate\n", "paceline run --help"]),
+        (["run", "--resume"], 2, ["again goes on from the last checkpoint by itself"]),
+        (["run", "epochs", "3"], 2, ["'epochs' is no override\n  epochs=3\n"]),
+        (["evaluate", "runs/x"], 2, ["python -m trainer.evaluate runs/x\n"]),
+        (["order"], 2, ["python -m trainer.data.order RUN --step STEP\n"]),
+        (["resume", "x", "epochs=3"], 2, ["paceline run run.name=x epochs=3\n"]),
         (["rnu"], 2, ["Did you mean run?"]),
         (["recipe=digits"], 2, ["Did you mean run recipe=digits?"]),
         (["frobnicate"], 2, ["unknown command 'frobnicate'\n"]),
         (["run", "--dryrun"], 2, ["unknown option --dryrun. Did you mean --dry-run?"]),
         (["run", "optim.lrr=0.1"], 2, ["optim.lrr. Did you mean optim.lr?"]),
         (["run", "epochs=abc"], 2, ["epochs"]),
-        (["run", "epochs"], 2, ["'epochs' is no override"]),
+        (["run", "word"], 2, ["'word' is no override", "for example epochs=3"]),
         (["run", "data._target_=mine.build"], 2, ["mine.py has no build"]),
         (["run", "data._target_=absent.build"], 2, ["there is no module absent", "working directory"]),
         (["run", "data.root=."], 2, ["it holds only", "mine.py", "/CLASS/"]),
@@ -105,6 +116,14 @@ def test_a_mistake_is_told_in_a_few_lines_with_its_remedy_and_starts_nothing(
     assert all(word in err for word in words)
     assert "Traceback" not in err
     assert not Path("runs").exists()
+
+
+def test_who_wants_to_resume_a_run_is_given_the_command_that_began_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "runs" / "x")
+    write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "run.fresh=true", "--", "mine.py", "--lr", "1"]})
+    assert "paceline run recipe=digits run.name=x -- mine.py --lr 1\n" in said(capsys, "resume", "x")[2]
 
 
 def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

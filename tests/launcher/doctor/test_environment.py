@@ -94,6 +94,19 @@ def test_a_run_directory_that_cannot_be_and_one_without_room_fail(
     assert (found.state, "1.0 MiB free" in found.message) == (FAIL, True)
 
 
+def test_data_that_are_not_there_or_are_no_images_fail(tmp_path: Path) -> None:
+    def found(root: str | None) -> tuple[str, str]:
+        finding = environment.data(here(Config(data=DataConfig(root=root))))
+        return finding.state, finding.message
+
+    assert found(f"{tmp_path}/nope") == (FAIL, f"data.root={tmp_path / 'nope'} does not exist")
+    assert found(str(tmp_path))[0] == FAIL
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.jpg").write_bytes(b"x")
+    assert found(str(tmp_path))[0] == found(None)[0] == PASS
+
+
 def test_other_packages_of_our_names_and_versions_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99", "no-such-thing", "other; extra == 'test'"])
     message = environment.packages(here()).message
