@@ -69,6 +69,10 @@ def test_values_arrive_with_the_types_of_the_schema() -> None:
         ("=3", "no key before '='", "KEY=VALUE"),
         ("run.name=a=b", "the value of run.name cannot be read: a=b", "\"run.name='a=b'\""),
         ("epochs=1,2", "epochs takes one value here, got 1,2", "--multirun epochs=1,2"),
+        ("optim.step_epochs=1,2", "takes one value here", "a list is written optim.step_epochs=[1,2]"),
+        ("data.root=/a,b", "takes one value here", "if the comma belongs to it, quote it"),
+        ("device=cuda:0,1", "device=cuda:0,1 is not a choice", "CUDA_VISIBLE_DEVICES=0,1 in front of the command"),
+        ("data.root=~nobody-of-this-name/x", "names the home of nobody", "data.root=/the/whole/path"),
         ("~optim.lr", "optim.lr cannot be removed", "optim.lr=null"),
         ("optim.lr=${nowhere}", "optim.lr refers to something that is not there", "${section.key}"),
         ("hydra.foo=1", "unknown key hydra.foo", "--hydra-help"),
@@ -115,6 +119,20 @@ def test_an_unknown_key_offers_the_one_that_was_meant(written: str, meant: str) 
 
 def test_a_key_that_resembles_nothing_offers_nothing() -> None:
     assert "Did you mean" not in refusal("xyzzy_plugh=1").problem
+
+
+def test_a_path_from_home_is_the_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/jo")
+    config = compose(["data.root=~/images", "++run.dir=~/runs", "data.args.list=~/list.txt"])
+    assert (config.data.root, config.run.dir) == ("/home/jo/images", "/home/jo/runs")
+    assert config.data.args == {"list": "/home/jo/list.txt"}
+
+
+@pytest.mark.parametrize("value", ["/a,b", "/it's, mine=1", "/a[b]{c}"])
+def test_a_value_that_hydra_cannot_take_is_quoted_so_that_a_shell_hands_it_over(value: str) -> None:
+    quoted = refusal(f"data.root={value}").fix.rpartition(": ")[2]
+    words = subprocess.run(["sh", "-c", f"printf %s {quoted}"], capture_output=True, text=True, check=True).stdout
+    assert compose([words]).data.root == value
 
 
 def test_trackers_are_chosen_as_a_group_and_set_by_key() -> None:

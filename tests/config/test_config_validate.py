@@ -46,7 +46,12 @@ def test_the_batch_is_said_in_a_line() -> None:
     ("values", "problem", "fix"),
     [
         ({"precision": "fp61"}, "precision=fp61 is not a choice", "did you mean precision=fp16?"),
-        ({"data__on_bad_image": "ignore"}, "data.on_bad_image=ignore", "take one of: error, skip"),
+        ({"data__on_bad_image": "ignore"}, "data.on_bad_image=ignore", "did you mean data.on_bad_image=skip?"),
+        ({"data__augment": "False"}, "data.augment=False", "did you mean data.augment=none?"),
+        ({"precision": "BFloat16"}, "precision=BFloat16 is not a choice", "did you mean precision=bf16?"),
+        ({"device": "gpu"}, "device=gpu is not a choice", "did you mean device=cuda?"),
+        ({"device": "cuda:1"}, "device=cuda:1 is not a choice", "CUDA_VISIBLE_DEVICES=1 in front of the command"),
+        ({"device": "0"}, "device=0 is not a choice", "CUDA_VISIBLE_DEVICES=0 in front of the command"),
         ({"optim__lr": -0.1}, "optim.lr=-0.1 is out of range", "at least 0"),
         ({"optim__lr": float("nan")}, "optim.lr=nan is out of range", "at least 0"),
         ({"optim__lr": float("inf")}, "optim.lr=inf is out of range", "at least 0"),

@@ -1,5 +1,6 @@
 """Composition: overrides in Hydra's grammar -> one typed configuration, or an error of two lines."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,12 +152,19 @@ def rewrite(overrides: Sequence[str], *, config_dir: Path | None = None, sweep: 
     """
     if config_dir is not None:
         config_dir = directory(config_dir)
+    overrides = [at_home(text) for text in overrides]
     parsed = [parse(text) for text in overrides]
     groups = group_names(config_dir)
     for override in parsed:
         _check(override, groups, config_dir, sweep=sweep)
     chosen = {override.key_or_group for override in parsed}
     return [_rewrite_one(text, override, chosen, config_dir) for text, override in zip(overrides, parsed, strict=True)]
+
+
+def at_home(text: str) -> str:
+    """An override whose value is a path from `~`, which a shell leaves alone there, with the whole path."""
+    key, equals, value = text.partition("=")
+    return f"{key}{equals}{os.path.expanduser(value)}" if value.startswith("~") else text  # noqa: PTH111
 
 
 def parse(text: str) -> "Override":
@@ -171,7 +179,7 @@ def parse(text: str) -> "Override":
     if not text.partition("=")[0].strip("+~ "):
         raise problems.malformed(text)
     try:
-        return OverridesParser.create().parse_overrides([text])[0]
+        return OverridesParser.create().parse_overrides([at_home(text)])[0]
     except (HydraException, ValueError) as error:
         raise problems.malformed(text) from error
 

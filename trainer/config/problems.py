@@ -2,11 +2,12 @@
 
 import re
 import sys
+import typing
 from pathlib import Path
 
 from trainer.config.keys import all_keys
 from trainer.config.plain import unknown_key, wrong_type
-from trainer.config.suggest import closest, did_you_mean, suggest_key
+from trainer.config.suggest import closest, did_you_mean, gpus_by_number, suggest_key
 from trainer.errors import ConfigError, UnfitError
 
 _FULL_KEY = re.compile(r"full_key:\s*(\S+)")
@@ -74,10 +75,10 @@ def malformed(override: str) -> ConfigError:
         return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {known or key}=VALUE")
     if not key.strip("+~ "):
         return ConfigError(f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys")
-    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+    if value.startswith("~"):
+        return ConfigError(f"{key}={value} names the home of nobody", f"{key}=/the/whole/path")
     return ConfigError(
-        f"the value of {key} cannot be read: {value}",
-        f"""quote it for Hydra and for the shell: "{key}='{quoted}'" """.strip(),
+        f"the value of {key} cannot be read: {value}", f"quote it for Hydra and for the shell: {_quoted(key, value)}"
     )
 
 
@@ -91,10 +92,21 @@ def unknown_option(group: str, name: str, options: list[str]) -> ConfigError:
 
 def several_values(key: str, value: str) -> ConfigError:
     """The error for a sweep where one value is wanted."""
-    return ConfigError(
-        f"{key} takes one value here, got {value}",
-        f"python -m trainer --multirun {key}={value} sweeps over them; a list is written {key}=[{value}]",
-    )
+    entry = all_keys().get(key)
+    if key == "device" and (by_number := gpus_by_number(value)):
+        return ConfigError(f"{key}={value} is not a choice", by_number)
+    fix = f"python -m trainer --multirun {key}={value} sweeps over them"
+    if entry is not None and typing.get_origin(entry.type) is list:
+        fix += f"; a list is written {key}=[{value}]"
+    elif "/" in value:
+        fix = f"if the comma belongs to it, quote it for Hydra and for the shell: {_quoted(key, value)}"
+    return ConfigError(f"{key} takes one value here, got {value}", fix)
+
+
+def _quoted(key: str, value: str) -> str:
+    """An override as it is typed in a shell, its value one text for Hydra."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"\"{key}='{escaped}'\""
 
 
 def _missing_file(error: Exception) -> ConfigError:

@@ -1,6 +1,7 @@
 """Did you mean: the nearest key or word, by spelling and by the names that other trainers use."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from trainer.config.keys import all_keys
@@ -138,6 +139,24 @@ ALIASES: dict[str, str] = {
 }
 """Names that timm, Lightning, transformers, torchvision's references and others use -> ours."""
 
+WORDS: dict[str, dict[str, str]] = {
+    "device": {"gpu": "cuda", "gpus": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "mps": "cpu"},
+    "precision": {
+        **dict.fromkeys(("32", "float", "float32", "full", "single", "32_true"), "fp32"),
+        **dict.fromkeys(("16", "float16", "half", "16_mixed"), "fp16"),
+        **dict.fromkeys(("bfloat16", "bfloat", "bf16_mixed"), "bf16"),
+        **dict.fromkeys(("amp", "mixed", "true"), "auto"),
+    },
+    "optim.schedule": {"none": "constant", "multistep": "step", "multi_step": "step"},
+    "data.augment": {"false": "none", "off": "none", "no": "none", "true": "auto", "on": "auto", "rrc": "resized_crop"},
+    "data.on_bad_image": {"ignore": "skip", "warn": "skip", "raise": "error", "stop": "error", "fail": "error"},
+    "on_nonfinite": {"raise": "stop", "error": "stop", "ignore": "skip", "warn": "skip"},
+    "monitor.gpus": {"false": "none", "off": "none", "0": "none", "true": "auto", "on": "auto"},
+}
+"""Key -> words that others use for its choices, as `_fold` leaves them -> ours."""
+
+_NUMBERED = re.compile(r"(?:(?:cuda|gpu):)?\d+(?:,(?:(?:cuda|gpu):)?\d+)*", re.IGNORECASE)
+
 
 def closest(word: str, options: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The option whose spelling is nearest, in any case, or None where none is near."""
@@ -188,6 +207,23 @@ def did_you_mean(word: str, options: Iterable[str], *, prefix: str = "") -> str:
         return f"did you mean {prefix}{near}?"
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f"take one of: {shown}" if known else "there is none to choose"
+
+
+def choice(path: str, word: str, choices: Iterable[str]) -> str:
+    """A sentence that offers what to write instead of a word that is none of a key's choices."""
+    if path == "device" and (by_number := gpus_by_number(word)):
+        return by_number
+    meant = WORDS.get(path, {}).get(_fold(word))
+    return f"did you mean {path}={meant}?" if meant else did_you_mean(word, choices, prefix=f"{path}=")
+
+
+def gpus_by_number(device: str) -> str | None:
+    """How the GPUs are chosen that somebody has named by their numbers, as in `cuda:1` or `0,1`; None: nobody has."""
+    if not _NUMBERED.fullmatch(device):
+        return None
+    numbers = re.sub(r"[a-z:]", "", device.lower())
+    which = "those GPUs; device=cuda insists on them" if "," in numbers else "that GPU; device=cuda insists on it"
+    return f"CUDA_VISIBLE_DEVICES={numbers} in front of the command chooses {which}"
 
 
 def _fold(word: str) -> str:

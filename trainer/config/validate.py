@@ -10,7 +10,7 @@ from trainer.config.batch import batch_plan
 from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.sources import data_problems, model_problems
-from trainer.config.suggest import closest, did_you_mean
+from trainer.config.suggest import choice, closest, did_you_mean
 from trainer.config.timespan import parse_time_span
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import AVERAGED, metric_names
@@ -76,9 +76,7 @@ def _ranges(config: Config) -> Iterator[ConfigError]:
         if value is None:
             continue
         if key.choices and value not in key.choices:
-            yield ConfigError(
-                f"{path}={value} is not a choice", did_you_mean(str(value), key.choices, prefix=f"{path}=")
-            )
+            yield ConfigError(f"{path}={value} is not a choice", choice(path, str(value), key.choices))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             low, high = key.low, key.high
             outside = (low is not None and value < low) or (high is not None and value > high)
