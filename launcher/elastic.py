@@ -3,27 +3,31 @@
 import mmap
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed import Store
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher import verdict, worker
-from launcher.memory import count_kills
+from launcher import memory, verdict, worker
+from launcher.conclusion import Account
+from launcher.outcome import Outcome
 from launcher.output import Output
 from launcher.plan import JobPlan
 from launcher.processes import die_with_parent, end_descendants
 from launcher.stop import STOP_SIGNALS, Stop
+from launcher.verdict import Exit
 from trainer.errors import STOPPED
 from trainer.rundir import RunDir, read_json
 
@@ -45,8 +49,7 @@ class Agent(LocalElasticAgent):
         plan: what to run.
         rendezvous: where the agents meet.
         stop: the requests to stop; the workers are asked once, and killed at its deadline.
-        is_worth: called with the agent and how an attempt failed: whether another one is worth it.
-        on_restart: called likewise, when what the workers have printed is out, before they are started anew.
+        account: asked whether another attempt is worth it, and told of it when what the workers have printed is out.
 
     Attributes:
         killed: global ranks of workers that had not ended when their time to stop was over.
@@ -58,9 +61,7 @@ class Agent(LocalElasticAgent):
         plan: JobPlan,
         rendezvous: RendezvousHandler,
         stop: Stop,
-        *,
-        is_worth: "Callable[[Agent, RunResult], bool]",
-        on_restart: "Callable[[Agent, RunResult], None]",
+        account: Account,
     ) -> None:
         spec = WorkerSpec(
             role="trainer",
@@ -76,10 +77,9 @@ class Agent(LocalElasticAgent):
         self._asked = False
         self.killed: list[int] = []
         self.ended: dict[int, int] = {}
-        self._is_worth = is_worth
-        self._on_restart = on_restart
-        self._started, self.kills_before = time.monotonic(), count_kills()
-        self._result = RunResult(WorkerState.INIT)
+        self._account = account
+        self._started, self._kills_before = time.monotonic(), memory.count_kills()
+        self._failed = Outcome(plan.attempt)
         self._next_look = 0.0
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
         self._plan = plan
@@ -91,9 +91,9 @@ class Agent(LocalElasticAgent):
         return self._worker_group.spec.max_restarts - self._remaining_restarts
 
     @property
-    def seconds(self) -> float:
-        """How long the running attempt has lived."""
-        return time.monotonic() - self._started
+    def attempt(self) -> int:
+        """The attempt that runs."""
+        return self._plan.attempt + self.restarts
 
     def exit_codes(self) -> dict[int, int]:
         """Global rank -> exit status of each worker here that has ended; negative: the signal that did it."""
@@ -103,24 +103,41 @@ class Agent(LocalElasticAgent):
                 codes[member.global_rank] = process.exitcode or self._good_ends[member.local_rank]
         return codes
 
-    def early_ends(self) -> list[int]:
-        """Global ranks of workers here that had ended well before another one failed."""
+    def outcome(self, result: RunResult) -> Outcome:
+        """How the attempt has ended that runs."""
         workers = self._worker_group.workers
-        return [workers[rank].global_rank for rank, code in self._context()._return_values.items() if code == 0]
+        good = [workers[rank].global_rank for rank, code in self._context()._return_values.items() if code == 0]
+        exits = tuple(self._exits(result))
+        return Outcome(self.attempt, time.monotonic() - self._started, exits, tuple(good), tuple(self.killed))
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        # torch 2.14 keeps the first round's store, in which restarted workers find the addresses of the dead.
-        handler: Any = worker_group.spec.rdzv_handler
-        handler._shared_tcp_store_server = handler._bootstrap_store_info = None
+        # The last attempt's store ends with what refers to it, and its port is free.
+        self._store = worker_group.store = None
         super()._rendezvous(worker_group)
+
+    def _assign_worker_ranks(
+        self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
+    ) -> list[Worker]:
+        """In the order of the nodes; the engine would ask the store, which would wait for who is not there."""
+        first, world_size = group_rank * spec.local_world_size, group_world_size * spec.local_world_size
+        return [
+            Worker(
+                local_rank=local_rank,
+                global_rank=first + local_rank,
+                role_rank=first + local_rank,
+                world_size=world_size,
+                role_world_size=world_size,
+            )
+            for local_rank in range(spec.local_world_size)
+        ]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._stop.check()
         # SIGKILL was right for as long as there was nobody below to be ended first.
         signal.signal(_PARENT_DIED, _end_everything)
         die_with_parent(os.getppid(), _PARENT_DIED)
-        self._started, self.kills_before = time.monotonic(), count_kills()
-        output = Output(self._first_log())
+        self._started, self._kills_before = time.monotonic(), memory.count_kills()
+        output = Output(self._log(self._worker_group.workers[0].global_rank))
         self._output = output
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
         worker_group.spec.args = (self._plan, output, self._good_ends)
@@ -153,7 +170,7 @@ class Agent(LocalElasticAgent):
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._stop_workers(worker_group)
-        self._on_restart(self, self._result)
+        self._account.tell_restart(self._failed)
         super()._restart_workers(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -165,13 +182,18 @@ class Agent(LocalElasticAgent):
             # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and
             # end the others, which may still be saving.
             return RunResult(WorkerState.HEALTHY)
-        result = self._result = super()._monitor_workers(worker_group)
-        # Starting again changes neither a configuration nor a machine.
-        final = any(failure.exitcode in _FINAL_CODES for failure in result.failures.values())
-        if final or (result.failures and self._remaining_restarts > 0 and not self._is_worth(self, result)):
-            self._worker_group.spec.max_restarts = self.restarts
-            self._remaining_restarts = 0
+        result = super()._monitor_workers(worker_group)
+        if result.failures and self._remaining_restarts > 0:
+            self._failed = self.outcome(result)
+            # Starting again changes neither a configuration nor a machine.
+            final = any(failure.exitcode in _FINAL_CODES for failure in result.failures.values())
+            if final or not self._account.is_worth(self._failed):
+                self._end_restarts()
         return result
+
+    def _end_restarts(self) -> None:
+        self._worker_group.spec.max_restarts = self.restarts
+        self._remaining_restarts = 0
 
     def _look_for_stop_file(self) -> None:
         """Our trainer looks for `stop` in the run directory itself; for other programs the agent does."""
@@ -191,8 +213,7 @@ class Agent(LocalElasticAgent):
         if not self._asked:
             self._asked = True
             # What comes now is the end that was asked for, not a failure to recover from.
-            self._worker_group.spec.max_restarts = self.restarts
-            self._remaining_restarts = 0
+            self._end_restarts()
             self._ask_workers(self._stop.signal)
         elif self._stop.is_over and not self.killed:
             for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
@@ -206,8 +227,7 @@ class Agent(LocalElasticAgent):
             return False
         if self._plan.program.kind == "trainer":
             return all(code in (0, STOPPED) for code in self.ended.values())
-        run, attempt = RunDir(self._plan.run_dir), self._plan.attempt + self.restarts
-        ended = [worker.exit_of(run.log(attempt, rank), rank, code) for rank, code in self.ended.items()]
+        ended = [worker.exit_of(self._log(rank), rank, code) for rank, code in self.ended.items()]
         return not verdict.not_asked_for(ended)
 
     def _ask_workers(self, number: signal.Signals) -> None:
@@ -227,9 +247,25 @@ class Agent(LocalElasticAgent):
             if process.exitcode == 0:
                 self._context()._return_values.setdefault(local_rank, self._good_ends[local_rank])
 
-    def _first_log(self) -> Path:
-        first = self._worker_group.workers[0]
-        return RunDir(self._plan.run_dir).log(self._plan.attempt + self.restarts, first.global_rank)
+    def _exits(self, result: RunResult) -> list[Exit]:
+        """How the workers ended, with all that is known of it; after a failure without those ended because of it."""
+        if result.return_values:
+            host = socket.gethostname()
+            return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
+        exits = []
+        for rank, code in self.exit_codes().items():
+            exit = worker.exit_of(self._log(rank), rank, code)
+            if exit.time is not None or rank in result.failures or rank in self.ended:
+                exits.append(exit)
+        if any(exit.code == -signal.SIGKILL for exit in exits):
+            meaning = memory.meaning(self._kills_before, memory.count_kills(), memory.memory_limit())
+            exits = [replace(exit, meaning=meaning) if exit.code == -signal.SIGKILL else exit for exit in exits]
+        if told := RunDir(self._plan.run_dir).read_failure(self.attempt):
+            exits = verdict.with_the_trainers_word(exits, told)
+        return exits
+
+    def _log(self, rank: int) -> Path:
+        return RunDir(self._plan.run_dir).log(self.attempt, rank)
 
     def _processes(self) -> list[Any]:
         context = self._context()

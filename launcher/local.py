@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from launcher.agent import busy_port, in_use
+from launcher import ports
+from launcher.conclusion import in_use
 from launcher.output import tidy_terminal
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
@@ -50,7 +50,7 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
     from trainer.run.provenance import begin
 
     if plan.port:
-        check_port(plan.port)
+        ports.listen(plan.endpoint).close()
     check_agreement(plan, config, runname.choose(config.run, recipe))
     run = RunDir(runname.create(config.run, recipe).absolute())
     if run.is_held():
@@ -113,21 +113,6 @@ def check_agreement(plan: JobPlan, config: "Config", path: Path) -> None:
         from trainer.run import provenance
 
         provenance.agree(RunDir(path), config)
-
-
-def check_port(port: int) -> None:
-    """Refuses a rendezvous port that somebody listens on.
-
-    Raises:
-        UnfitError: see above.
-    """
-    dual = socket.has_dualstack_ipv6()
-    try:
-        socket.create_server(
-            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
-        ).close()
-    except OSError as error:
-        raise busy_port(port) from error
 
 
 def run(plan: JobPlan) -> int:

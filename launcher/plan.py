@@ -78,6 +78,7 @@ class JobPlan:
         stop_grace_s: seconds between a request to stop and SIGKILL.
         again: the command that continues the run.
         debug: whether tracebacks and the engine's own messages are shown.
+        node: the number of the node that this is the plan of.
     """
 
     nodes: int
@@ -94,6 +95,7 @@ class JobPlan:
     stop_grace_s: float = 120.0
     again: str = ""
     debug: bool = False
+    node: int = 0
 
     @property
     def world_size(self) -> int:

@@ -1,0 +1,192 @@
+"""What is said and written of a job: that it runs, why it is started again, and how it ended."""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from launcher import verdict
+from launcher.outcome import Outcome
+from launcher.output import tidy_terminal
+from launcher.plan import JobPlan
+from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
+from launcher.stop import Stop
+from launcher.verdict import Exit
+from trainer.errors import STOPPED, InUseError
+from trainer.run.rows import append_json_line
+from trainer.rundir import RunDir, write_json
+
+
+class Account:
+    """Keeps a job's account, on the terminal and in status.json, failure.json and events.jsonl; one process does.
+
+    Args:
+        plan: the job.
+    """
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._plan = plan
+        self._run = RunDir(plan.run_dir)
+        self._is_ours = plan.program.kind == "trainer"
+        self._history: list[Failed] = []
+
+    def begin(self) -> None:
+        """Says that the job runs, where our trainer does not say so itself.
+
+        Raises:
+            InUseError: another job has the run.
+        """
+        if not self._is_ours:
+            _hold(self._run)
+        with _telling_of("status.json"):
+            if not self._is_ours:
+                self._run.failure.unlink(missing_ok=True)
+                self._run.update_status(state="running", attempt=self._plan.attempt)
+            elif not self._run.is_held():
+                self._run.failure.unlink(missing_ok=True)
+
+    def is_worth(self, outcome: Outcome) -> bool:
+        """Whether another attempt is worth it after this one has failed; to be asked once for each."""
+        failure = verdict.first_failure(outcome.judged)
+        cause = (failure.what, failure.message, failure.place) if failure else ("", "", "")
+        checkpoint = self._run.read_status().get("latest") if self._is_ours else None
+        self._history.append(Failed(cause, checkpoint, outcome.seconds))
+        return not is_crash_loop(self._history)
+
+    def tell_restart(self, outcome: Outcome) -> None:
+        """Shows in a line or two why the workers are started anew, and keeps it among the run's events."""
+        failure = verdict.first_failure(outcome.judged)
+        if failure is None:
+            return
+        attempt, plan = outcome.attempt, self._plan
+        count = f"restart {attempt - plan.attempt + 1} of {plan.max_restarts}"
+        message = failure.message.strip().splitlines()
+        print(
+            f"✗ attempt {attempt} failed: {failure.what} on rank {failure.rank}"
+            f"{': ' + message[0] if message else ''}\n"
+            f"  log     {self._run.log(attempt, failure.rank)}\n  {count}: the workers are started again",
+            file=sys.stderr,
+        )
+        row = {"event": "attempt_failed", "attempt": attempt, "rank": failure.rank, "type": failure.what}
+        with _telling_of("events.jsonl"):
+            append_json_line(self._run.events, {**row, "message": failure.message, "time": time.time()})
+
+    def conclude(self, outcome: Outcome, stop: Stop) -> int:
+        """Tells how the job ended; returns its exit code.
+
+        Args:
+            outcome: of the last attempt.
+            stop: the requests to stop that came.
+        """
+        exits, reason = outcome.judged, ""
+        if stop.signal is not None:
+            own = verdict.not_asked_for(outcome.exits, outcome.killed)
+            reason = "" if own else _how_it_stopped(stop, outcome, self._plan)
+            exits = own or list(outcome.exits)
+        code = verdict.exit_code(exits, stop.signal if reason else None)
+        failure = verdict.first_failure(exits)
+        # If it is held although our workers have ended, another job trains here, and what lies here is its own.
+        keep = not self._is_ours or not self._run.is_held()
+        if reason:
+            self._say_stopped(code, reason)
+        elif code == STOPPED:
+            # The trainer's own reasons, such as max_time.
+            print(f"  again   {self._plan.again}", file=sys.stderr)
+        elif failure is not None:
+            self._say_failed(failure, outcome.attempt, code, keep=keep)
+            if is_crash_loop(self._history):
+                print(f"  {CRASH_LOOP} failures in a row without progress: it is not tried again", file=sys.stderr)
+        if keep:
+            self._settle(code, reason)
+        return code
+
+    def conclude_early(self, stop: Stop) -> int:
+        """Tells that a request came before there was a worker to hand it to; returns the exit code.
+
+        Nothing was begun, hence nothing was lost: running it again goes on where the last attempt stopped.
+        """
+        reason = f"{stop.reason} before the workers were up"
+        print(f"{reason}\n  again   {self._plan.again}", file=sys.stderr)
+        self._settle(STOPPED, reason)
+        return STOPPED
+
+    def _say_stopped(self, code: int, reason: str) -> None:
+        if code == 0:
+            return
+        tidy_terminal()
+        if not self._is_ours:
+            print(reason, file=sys.stderr)
+        elif code != STOPPED:
+            print(f"{reason}; no checkpoint of this moment", file=sys.stderr)
+        print(f"  again   {self._plan.again}", file=sys.stderr)
+
+    def _say_failed(self, failure: Exit, attempt: int, code: int, *, keep: bool) -> None:
+        """Shows the first failure and, with `keep`, leaves it in failure.json; the trainer's word of it there stays."""
+        tidy_terminal()
+        row = self._run.read_failure(attempt)
+        log = str(self._run.log(attempt, failure.rank))
+        if row.get("rank") == failure.rank:
+            row.setdefault("log", log)
+        else:
+            row = verdict.failure_row(failure, attempt=attempt, code=code, log=log)
+        if keep:
+            with _telling_of("failure.json"):
+                write_json(self._run.failure, row)
+        if self._is_ours and failure.rank == 0 and failure.code > 0:
+            # Rank 0 has the terminal and has said it.
+            told = {"log": row["log"], **verdict.next_step(code, self._plan.again, ours=True)}
+            print("\n".join(f"  {label:<7} {text}" for label, text in told.items()), file=sys.stderr)
+        else:
+            print(verdict.panel(row, again=self._plan.again, ours=self._is_ours), file=sys.stderr)
+
+    def _settle(self, code: int, reason: str) -> None:
+        """Leaves no run that claims to be running; a state that the trainer wrote at its end stays."""
+        state = self._run.read_status().get("state", "pending")
+        if state in ("running", "pending"):
+            end = "finished" if code == 0 else "stopped" if code == STOPPED or reason else "failed"
+            with _telling_of("status.json"):
+                self._run.update_status(state=end, attempt=self._plan.attempt, exit_code=code, reason=reason)
+
+
+def in_use(run: RunDir) -> InUseError:
+    """The error for a run that another job trains."""
+    return InUseError(
+        f"run {run.name} is being trained by another job",
+        "another run.name, run.fresh=true beside it, or wait until it has ended",
+    )
+
+
+def _hold(run: RunDir) -> None:
+    """Takes the run for a program that knows nothing of it, until the last of its processes has ended.
+
+    Raises:
+        InUseError: another job has it.
+    """
+    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise in_use(run) from error
+    except OSError as error:
+        # A file system without locks; `paceline doctor --storage` says what that means.
+        print(f"warning: {run.lock} cannot be locked: {error.strerror}", file=sys.stderr)
+
+
+def _how_it_stopped(stop: Stop, outcome: Outcome, plan: JobPlan) -> str:
+    """Who asked, and whether the workers did as they were asked, in words."""
+    if not outcome.killed:
+        return stop.reason
+    ranks = f"rank{'s' if len(outcome.killed) > 1 else ''} {', '.join(map(str, outcome.killed))}"
+    late = f"within cluster.grace_seconds={plan.stop_grace_s:g}"
+    return f"{stop.reason}; killed {ranks}: {'Ctrl-C came again' if stop.is_insisted_on else f'no end {late}'}"
+
+
+@contextmanager
+def _telling_of(name: str) -> Generator[None]:
+    """Says that a file could not be written, and goes on: the verdict must be heard on a full disk too."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: cannot write {name}: {error.strerror or error}", file=sys.stderr)

@@ -1,0 +1,86 @@
+"""Where workers find one another: a key-value store of torch's in the first node's agent, a new one each attempt."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from launcher import ports
+from launcher.plan import JobPlan
+from trainer.rundir import RunDir
+
+_STORE_TIMEOUT = timedelta(minutes=10)
+
+
+class Meeting(RendezvousHandler):
+    """A rendezvous of nodes whose numbers are known; torch's own would number them by arrival.
+
+    Args:
+        plan: the job, and which node this is.
+        agree: waits until all nodes are there, and returns the store's `host:port` on each; called with it on the
+            first node, with nothing on the others.
+    """
+
+    def __init__(self, plan: JobPlan, agree: Callable[[str], str]) -> None:
+        self._plan = plan
+        self._agree = agree
+
+    def get_backend(self) -> str:
+        """A name for the engine's events."""
+        return "paceline"
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether the workers use this store too, instead of one of their own."""
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """The next attempt's store, when all nodes are there.
+
+        Raises:
+            UnfitError: the port is taken.
+        """
+        plan = self._plan
+        server = _host(plan.endpoint) if plan.node == 0 else None
+        endpoint = self._agree(f"{server.host}:{server.port}" if server else "")
+        host, port = endpoint.rpartition(":")[0], int(endpoint.rpartition(":")[2])
+        store = server or TCPStore(host, port, is_master=False, timeout=_STORE_TIMEOUT, wait_for_workers=False)
+        return RendezvousInfo(store, plan.node, plan.nodes, RendezvousStoreInfo(host, port))
+
+    def is_closed(self) -> bool:
+        """Never: the agents decide when a job is over."""
+        return False
+
+    def set_closed(self) -> None:
+        """Nothing, see `is_closed`."""
+
+    def num_nodes_waiting(self) -> int:
+        """None: a job's nodes do not change."""
+        return 0
+
+    def get_run_id(self) -> str:
+        """What is the same for all attempts of a job."""
+        return RunDir(self._plan.run_dir).name
+
+    def shutdown(self) -> bool:
+        """Nothing to do: the store ends with this process."""
+        return True
+
+
+def _host(endpoint: str) -> TCPStore:
+    """A store that listens where it must, and not on every interface, as it would if it chose for itself.
+
+    Raises:
+        UnfitError: the port is taken.
+    """
+    listener = ports.listen(endpoint)
+    host, port = listener.getsockname()[:2]
+    return TCPStore(
+        host,
+        port,
+        is_master=True,
+        timeout=_STORE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
