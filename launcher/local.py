@@ -42,7 +42,6 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         argv: the command line, for job.json.
 
     Raises:
-        ConfigError: the run exists and was begun with a configuration that computes something else.
         InUseError: another job trains in it.
         UnfitError: the run directory cannot be made or written to, or the rendezvous port is taken.
     """
@@ -51,7 +50,6 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
 
     if plan.port:
         ports.listen(plan.endpoint).close()
-    check_agreement(plan, config, runname.choose(config.run, recipe))
     run = RunDir(runname.create(config.run, recipe).absolute())
     if run.is_held():
         raise in_use(run)
@@ -101,18 +99,6 @@ def _take_attempt(run: RunDir) -> int:
             attempt += 1
         else:
             return attempt
-
-
-def check_agreement(plan: JobPlan, config: "Config", path: Path) -> None:
-    """Refuses to continue a run of ours with a configuration that would compute something else.
-
-    Raises:
-        ConfigError: see above.
-    """
-    if plan.program.kind == "trainer":
-        from trainer.run import provenance
-
-        provenance.agree(RunDir(path), config)
 
 
 def run(plan: JobPlan) -> int:

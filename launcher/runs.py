@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.run import runname
-from trainer.rundir import RELEASED, RunDir, read_json
+from trainer.rundir import RELEASED, RunDir, is_number, read_json
 
 STARTING_S = 600.0
 """A job that has not said anything for this long after its start is lost."""
@@ -32,6 +32,7 @@ class RunView:
         state: pending, running, finished, failed, stopped, preempted, or lost: it says it runs, but nobody is there.
         step: optimizer steps done; None while unknown.
         total_steps: of the whole run; None while unknown.
+        saved_step: of the newest checkpoint, from which the run would go on; None without one.
         accuracy: validation accuracy (0-1), the best of a run that has ended or else the latest; None without one.
         is_best: whether it is the best one.
         images_per_second: of all workers; None unless running.
@@ -49,6 +50,7 @@ class RunView:
     state: str
     step: int | None
     total_steps: int | None
+    saved_step: int | None
     accuracy: float | None
     is_best: bool
     images_per_second: float | None
@@ -141,6 +143,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         state=state,
         step=status.get("step"),
         total_steps=status.get("total_steps"),
+        saved_step=_newest_checkpoint(run),
         accuracy=best or _latest(run.metrics, "val/accuracy"),
         is_best=bool(best),
         images_per_second=status.get("images_per_second") if running else None,
@@ -173,6 +176,11 @@ def _state(
         # Launched, and nothing said yet; a job in a queue is its scheduler's to judge.
         return "pending" if launched.get("job_id") or silent < STARTING_S else "lost"
     return state
+
+
+def _newest_checkpoint(run: RunDir) -> int | None:
+    numbers = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-????????"))
+    return max((int(number) for number in numbers if is_number(number)), default=None)
 
 
 def _beat(run: RunDir) -> float:

@@ -133,7 +133,11 @@ def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
     succeed(TRAINER, *arguments, "epochs=1")
     said = succeed(TRAINER, *arguments, "epochs=2", "run.accept_changes=true")
     assert "goes on after step 23 of 46" in said
+    assert said.count("run.accept_changes=true: epochs was 1 and is now 2") == 1
     assert [row["epoch"] for row in read_json_lines(RunDir(tmp_path / "p").metrics) if "val/loss" in row] == [1, 2]
+    shortened = succeed(PACELINE, *arguments, "epochs=1", "run.accept_changes=true", "cluster.gpus_per_node=1")
+    assert shortened.count("run.accept_changes=true: epochs was 2 and is now 1") == 1
+    assert "has trained 46 steps already, and 23 steps are asked for: nothing is left" in shortened
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: RunDir, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from trainer.training.assembly import Parts, assemble
 from trainer.training.job import Job
 from trainer.training.loop import Loop
 from trainer.training.state import Progress, restore
+from trainer.wording import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,5 +137,8 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
         for bad in splits.bad_files:
             if str(bad.path) not in listed:
                 append_json_line(job.run.skipped_images, {"path": str(bad.path), "reason": bad.reason})
-    if progress.step:
+    if progress.step > parts.total_steps:
+        asked = plural(parts.total_steps, "step is", "steps are")
+        job.console.say(f"has trained {plural(progress.step, 'step')} already, and {asked} asked for: nothing is left")
+    elif progress.step:
         job.console.say(f"goes on after step {progress.step:,} of {parts.total_steps:,}")

@@ -56,7 +56,7 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                     return 0
                 holding.enter_context(held(run, world, stop, console))
                 # Another job may have had it until now.
-                world.on_rank_zero(lambda: agree_again(run, config, asked))
+                accepted = world.on_rank_zero(lambda: agree_again(run, config, asked))
                 if is_over(run, config, world, console):
                     return 0
                 ours = Attempt(run, world.from_rank_zero(choose_attempt(run)), is_ours=True)
@@ -65,7 +65,7 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                 # The launcher keeps a log of everything that is printed, this among it.
                 log = None if "PACELINE_RUN_DIR" in os.environ else run.log(attempt, world.rank)
                 console = open_console(is_rank_zero=world.is_rank_zero, log=log)
-                for note in notes:
+                for note in (*notes, *accepted):
                     console.say(note)
                 return train_in(run, config, world, console, stop, started=started, attempt=attempt)
         except Exception as error:
@@ -111,8 +111,11 @@ def open_run(config: Config) -> str:
     return str(run.path)
 
 
-def agree_again(run: RunDir, config: Config, asked: Config) -> None:
+def agree_again(run: RunDir, config: Config, asked: Config) -> list[str]:
     """Judges once more, now that nobody else has the run, whether it may go on with this configuration.
+
+    Returns:
+        What was accepted, for the user to know; what a launcher has accepted it has said.
 
     Args:
         run: the run.
@@ -124,10 +127,9 @@ def agree_again(run: RunDir, config: Config, asked: Config) -> None:
         UnfitError: the directory cannot be written.
     """
     if "PACELINE_RUN_DIR" not in os.environ:
-        provenance.agree(run, config)
-        return
+        return provenance.agree(run, config)
     try:
-        provenance.confirm(run, asked)
+        return provenance.confirm(run, asked)
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
-    from trainer.run import runname
+    from trainer.run import provenance, runname
     from trainer.rundir import RunDir
     from trainer.wording import plural, short_path
 
@@ -61,9 +61,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     notes = validate(config, world_size=plan.world_size) if ours else []
     recipe = (config.recipe or config.model.name) if ours else program.stem
+    path = runname.choose(config.run, recipe)
+    if ours:
+        notes += provenance.agree(RunDir(path), config)
     if options.dry_run:
-        path = runname.choose(config.run, recipe)
-        local.check_agreement(plan, config, path)
         plan = replace(plan, run_dir=str(path), attempt=RunDir(path).next_attempt())
         print(render(replace(plan, again=again_command(plan, path.name)), notes))
         return 0

@@ -119,8 +119,11 @@ def _print_table(views: Sequence[RunView]) -> None:
 def _step(view: RunView) -> str:
     if view.step is None:
         return "-"
-    ended = view.total_steps is None or view.state == "failed"
-    return f"{view.step:,}" if ended else f"{view.step:,}/{view.total_steps:,}"
+    unknown = view.total_steps is None or view.state == "failed" or view.step > view.total_steps
+    step = f"{view.step:,}" if unknown else f"{view.step:,}/{view.total_steps:,}"
+    if view.is_live or view.state == "finished" or view.step <= (view.saved_step or 0):
+        return step
+    return f"{step}, saved up to {view.saved_step:,}" if view.saved_step else f"{step}, nothing saved"
 
 
 def _where(view: RunView) -> str:
@@ -159,8 +162,7 @@ def _again(view: RunView) -> dict[str, str]:
     if view.is_live or view.state == "finished" or words is None:
         return {}
     command = shlex.join([wording.command("paceline"), "run", *words])
-    newest = max((path.name for path in view.run.checkpoints.glob("step-????????")), default="")
-    if newest:
-        command += f"   (from step {int(newest.removeprefix('step-')):,})"
+    if view.saved_step is not None:
+        command += f"   (from step {view.saved_step:,})"
     code = int(view.failure.get("exit_code") or 1) if view.failure else 0
     return next_step(code, command, ours="--" not in words)

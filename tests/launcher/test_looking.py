@@ -239,6 +239,10 @@ def test_a_run_that_ended_early_says_how_and_from_where_it_goes_on(
         run.checkpoint(step).mkdir(parents=True)
     _, out, _ = said(capsys, "status", "x", "--dir", str(tmp_path))
     assert "paceline run recipe=digits run.name=x -- train.py --lr 1   (from step 20)" in out
+    run.update_status(step=25, total_steps=40)
+    assert re.search(r"step +25/40, saved up to 20\n", said(capsys, "status", "x", "--dir", str(tmp_path))[1])
+    (saved,) = json.loads(said(capsys, "status", "x", "--dir", str(tmp_path), "--json")[1])["runs"]
+    assert (saved["step"], saved["saved_step"]) == (25, 20)
     write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "run.fresh=true"]})
     write_json(run.status, {"state": "failed", "attempt": 0, "time": time.time()})
     for code, label in ((1, "again"), (3, "then"), (2, None)):

@@ -54,20 +54,24 @@ def differences(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def check_agreement(before: Config, now: Config, *, name: str) -> None:
+def check_agreement(before: Config, now: Config, *, name: str) -> list[str]:
     """Refuses to continue run `name` with a configuration that would compute something else.
+
+    Returns:
+        What differs all the same, since `run.accept_changes` is set: `KEY was A and is now B`.
 
     Raises:
         ConfigError: a key that matters differs and `run.accept_changes` is not set.
     """
     changed = differences(before, now)
-    if changed and not now.run.accept_changes:
-        shown = ", ".join(f"{key} was {_typed(old)} and is now {_typed(new)}" for key, (old, new) in changed.items())
+    shown = [f"{key} was {_typed(old)} and is now {_typed(new)}" for key, (old, new) in changed.items()]
+    if shown and not now.run.accept_changes:
         raise ConfigError(
-            f"run {name} was begun with another configuration: {shown}",
+            f"run {name} was begun with another configuration: {', '.join(shown)}",
             "run.fresh=true starts over beside it, another run.name begins a new one, "
             "run.accept_changes=true continues all the same",
         )
+    return shown
 
 
 def _typed(value: Any) -> str:

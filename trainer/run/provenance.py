@@ -29,30 +29,39 @@ _GIT_TIMEOUT_S = 5
 _NAMED_FILES = 20
 
 
-def agree(run: RunDir, config: Config) -> None:
+def agree(run: RunDir, config: Config) -> list[str]:
     """Refuses to continue a run with a configuration that would compute something else.
+
+    Returns:
+        What `run.accept_changes` has it continued with all the same, in words.
 
     Raises:
         ConfigError: see above; a run that has saved nothing yet agrees with every one: it begins anew.
     """
     if run.config.exists() and (saved.last_checkpoint(run) or any(run.checkpoints.glob("step-*"))):
-        check_agreement(read_config(run.config), _shown(config, run), name=run.name)
+        changed = check_agreement(read_config(run.config), _shown(config, run), name=run.name)
+        return [f"run.accept_changes=true: {change}" for change in changed]
+    return []
 
 
-def confirm(run: RunDir, config: Config) -> None:
+def confirm(run: RunDir, config: Config) -> list[str]:
     """Judges again what was judged before the run was this job's alone, and makes config.yaml say what it computes.
 
     Two jobs may both have found a run new, and the other one have trained in it since, or only have written its
     configuration there.
 
+    Returns:
+        As `agree`.
+
     Raises:
         ConfigError: as `agree`.
         OSError: the directory cannot be written.
     """
-    agree(run, config)
+    accepted = agree(run, config)
     shown = _shown(config, run)
     if run.config.exists() and differences(from_yaml(run.config.read_text()), shown):
         write_atomic(run.config, to_yaml(shown).encode())
+    return accepted
 
 
 def begin(

@@ -110,7 +110,7 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     if newest is None:
         parts.world.on_rank_zero(lambda: _check_missing(parts.run, accept_changes=accept_changes, warn=warn))
         return Progress()
-    _check_data(newest.state["data"], parts.identity, accept_changes=accept_changes)
+    _check_data(newest.state["data"], parts.identity, accept_changes=accept_changes, warn=warn)
     for change in _numerical_changes(newest.state, parts):
         warn(change)
     before, now = newest.state["optimizer_name"], type(parts.stepper.optimizer).__name__
@@ -235,11 +235,16 @@ def _check_missing(run: RunDir, *, accept_changes: bool, warn: Callable[[str], N
         warn(f"{problem}: it starts over")
 
 
-def _check_data(before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool) -> None:
+def _check_data(
+    before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool, warn: Callable[[str], None]
+) -> None:
     changed = changes(before, now)
+    problem = f"the data has changed since this run began: {', '.join(changed)}"
     if changed and not accept_changes:
         raise ConfigError(
-            f"the data has changed since this run began: {', '.join(changed)}",
+            problem,
             "run.fresh=true starts over beside it; run.accept_changes=true goes on with another order of samples",
             details={"changed": changed},
         )
+    if changed:
+        warn(f"{problem}; it goes on with another order of samples (run.accept_changes=true)")
