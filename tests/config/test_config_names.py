@@ -20,6 +20,12 @@ def test_the_weights_are_torchvisions(model: str) -> None:
     assert names.weights_names(model) == sorted(models.get_model_weights(model).__members__)
 
 
+@pytest.mark.parametrize("model", models.list_models(module=models))
+def test_the_smallest_images_are_torchvisions(model: str) -> None:
+    sizes = (min(member.meta["min_size"]) for member in models.get_model_weights(model))
+    assert names.smallest_image(model) == min(sizes)
+
+
 def test_our_own_models_have_no_published_weights() -> None:
     assert names.weights_names("small_resnet") == []
 

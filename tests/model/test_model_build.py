@@ -89,11 +89,20 @@ def test_images_too_small_for_the_network_are_refused_with_the_smallest_size(nam
     assert f"data.image_size={size + 1}" in refused.value.fix
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 28), ("maxvit_t", 64)])
-def test_images_of_a_size_that_does_not_divide_are_refused(name: str, size: int) -> None:
-    with EmptyOnMeta(), pytest.raises(ConfigError, match="cannot be built") as refused:
+@pytest.mark.parametrize(
+    ("name", "size", "fix"),
+    [
+        ("vit_b_16", 28, "data.image_size=16 or data.image_size=32"),
+        ("ViT_H_14", 8, "data.image_size=14"),
+        ("maxvit_t", 256, "data.image_size=224 or data.image_size=448"),
+    ],
+)
+def test_images_of_a_size_that_does_not_divide_are_refused_with_the_nearest_that_do(
+    name: str, size: int, fix: str
+) -> None:
+    with EmptyOnMeta(), pytest.raises(ConfigError, match=f"these have {size} pixels a side") as refused:
         build_model(ModelConfig(name=name), num_classes=CLASSES, channels=3, image_size=size)
-    assert "data.image_size" in refused.value.fix
+    assert refused.value.fix == fix
 
 
 @pytest.mark.parametrize("name", ["efficientnet_v2_s", "swin_t"])

@@ -32,6 +32,8 @@ _DEFINITION = re.compile(
 )
 _WEIGHTS_OF = re.compile(r"weights:\s*(?:Optional\[)?\s*(\w+)")
 _MEMBER = re.compile(r"^    ([A-Z]\w*)\s*=", re.MULTILINE)
+_MIN_SIZE = re.compile(r'"min_size": \((\d+), (\d+)\)')
+_SHARED = re.compile(r"\*\*(_\w+)")
 _OPTIMIZER = re.compile(r"^from torch\.optim\.(\w+) import (\w+) as \2$", re.MULTILINE)
 
 
@@ -91,11 +93,21 @@ def model_names() -> list[str]:
 
 def weights_names(model: str) -> list[str]:
     """The names of torchvision's weights for a model with `DEFAULT`; empty for ours and unknown ones."""
-    found = _torchvision().get(model.lower())
-    if found is None or found.weights is None:
-        return []
-    body = re.search(rf"^class {found.weights}\(WeightsEnum\):\n(.*?)(?=^\S|\Z)", found.source, re.M | re.S)
-    return sorted(set(_MEMBER.findall(body.group(1)))) if body else []
+    return sorted(set(_MEMBER.findall(_weights_body(model))))
+
+
+def smallest_image(model: str) -> int:
+    """The side of the smallest images, pixels, that torchvision tells of a model's weights; 1 for others."""
+    body = _weights_body(model)
+    told = [body]
+    for name in set(_SHARED.findall(body)):
+        told += re.findall(rf"^{name}\b[^\n]*= \{{\n(.*?)^\}}", _torchvision()[model.lower()].source, re.M | re.S)
+    return min((min(map(int, size)) for text in told for size in _MIN_SIZE.findall(text)), default=1)
+
+
+def is_torchvision(model: str) -> bool:
+    """Whether a model, named in any case, is torchvision's rather than ours."""
+    return model.lower() in _torchvision()
 
 
 def optimizer_names() -> list[str]:
@@ -121,6 +133,15 @@ def optimizer_arguments(name: str) -> list[str]:
                     arguments = [*part.args.posonlyargs, *part.args.args, *part.args.kwonlyargs]
                     return [argument.arg for argument in arguments if argument.arg not in ("self", "params")]
     return []
+
+
+def _weights_body(model: str) -> str:
+    """The source of the class that lists a model's weights; empty where there is none."""
+    found = _torchvision().get(model.lower())
+    if found is None or found.weights is None:
+        return ""
+    body = re.search(rf"^class {found.weights}\(WeightsEnum\):\n(.*?)(?=^\S|\Z)", found.source, re.M | re.S)
+    return body.group(1) if body else ""
 
 
 @cache

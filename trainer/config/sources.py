@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from inspect import Signature
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from trainer.config.suggest import did_you_mean
 from trainer.data.glance import glance
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import check_metric
+from trainer.model import demands
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _WITHOUT_FILES = ("digits", "synthetic")
@@ -63,10 +64,7 @@ def _root(root: str | None, name: str, metric: str) -> Iterator[ConfigError]:
     if name == "imagenet" and any(path.glob("*.tar*")):
         # Its archives: unpacked before the very first training.
         return
-    try:
-        check_metric(metric, classes=glance(path))
-    except ConfigError as error:
-        yield error
+    yield from _told(lambda: check_metric(metric, classes=glance(path)))
 
 
 def model_problems(config: Config) -> Iterator[ConfigError]:
@@ -80,6 +78,10 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
             did_you_mean(model.name, names.model_names(), prefix="model.name="),
         )
         return
+    else:
+        yield from _told(lambda: demands.check_arguments(model.args))
+        if names.is_torchvision(model.name):
+            yield from _form(config)
     if model.weights is None:
         return
     if is_weights_file(model.weights):
@@ -96,6 +98,15 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
                 f"model.weights={model.weights}: {model.name} has no weights of that name",
                 did_you_mean(model.weights, known, prefix="model.weights="),
             )
+
+
+def _form(config: Config) -> Iterator[ConfigError]:
+    """What keeps a model of torchvision from taking the images that `data` asks for."""
+    model, channels, side = config.model, config.data.channels, config.data.image_size
+    if channels is not None:
+        yield from _told(lambda: demands.check_channels(model.name, channels))
+    if side is not None:
+        yield from _told(lambda: demands.check_image_size(model.name, side))
 
 
 def is_weights_file(weights: str) -> bool:
@@ -132,7 +143,12 @@ def _misfit(
 ) -> Iterator[ConfigError]:
     if signature is None:
         return
+    yield from _told(lambda: targets.check_arguments(signature, origin, args, positional))
+
+
+def _told(check: Callable[[], None]) -> Iterator[ConfigError]:
+    """What a check refuses."""
     try:
-        targets.check_arguments(signature, origin, args, positional)
+        check()
     except ConfigError as error:
         yield error

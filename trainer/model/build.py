@@ -9,17 +9,8 @@ from torch import nn
 
 from trainer.config.schema import ModelConfig
 from trainer.errors import ConfigError
-from trainer.model import registry
+from trainer.model import demands, registry
 from trainer.model.weights import find_weights, load_weights
-
-# Arguments that follow from the data or from a key of their own.
-_DERIVED_ARGUMENTS = {
-    "num_classes": "the number of classes comes from the data",
-    "in_channels": "set data.channels instead",
-    "image_size": "set data.image_size instead",
-    "weights": "set model.weights instead",
-    "pretrained": "set model.weights instead",
-}
 
 
 def build_model(
@@ -51,7 +42,7 @@ def build_model(
         model = _from_torchvision(config, num_classes, channels, image_size)
     else:
         constructor = registry.builder(config.name)
-        _refuse_derived(config)
+        demands.check_arguments(config.args)
         extra = _accepted(constructor, in_channels=channels, image_size=image_size)
         model = _construct(config, constructor, num_classes=num_classes, **extra)
     if source is not None and pretrained:
@@ -63,12 +54,8 @@ def build_model(
 
 def _from_torchvision(config: ModelConfig, num_classes: int, channels: int, image_size: int | None) -> nn.Module:
     constructor = registry.builder(config.name)
-    _refuse_derived(config)
-    if channels != 3:
-        raise ConfigError(
-            f"{config.name} takes images of 3 channels, the data gives {channels}",
-            "data.channels=3 repeats grey images in three channels",
-        )
+    demands.check_arguments(config.args)
+    demands.check_channels(config.name, channels)
     name = config.name.lower()
     extra: dict[str, Any] = {}
     if name in ("inception_v3", "googlenet"):
@@ -79,26 +66,16 @@ def _from_torchvision(config: ModelConfig, num_classes: int, channels: int, imag
             # Its pretrained auxiliary heads were never trained, and torchvision leaves them out too.
             extra["aux_logits"] = config.weights is None
     if image_size is not None:
-        extra |= _size_arguments(config, name, image_size)
+        demands.check_image_size(config.name, image_size)
+        extra |= _size_arguments(name, image_size)
     return _construct(config, constructor, **{"num_classes": num_classes, **extra, **config.args})
 
 
-def _size_arguments(config: ModelConfig, name: str, image_size: int) -> dict[str, Any]:
-    """What a constructor must know of the image's size; refuses images too small for the network."""
+def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
+    """What a constructor must know of the image's size."""
     if name.startswith("vit_"):
         return {"image_size": image_size}
-    if name.startswith("maxvit"):
-        return {"input_size": (image_size, image_size)}
-    # `min_size` is the smallest input the network can take, except where it says what it was trained with.
-    enum = registry.weights_enum(name)
-    no_limit = enum is None or name.startswith(("swin", "efficientnet"))
-    smallest = 1 if no_limit else min(min(member.meta["min_size"]) for member in enum)
-    if image_size < smallest:
-        raise ConfigError(
-            f"{config.name} needs images of at least {smallest} pixels, data.image_size is {image_size}",
-            f"data.image_size={smallest}, or a model for small images: model.name={registry.ours()[0]}",
-        )
-    return {}
+    return {"input_size": (image_size, image_size)} if name.startswith("maxvit") else {}
 
 
 def _construct(config: ModelConfig, constructor: Any, **arguments: Any) -> nn.Module:
@@ -113,12 +90,6 @@ def _construct(config: ModelConfig, constructor: Any, **arguments: Any) -> nn.Mo
         raise ConfigError(f"{config.name} cannot be built: {reason}", fix) from error
     assert isinstance(model, nn.Module)
     return model
-
-
-def _refuse_derived(config: ModelConfig) -> None:
-    for name, instead in _DERIVED_ARGUMENTS.items():
-        if name in config.args:
-            raise ConfigError(f"model.args.{name} cannot be given", instead)
 
 
 def _from_target(config: ModelConfig, num_classes: int, channels: int, image_size: int | None) -> nn.Module:
