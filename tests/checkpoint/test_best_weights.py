@@ -111,6 +111,32 @@ def test_best_weights_that_have_decayed_are_made_again_from_their_checkpoint(
     assert_right(run, kept, step=10)
 
 
+def test_better_weights_that_need_not_wait_are_not_replaced_by_earlier_ones_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Kept
+) -> None:
+    """The file of step 2 takes until step 6; step 4's waits, when step 6's can be written at once."""
+    judge_by(monkeypatch, {2: [0.2], 4: [0.3], 6: [0.4]})
+    replace_file, evaluated, done = commit.replace_file, Keeper.evaluated, threading.Event()
+
+    def slow(path: Path, *arguments: Any, **more: Any) -> None:
+        if path.name == "best.safetensors" and 2 in kept:
+            assert done.wait(60)
+        replace_file(path, *arguments, **more)
+
+    def watched(self: Keeper, model: torch.nn.Module, *, best: bool) -> None:
+        if self._progress.step == 6:
+            assert self._waiting_best is not None
+            done.set()
+            self._best_writer.wait()
+        evaluated(self, model, best=best)
+
+    monkeypatch.setattr(commit, "replace_file", slow)
+    monkeypatch.setattr(Keeper, "evaluated", watched)
+    error, said = runs.train_in(alone(), tmp_path / "run", configuration())
+    assert error is None, said
+    assert_right(RunDir(tmp_path / "run"), kept, step=6)
+
+
 @pytest.mark.parametrize(
     ("best", "ends", "right"),
     [(10, "after", 10), (2, "after", 2), (2, "just before", 11)],

@@ -126,6 +126,8 @@ class Keeper:
                 taken = {name: tensor.detach().clone() for name, tensor in state.items()}
                 self._waiting_best = self._progress.step, taken
             else:
+                # What was still waiting is not the best any more.
+                self._waiting_best = None
                 self._write_best(self._progress.step, state)
 
     def forget(self) -> None:
