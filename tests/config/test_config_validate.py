@@ -344,8 +344,38 @@ def test_a_limit_below_the_number_of_workers_is_refused(limit: int, workers: int
 
 def test_a_weights_file_must_be_a_file(tmp_path: Path) -> None:
     assert "is not a file" in refusal(with_values(model__weights=str(tmp_path))).problem
-    (tmp_path / "w.pth").write_bytes(b"x")
+    (tmp_path / "w.pth").write_bytes(b"PK\x03\x04 and so on")
     check_accepted(with_values(model__weights=str(tmp_path / "w.pth")))
+
+
+SAFETENSORS = b"\x40\0\0\0\0\0\0\0" + b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'.ljust(64) + b"abcd"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem", "fix"),
+    [
+        ("w.safetensors", b"", "is empty", "download it again"),
+        ("w.safetensors", SAFETENSORS[:-1], "is cut off: it has 75 of at least 76 bytes", "download it again"),
+        ("w.safetensors", b"PK\x03\x04 and so on", "is no safetensors file: it begins with b'PK", "rename it to .pth"),
+        ("w.safetensors", b"{}", "is no safetensors file: it begins with b'{}'", "download it again"),
+        ("w.pth", SAFETENSORS, "is a safetensors file by another name", "rename it to .safetensors"),
+        ("w.pth", b"\n<html>404</html>", "is a web page", "download it again"),
+        ("w.bin", b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer", "git lfs pull"),
+        ("w.pt", b"install me", "is no PyTorch file: it begins with b'install me'", "download it again"),
+    ],
+)
+def test_a_file_that_is_none_of_weights_is_refused_by_its_first_bytes(
+    name: str, content: bytes, problem: str, fix: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    error = refusal(with_values(model__weights=str(tmp_path / name)))
+    assert error.problem.startswith(f"{tmp_path / name} {problem}")
+    assert fix in error.fix
+
+
+def test_a_safetensors_file_is_accepted_by_its_header(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(SAFETENSORS)
+    check_accepted(with_values(model__weights=str(tmp_path / "w.safetensors")))
 
 
 def test_the_weights_of_a_torchvision_model_are_checked_by_name() -> None:

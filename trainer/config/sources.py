@@ -14,6 +14,7 @@ from trainer.data.glance import glance
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import check_metric
 from trainer.model import demands
+from trainer.model.form import check_form
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _WITHOUT_FILES = ("digits", "synthetic")
@@ -123,6 +124,8 @@ def _weights_file(weights: str) -> Iterator[ConfigError]:
         yield ConfigError(f"model.weights={weights} is not a file", fix)
     elif not os.access(path, os.R_OK):
         yield ConfigError(f"model.weights={weights} cannot be read", "check its permissions")
+    else:
+        yield from _told(lambda: check_form(path))
 
 
 def _target(key: str, target: str, args: Mapping[str, Any] | None = None) -> Iterator[ConfigError]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainer.checkpoint import sealed
 from trainer.errors import ConfigError, UnfitError
+from trainer.model.form import check_form, unreadable
 
 _LOG = logging.getLogger(__name__)
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -35,8 +36,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         ConfigError: the file is damaged, holds more than tensors, or none.
+        UnfitError: it cannot be read.
     """
     again = "copy or download it again"
+    check_form(path)
     try:
         if path.suffix.lower() == ".safetensors":
             sealed.check(path)
@@ -52,12 +55,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds Python objects, not only tensors, and could run code when read",
             "where it was made: torch.save(model.state_dict(), FILE), or save it as .safetensors",
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{path} is damaged: {(str(error) or type(error).__name__).splitlines()[0][:120]}", again
-        ) from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged: {str(error).splitlines()[0][:120]}", again) from error
+    except (EOFError, LookupError, TypeError, AttributeError) as error:
+        # What torch's reader of pickles comes to in a file of another kind says nothing to anybody.
+        raise ConfigError(f"{path} is damaged or not a weights file", again) from error
     except OSError as error:
-        raise UnfitError(f"{path} cannot be read: {error.strerror or error}", "look at its permissions") from error
+        raise unreadable(path, error) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
