@@ -15,6 +15,7 @@ from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
 from launcher.stop import Stop
 from launcher.verdict import Exit
 from trainer.errors import STOPPED, InUseError
+from trainer.run import launches
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, write_json
 
@@ -40,6 +41,8 @@ class Account:
         """
         if not self._is_ours:
             _hold(self._run)
+            with _telling_of("job.json"):
+                launches.confirm(self._run, self._plan.attempt)
         with _telling_of("status.json"):
             if not self._is_ours:
                 self._run.failure.unlink(missing_ok=True)

@@ -5,13 +5,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.run import runname
+from trainer.run.launches import row_of
 from trainer.rundir import RELEASED, RunDir, is_number, read_json
 
 STARTING_S = 600.0
@@ -115,8 +115,8 @@ def is_script(run: RunDir) -> bool:
 
 
 def again(run: RunDir) -> list[str] | None:
-    """The words behind `paceline run` that go on with a run as it was begun; None where something else began it."""
-    words = [str(word) for word in read_json(run.job).get("argv") or []]
+    """The words behind `paceline run` that go on with a run as it was last trained; None where another way began it."""
+    words = [str(word) for word in _launch(run, run.read_status()).get("argv") or []]
     if words[:2] != ["paceline", "run"]:
         return None
     own = words.index("--") if "--" in words else len(words)
@@ -127,9 +127,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     """A run as it stands now, from its files and its lock alone."""
     now = time.time() if now is None else now
     status = run.read_status()
-    job = read_json(run.job)
-    attempts: Sequence[dict[str, Any]] = job.get("attempts") or [job]
-    launched: dict[str, Any] = attempts[-1]
+    launched = _launch(run, status)
     attempt = max(int(status.get("attempt") or 0), int(launched.get("attempt") or 0))
     failure = run.read_failure(attempt)
     # The holder of a run renews its record, also in an evaluation of an hour.
@@ -156,6 +154,16 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         failure=failure if state == "failed" else {},
         reason=str(status.get("reason") or "") if state == "stopped" else "",
     )
+
+
+def _launch(run: RunDir, status: dict[str, Any]) -> dict[str, Any]:
+    """The launch that a run's status is of, or the latest, where that came after the last word of the status.
+
+    One that found the run taken has its row, too.
+    """
+    rows = run.launches()
+    is_newer = float(rows[-1].get("time") or 0) >= float(status.get("time") or 0)
+    return rows[-1] if is_newer else row_of(rows, int(status.get("attempt") or 0))
 
 
 def _state(

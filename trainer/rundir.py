@@ -162,11 +162,21 @@ class RunDir:
         """The configuration of an attempt that was asked for differently than the first."""
         return self.path / "logs" / f"attempt-{attempt}" / "config.yaml"
 
+    def attempt_job(self, attempt: int) -> Path:
+        """What was launched as an attempt, as its launcher has kept it for itself."""
+        return self.path / "logs" / f"attempt-{attempt}" / "job.json"
+
+    def launches(self) -> list[dict[str, Any]]:
+        """The rows of job.json, the last to begin last; where it has none, all that it has as one row."""
+        job = read_json(self.job)
+        rows = job.get("attempts")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return [row for row in rows if isinstance(row.get("attempt", 0), int)] or [job]
+
     def next_attempt(self) -> int:
         """The number of the attempt to come: one more than the highest that any file knows of; logs may be deleted."""
         names = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
-        launched = read_json(self.job).get("attempts")
-        known = [row.get("attempt") for row in launched if isinstance(row, dict)] if isinstance(launched, list) else []
+        known = [row.get("attempt") for row in self.launches()]
         known += [self.read_status().get("attempt"), *(int(name) for name in names if is_number(name))]
         return max((number for number in known if isinstance(number, int)), default=-1) + 1
 

@@ -129,7 +129,8 @@ def agree_again(run: RunDir, config: Config, asked: Config) -> list[str]:
     if "PACELINE_RUN_DIR" not in os.environ:
         return provenance.agree(run, config)
     try:
-        return provenance.confirm(run, asked)
+        launched = choose_attempt(run) - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        return provenance.confirm(run, asked, attempt=launched)
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
 

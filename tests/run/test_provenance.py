@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from launcher import local
+from launcher import local, runs
 from launcher.plan import Program, plan_job
 from trainer.config import Config, DataConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError
 from trainer.run import history, provenance
 from trainer.run.rows import append_json_line
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir, read_json, write_json
 
 
 @pytest.fixture
@@ -115,11 +115,44 @@ def test_whoever_has_the_run_says_what_it_computes(tmp_path: Path) -> None:
     run.path.mkdir()
     begin(run, mine, folder=tmp_path)
     begin(run, Config(optim=OptimConfig(lr=0.25)), attempt=1, folder=tmp_path)
-    provenance.confirm(run, mine)
+    provenance.confirm(run, mine, attempt=0)
     assert from_yaml(run.config.read_text()).optim.lr == 0.5
     run.checkpoint(3).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"optim.lr was 0.5 and is now 0.25"):
-        provenance.confirm(run, Config(optim=OptimConfig(lr=0.25)))
+        provenance.confirm(run, Config(optim=OptimConfig(lr=0.25)), attempt=1)
+
+
+@pytest.mark.parametrize("winner", [0, 1])
+def test_job_json_ends_with_the_launch_that_has_the_run_whoever_wrote_it_last(tmp_path: Path, winner: int) -> None:
+    """Both launchers read the file before either has written it."""
+    run, loser = RunDir(tmp_path / "x"), 1 - winner
+    begin(run, Config(), attempt=winner, argv="winner", folder=tmp_path)
+    run.job.unlink()
+    begin(run, Config(), attempt=loser, argv="loser", folder=tmp_path)
+    provenance.confirm(run, Config(), attempt=winner)
+    job = read_json(run.job)
+    assert [(row["attempt"], row["argv"]) for row in job["attempts"]] == [(loser, ["loser"]), (winner, ["winner"])]
+    assert job["argv"] == (["winner"] if winner == 0 else ["loser"])
+    assert history.setup_of(run, winner).attempt == winner
+    before = run.job.stat().st_ino
+    provenance.confirm(run, Config(), attempt=winner)
+    assert run.job.stat().st_ino == before
+    # And the loser's launcher, if it is slow, does not make it the run's.
+    begin(run, Config(), attempt=loser, argv="loser", folder=tmp_path)
+    run.update_status(state="running", attempt=winner)
+    assert (runs.look(run).attempt, runs.again(run)) == (winner, None)
+
+
+def test_a_job_json_without_attempts_is_one_launch(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    begin(run, Config(), folder=tmp_path)
+    for attempts in (None, [], "none", [None, {"attempt": "zero"}]):
+        write_json(run.job, {"argv": ["old"], "host": "there", "attempts": attempts})
+        assert run.launches() == [read_json(run.job)]
+        assert runs.look(run).host == "there"
+        assert history.setup_of(run, None).workers == 1
+        job = begin(run, Config(), argv="new", folder=tmp_path)
+        assert [row["argv"] for row in job["attempts"]] == [["new"]]
 
 
 @pytest.mark.parametrize("trace", ["nothing", "status", "event", "folder"])

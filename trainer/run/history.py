@@ -8,6 +8,7 @@ from trainer.config.continuation import differences, flatten
 from trainer.config.plain import from_dict, read_config, to_dict
 from trainer.config.schema import Config
 from trainer.errors import UnfitError
+from trainer.run.launches import row_of
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
@@ -219,17 +220,6 @@ def as_of_now(run: RunDir, config: Config) -> Config:
     return from_dict(values)
 
 
-def _attempts(run: RunDir) -> list[dict[str, Any]]:
-    """The rows of job.json, ascending; at least one."""
-    job = read_json(run.job)
-    return job.get("attempts") or [job]
-
-
-def _row_of(rows: list[dict[str, Any]], attempt: int) -> dict[str, Any]:
-    # A restart by the launcher has a number, but no row of its own.
-    return next((row for row in reversed(rows) if row.get("attempt", 0) <= attempt), rows[0])
-
-
 def _starts(run: RunDir) -> list[int]:
     """The attempts that began to train, as far as the events number them."""
     starts = (row.get("attempt") for row in read_json_lines(run.events) if row.get("event") == "start")
@@ -241,15 +231,15 @@ def _begun(run: RunDir) -> list[dict[str, Any]]:
 
     Of those before the first that the events number, and of all where they number none, that cannot be told.
     """
-    rows, starts = _attempts(run), _starts(run)
+    rows, starts = run.launches(), _starts(run)
     if not starts:
         return rows
-    begun = [_row_of(rows, attempt) for attempt in starts]
+    begun = [row_of(rows, attempt) for attempt in starts]
     return [row for row in rows if row in begun or row.get("attempt", 0) < min(starts)]
 
 
 def _setup(run: RunDir, rows: list[dict[str, Any]], attempt: int) -> Setup:
-    row = _row_of(rows, attempt)
+    row = row_of(rows, attempt)
     seen = read_json(run.attempt_environment(attempt)).get("workers", [])
     if not seen and row is rows[-1]:
         seen = read_json(run.environment).get("workers", [])

@@ -17,10 +17,10 @@ from typing import Any
 from trainer.config.continuation import check_agreement, differences
 from trainer.config.plain import from_dict, from_yaml, read_config, to_dict, to_yaml
 from trainer.config.schema import Config
-from trainer.run import saved
+from trainer.run import launches, saved
 from trainer.run.runname import Naming
 from trainer.run.secrets import redact, redact_values, redact_words
-from trainer.rundir import RunDir, read_json, write_atomic, write_json
+from trainer.rundir import RunDir, read_json, write_atomic
 
 DIFF_LIMIT = 1 << 20
 """Bytes of uncommitted changes that are kept with a run."""
@@ -44,11 +44,16 @@ def agree(run: RunDir, config: Config) -> list[str]:
     return []
 
 
-def confirm(run: RunDir, config: Config) -> list[str]:
-    """Judges again what was judged before the run was this job's alone, and makes config.yaml say what it computes.
+def confirm(run: RunDir, config: Config, *, attempt: int) -> list[str]:
+    """Judges again what was judged before the run was this job's alone, and makes the run say what this job does.
 
     Two jobs may both have found a run new, and the other one have trained in it since, or only have written its
-    configuration there.
+    configuration and its row of job.json there.
+
+    Args:
+        run: the run.
+        config: what this job computes.
+        attempt: as which it was launched.
 
     Returns:
         As `agree`.
@@ -61,6 +66,7 @@ def confirm(run: RunDir, config: Config) -> list[str]:
     shown = _shown(config, run)
     if run.config.exists() and differences(from_yaml(run.config.read_text()), shown):
         write_atomic(run.config, to_yaml(shown).encode())
+    launches.confirm(run, attempt)
     return accepted
 
 
@@ -84,10 +90,9 @@ def begin(
     Raises:
         OSError: the directory cannot be written.
     """
-    before = read_json(run.job)
-    attempts = [row for row in before.get("attempts", []) if row.get("attempt", 0) < attempt]
-    _write_config(run, _shown(config, run), attempt, earlier=[row.get("attempt", 0) for row in attempts])
-    this: dict[str, Any] = {
+    known = [row.get("attempt", 0) for row in run.launches()]
+    _write_config(run, _shown(config, run), attempt, earlier=[number for number in known if number < attempt])
+    row = {
         "attempt": attempt,
         "argv": redact_words(argv),
         "job_id": os.environ.get("SLURM_JOB_ID"),
@@ -102,10 +107,7 @@ def begin(
         "python": sys.version.split()[0],
         "packages": packages(),
     }
-    first = {name: value for name, value in before.items() if name != "attempts"}
-    first = first or {name: value for name, value in this.items() if name != "attempt"}
-    row = {name: value for name, value in this.items() if name != "packages" or value != first.get("packages")}
-    write_json(run.job, {**first, "attempts": [*attempts, row]})
+    launches.note(run, row)
 
 
 def restarted(choice: Naming) -> RunDir | None:
