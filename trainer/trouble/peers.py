@@ -1,15 +1,15 @@
 """What an error says of the other workers, by the words of gloo, NCCL and torch's store. Standard library only."""
 
-_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-_SILENT = ("timed out waiting", "wait timeout after", "watchdog caught collective operation timeout")
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+SILENT = ("timed out waiting", "wait timeout after", "watchdog caught collective operation timeout")
 
 
 def is_gone(message: str) -> bool:
     """Whether an error only says that another worker has ended."""
-    return any(sign in message for sign in _GONE)
+    return any(sign in message for sign in GONE)
 
 
 def is_silent(message: str) -> bool:
     """Whether an error says that another worker has not answered in time: as far as is known it is still there."""
     message = message.lower()
-    return any(sign in message for sign in _SILENT)
+    return any(sign in message for sign in SILENT)
