@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from launcher import verdict
+from launcher import folding, verdict
 from launcher.outcome import Outcome
 from launcher.output import tidy_terminal
 from launcher.plan import JobPlan
@@ -98,7 +98,8 @@ class Account:
             # The trainer's own reasons, such as max_time.
             print(f"  again   {self._plan.again}", file=sys.stderr)
         elif failure is not None:
-            self._say_failed(failure, outcome.attempt, code, keep=keep)
+            others = folding.line(folding.fold(exits, failure))
+            self._say_failed(failure, outcome.attempt, code, keep=keep, others=others)
             if is_crash_loop(self._history):
                 print(f"  {CRASH_LOOP} failures in a row without progress: it is not tried again", file=sys.stderr)
         if keep:
@@ -125,22 +126,31 @@ class Account:
             print(f"{reason}; no checkpoint of this moment", file=sys.stderr)
         print(f"  again   {self._plan.again}", file=sys.stderr)
 
-    def _say_failed(self, failure: Exit, attempt: int, code: int, *, keep: bool) -> None:
-        """Shows the first failure and, with `keep`, leaves it in failure.json; the trainer's word of it there stays."""
+    def _say_failed(self, failure: Exit, attempt: int, code: int, *, keep: bool, others: str) -> None:
+        """Shows the first failure and, with `keep`, leaves it in failure.json; the trainer's word of it there stays.
+
+        Args:
+            failure: the first one.
+            attempt: the attempt's number.
+            code: the job's exit code.
+            keep: whether failure.json is this job's.
+            others: the failures that followed, in a line.
+        """
         tidy_terminal()
         row = self._run.read_failure(attempt)
         log = str(self._run.log(attempt, failure.rank))
         if row.get("rank") == failure.rank:
             row.setdefault("log", log)
         else:
-            row = verdict.failure_row(failure, attempt=attempt, code=code, log=log)
+            row = verdict.failure_row(failure, attempt=attempt, code=code, log=log, ours=self._is_ours)
+        row["others"] = others
         if keep:
             with _telling_of("failure.json"):
                 write_json(self._run.failure, row)
         if self._is_ours and failure.rank == 0 and failure.code > 0:
             # Rank 0 has the terminal and has said it.
-            told = {"log": row["log"], **verdict.next_step(code, self._plan.again, ours=True)}
-            print("\n".join(f"  {label:<7} {text}" for label, text in told.items()), file=sys.stderr)
+            told = {"more": others, "log": row["log"], **verdict.next_step(code, self._plan.again, ours=True)}
+            print("\n".join(f"  {label:<7} {text}" for label, text in told.items() if text), file=sys.stderr)
         else:
             print(verdict.panel(row, again=self._plan.again, ours=self._is_ours), file=sys.stderr)
 

@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,11 +24,12 @@ from launcher.conclusion import Account
 from launcher.outcome import Outcome
 from launcher.output import Output
 from launcher.plan import JobPlan
-from launcher.processes import die_with_parent, end_descendants
+from launcher.postmortem import Evidence, examined
+from launcher.processes import die_with_parent, end_descendants, peak_memory
 from launcher.stop import STOP_SIGNALS, Stop
 from launcher.verdict import Exit
 from trainer.errors import STOPPED
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir, error_beside, read_json
 
 FAILURE_GRACE_S = 2
 """Seconds between a worker's failure and SIGTERM for the others, and between that and SIGKILL."""
@@ -79,6 +79,7 @@ class Agent(LocalElasticAgent):
         self.ended: dict[int, int] = {}
         self._account = account
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
+        self._peaks: dict[int, int] = {}
         self._failed = Outcome(plan.attempt)
         self._next_look = 0.0
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
@@ -137,6 +138,7 @@ class Agent(LocalElasticAgent):
         signal.signal(_PARENT_DIED, _end_everything)
         die_with_parent(os.getppid(), _PARENT_DIED)
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
+        self._peaks.clear()
         output = Output(self._log(self._worker_group.workers[0].global_rank))
         self._output = output
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
@@ -164,7 +166,7 @@ class Agent(LocalElasticAgent):
             output.drain()
             # On a full disk the record may still have found room.
             with suppress(OSError):
-                worker.append_traceback(output.log, read_json(worker.exit_record(output.log)))
+                worker.append_traceback(output.log, read_json(error_beside(output.log)))
         if left:
             print(f"warning: cannot be ended: process {', '.join(map(str, left))}", file=sys.stderr)
 
@@ -174,6 +176,7 @@ class Agent(LocalElasticAgent):
         super()._restart_workers(worker_group)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._note_peaks()
         self._look_for_stop_file()
         self._pass_on_stop()
         self._count_good_ends()
@@ -257,12 +260,17 @@ class Agent(LocalElasticAgent):
             exit = worker.exit_of(self._log(rank), rank, code)
             if exit.time is not None or rank in result.failures or rank in self.ended:
                 exits.append(exit)
-        if any(exit.code == -signal.SIGKILL for exit in exits):
-            meaning = memory.meaning(self._kills_before, memory.count_kills(), memory.memory_limit())
-            exits = [replace(exit, meaning=meaning) if exit.code == -signal.SIGKILL else exit for exit in exits]
-        if told := RunDir(self._plan.run_dir).read_failure(self.attempt):
-            exits = verdict.with_the_trainers_word(exits, told)
-        return exits
+        return [examined(exit, self._evidence(exit.rank)) for exit in exits]
+
+    def _evidence(self, rank: int) -> Evidence:
+        ours = self._plan.program.kind == "trainer"
+        return Evidence(self._log(rank), self._kills_before, self._peaks.get(rank), ours)
+
+    def _note_peaks(self) -> None:
+        """Asks for the memory of workers that have ended, before anything here waits for them."""
+        for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
+            if peak := peak_memory(process.pid):
+                self._peaks[member.global_rank] = peak
 
     def _log(self, rank: int) -> Path:
         return RunDir(self._plan.run_dir).log(self.attempt, rank)

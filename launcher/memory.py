@@ -36,13 +36,24 @@ def count_kills(root: Path = _ROOT, proc: Path = _PROC) -> Kills:
     return Kills(here, _field(proc / "vmstat", "oom_kill"))
 
 
-def meaning(before: Kills, after: Kills, limit_bytes: int | None) -> str:
-    """What a SIGKILL between the two counts means; empty where the kernel had nothing to do with it."""
+def meaning(
+    before: Kills, after: Kills, limit_bytes: int | None, *, rank: int | None = None, peak_bytes: int | None = None
+) -> str:
+    """What a SIGKILL between the two counts means; empty where the kernel had nothing to do with it.
+
+    Args:
+        before: when the attempt began.
+        after: now.
+        limit_bytes: the control group's; None without one.
+        rank: who was killed.
+        peak_bytes: the most memory that it had resident, where that is known.
+    """
+    held = "" if peak_bytes is None else f"; rank {rank} held up to {wording.size(peak_bytes)}"
     if after.here > before.here:
         limit = "its limit" if limit_bytes is None else f"the limit of {wording.size(limit_bytes)}"
-        return f"the kernel ended it: this job's memory had reached {limit}"
+        return f"OOM-killed: the kernel ended it, since this job's memory had reached {limit}{held}"
     if after.anywhere > before.anywhere:
-        return "most likely the kernel ended it: this machine had run out of memory at that time"
+        return f"most likely OOM-killed: the kernel ended a process, since this machine had run out of memory{held}"
     return ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.stop import STOP_SIGNALS
 from trainer.errors import STOPPED, ConfigError, UnfitError
-from trainer.trouble import peers
+from trainer.trouble import meaning, peers
 
 _KEPT = (2, 3, STOPPED, 124)
 
@@ -20,23 +20,6 @@ _LIKELY_ECHO = re.compile(
     re.IGNORECASE,
 )
 _ECHO_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
-
-_SILENCE_MEANING = "another worker did not answer in time: it hangs, or is much slower than the rest"
-_SILENCE_ADVICE = "the workers' logs show which of them went no further"
-
-_MEMORY_MEANING = "this machine, or this container, did not have as much memory (not the GPU's) as was asked for"
-_MEMORY_ADVICE = "the line above says where; each worker takes its own share, so fewer or smaller copies help"
-
-_SIGNAL_MEANING = {
-    signal.SIGKILL: "somebody sent SIGKILL, or the kernel did when memory ran out",
-    signal.SIGSEGV: "native code touched memory that is not its own; the log has Python's stacks",
-    signal.SIGBUS: "native code lost a memory mapping: a file was truncated, or /dev/shm is full",
-    signal.SIGABRT: "native code gave up; the log's last lines say why",
-}
-_SIGNAL_ADVICE = {
-    signal.SIGKILL: "`dmesg | grep -i oom` tells; fewer data.workers or less data.prefetch save memory",
-    signal.SIGBUS: "`df -h /dev/shm` tells; fewer data.workers need less of it",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +85,17 @@ def first_failure(exits: Sequence[Exit]) -> Exit | None:
     The earliest that is a worker's own; without one, the earliest of those that say that another worker does not
     answer; then echoes of an end.
     """
-    failed = [exit for exit in exits if exit.code not in (0, STOPPED)]
     # A worker that left no time behind did not get to notice another one's end either.
-    return min(failed, key=lambda exit: (exit.is_echo, exit.is_silence, exit.is_untold, exit.time or 0.0), default=None)
+    return min(
+        filter(is_failure, exits),
+        key=lambda exit: (exit.is_echo, exit.is_silence, exit.is_untold, exit.time or 0.0, exit.rank),
+        default=None,
+    )
+
+
+def is_failure(exit: Exit) -> bool:
+    """Whether a worker did not end well."""
+    return exit.code not in (0, STOPPED)
 
 
 def not_asked_for(exits: Sequence[Exit], killed: Sequence[int] = ()) -> list[Exit]:
@@ -150,12 +141,6 @@ def with_early_end(exits: Sequence[Exit], early: Sequence[int]) -> list[Exit]:
     return [cause, *(exit for exit in exits if exit.rank != cause.rank)]
 
 
-def with_the_trainers_word(exits: Sequence[Exit], row: dict[str, Any]) -> list[Exit]:
-    """The exits, with what the trainer wrote to failure.json about one of them."""
-    words: dict[str, Any] = {name: str(row.get(name, "")) for name in ("type", "message", "traceback", "advice")}
-    return [replace(exit, **words) if exit.rank == row.get("rank") and exit.code > 0 else exit for exit in exits]
-
-
 def exit_code(exits: Sequence[Exit], stopped_by: int | None = None) -> int:
     """The job's exit code (DESIGN's table).
 
@@ -184,16 +169,20 @@ def ended_with(code: int) -> str:
     return f"the script ended with exit code {code}"
 
 
-def failure_row(exit: Exit, *, attempt: int, code: int, log: str) -> dict[str, Any]:
-    """The content of failure.json."""
-    number = signal.Signals(-exit.code) if _is_signal(-exit.code) else None
-    meaning, advice = "", ""
-    if exit.is_silence:
-        meaning, advice = _SILENCE_MEANING, _SILENCE_ADVICE
-    elif exit.type == "MemoryError":
-        meaning, advice = _MEMORY_MEANING, _MEMORY_ADVICE
-    elif number is not None:
-        meaning, advice = _SIGNAL_MEANING.get(number, ""), _SIGNAL_ADVICE.get(number, "")
+def failure_row(exit: Exit, *, attempt: int, code: int, log: str, ours: bool) -> dict[str, Any]:
+    """The content of failure.json.
+
+    Args:
+        exit: the first failure.
+        attempt: the attempt's number.
+        code: the job's exit code.
+        log: what the worker has printed.
+        ours: whether our trainer ran, whose configuration keys may be advised.
+    """
+    if exit.code < 0:
+        known = meaning.of_signal(-exit.code, ours=ours)
+    else:
+        known = meaning.of_error(exit.type, exit.message, ours=ours)
     return {
         "rank": exit.rank,
         "host": exit.host,
@@ -202,8 +191,8 @@ def failure_row(exit: Exit, *, attempt: int, code: int, log: str) -> dict[str, A
         "message": exit.message or (ended_with(exit.code) if exit.is_untold else exit.what),
         "place": exit.place,
         "traceback": exit.traceback,
-        "meaning": exit.meaning or meaning,
-        "advice": exit.advice or advice,
+        "meaning": exit.meaning or (known.meaning if known else ""),
+        "advice": exit.advice or (known.advice if known else ""),
         "exit_code": code,
         "log": log,
     }
@@ -239,6 +228,8 @@ def panel(row: dict[str, Any], *, again: str, ours: bool) -> str:
         lines += [f"    {line}" for line in message.strip().splitlines()[:4]]
     if row.get("place"):
         lines.append(f"    {row['place']}")
+    if row.get("others"):
+        lines.append(f"    {row['others']}")
     # An error of ours carries its meaning and its remedy in its message.
     told = {"why": row.get("meaning"), "do": row.get("advice")}
     labelled = {

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -22,10 +23,11 @@ from launcher.processes import die_with_parent
 from launcher.stop import STOP_SIGNALS, heard
 from launcher.verdict import Exit, ended_with
 from trainer.errors import STOPPED, PacelineError
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir, error_beside, read_json, write_json
 from trainer.trouble import frames
 
 _FINISH_LIMIT_S = 2.0
+_TOLD = [field.name for field in fields(Exit) if field.name not in ("rank", "code")]
 
 
 def run(plan: JobPlan, output: Output, good_ends: mmap.mmap) -> NoReturn:
@@ -57,20 +59,16 @@ def run(plan: JobPlan, output: Output, good_ends: mmap.mmap) -> NoReturn:
     os._exit(code)
 
 
-def exit_record(log: Path) -> Path:
-    """Where a failed worker leaves word of its end, beside its log."""
-    return log.with_suffix(".error.json")
-
-
 def exit_of(log: Path, rank: int, code: int) -> Exit:
     """How a worker of this machine ended, with its own word of that."""
-    record: dict[str, Any] = {"host": socket.gethostname(), **read_json(exit_record(log))}
-    return Exit(rank, code, **record)
+    record: dict[str, Any] = {"host": socket.gethostname(), **read_json(error_beside(log))}
+    told: dict[str, Any] = {name: record[name] for name in _TOLD if name in record}
+    return Exit(rank, code, **told)
 
 
 def append_traceback(log: Path, record: dict[str, Any]) -> None:
     """Adds a worker's traceback to its log; the first worker's is added when the rest has been copied there."""
-    if record.get("traceback"):
+    if record.get("traceback") and not record.get("is_in_log"):
         with log.open("a") as stream:
             stream.write(record["traceback"])
 
@@ -165,6 +163,9 @@ def _exit_status(exit: SystemExit) -> int:
 
 def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
     """Leaves word of a failure for the agent's verdict, and its traceback in the rank's log."""
+    if error is None and error_beside(log).exists():
+        # Our trainer has told its error itself.
+        return
     row: dict[str, Any] = {"host": socket.gethostname(), "time": time.time()}
     text = ""
     if error is not None:
@@ -185,7 +186,7 @@ def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         if int(os.environ["LOCAL_RANK"]) != 0:
             append_traceback(log, row)
-        write_json(exit_record(log), row)
+        write_json(error_beside(log), row)
     except OSError as problem:
         # The terminal, or what is left of the log, is the only place where it can still be seen.
         sys.stderr.write(f"{text}warning: cannot write {log}: {problem.strerror or problem}\n")

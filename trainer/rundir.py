@@ -233,6 +233,11 @@ class RunDir:
         return superseded
 
 
+def error_beside(log: Path) -> Path:
+    """Where a rank that failed leaves word of its error, beside its log."""
+    return log.with_suffix(".error.json")
+
+
 def is_number(name: str) -> bool:
     """Whether a part of a file's name is a number as we write them: `str.isdigit` also takes what `int` does not."""
     return name.isascii() and name.isdigit()

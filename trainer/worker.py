@@ -69,7 +69,7 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                     console.say(note)
                 return train_in(run, config, world, console, stop, started=started, attempt=attempt)
         except Exception as error:
-            return report(error, ours or launched(error), console)
+            return report(error, ours or launched(error), console, micro_batch=micro_batch(config))
         finally:
             keeper.call_off_end()
 
@@ -281,6 +281,12 @@ def _last_lines(outcome: Outcome, summary: dict[str, object], run: RunDir, hints
         return results.stopping_lines(outcome.progress.step, run, sys.argv, os.environ)
     skipped = len({row.get("path") for row in read_json_lines(run.skipped_images)})
     return results.closing_lines(summary, run, outcome.parts.config, hints=hints, skipped=skipped)
+
+
+def micro_batch(config: Config) -> int:
+    """The most samples that this worker takes at once."""
+    share = -(-config.global_batch_size // int(os.environ.get("WORLD_SIZE", "1")))
+    return min(config.micro_batch_size or share, share)
 
 
 def launched(error: Exception) -> Attempt | None:

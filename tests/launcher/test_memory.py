@@ -1,6 +1,7 @@
 """Memory limits, and the kernel's part in the end of a worker."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,10 @@ def test_version_1_is_read_and_nothing_is_no_error(tmp_path: Path) -> None:
 
 def test_what_a_kill_means() -> None:
     assert "had reached the limit of 1.0 GiB" in meaning(Kills(0, 0), Kills(1, 1), LIMIT)
-    assert meaning(Kills(1, 1), Kills(1, 2), None).startswith("most likely the kernel")
+    assert meaning(Kills(0, 0), Kills(1, 1), None, rank=3, peak_bytes=LIMIT).endswith(
+        "its limit; rank 3 held up to 1.0 GiB"
+    )
+    assert meaning(Kills(1, 1), Kills(1, 2), None).startswith("most likely OOM-killed")
     assert meaning(Kills(1, 1), Kills(1, 1), LIMIT) == ""
 
 
@@ -92,5 +96,7 @@ time.sleep(600)
     )
     assert done.returncode == 128 + 9, done.stderr
     assert "failed: killed by SIGKILL on rank 1" in done.stderr
-    assert "the kernel ended it: this job's memory had reached the limit of 1.0 GiB" in done.stderr
-    assert job.failure["meaning"].startswith("the kernel ended it")
+    assert "OOM-killed: the kernel ended it, since this job's memory had reached the limit of 1.0 GiB" in done.stderr
+    held = re.search(r"rank 1 held up to ([\d.]+) MiB$", job.failure["meaning"])
+    assert held is not None
+    assert 300 < float(held[1]) < 1024

@@ -4,7 +4,10 @@ import dataclasses
 import signal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from launcher.folding import fold, line
 from launcher.restarts import Failed, is_crash_loop
 from launcher.verdict import (
     Exit,
@@ -14,7 +17,6 @@ from launcher.verdict import (
     not_asked_for,
     panel,
     with_early_end,
-    with_the_trainers_word,
 )
 from trainer.errors import STOPPED
 
@@ -44,17 +46,6 @@ def test_a_worker_that_ended_early_is_the_cause_of_echoes_but_of_no_error_of_the
     assert first_failure(with_early_end([], [0, 1])) is None
 
 
-def test_what_the_trainer_wrote_counts_unless_it_is_an_echo() -> None:
-    silent = [Exit(0, 1, time=1.0), Exit(1, 1, time=2.0)]
-    row = {"rank": 1, "type": "ValueError", "message": "bad value", "traceback": "t", "advice": "mend it"}
-    first = first_failure(with_the_trainers_word(silent, row))
-    assert first is not None
-    assert (first.rank, first.message, first.advice) == (1, "bad value", "mend it")
-    echo = {"rank": 0, "type": ECHO.type, "message": ECHO.message}
-    killed = Exit(1, -signal.SIGKILL)
-    assert first_failure(with_the_trainers_word([silent[0], killed], echo)) is killed
-
-
 SILENCE = Exit(
     0, 1, time=0.5, type="RuntimeError",
     message="[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms for recv",
@@ -69,7 +60,7 @@ def test_a_time_out_is_the_sign_of_a_worker_that_hangs_and_the_echo_of_none() ->
     early = first_failure(with_early_end([SILENCE], [1]))
     assert early is not None
     assert (early.rank, early.type) == (1, "EarlyExit")
-    row = failure_row(SILENCE, attempt=0, code=1, log="l")
+    row = failure_row(SILENCE, attempt=0, code=1, log="l", ours=False)
     assert "did not answer in time" in row["meaning"]
     store = Exit(0, 1, type="DistStoreError", message="wait timeout after 300000ms, keys: /worker/1")
     assert store.is_silence
@@ -77,7 +68,7 @@ def test_a_time_out_is_the_sign_of_a_worker_that_hangs_and_the_echo_of_none() ->
 
 
 def test_an_exit_code_without_a_word_is_told_as_that() -> None:
-    row = failure_row(Exit(1, 7), attempt=0, code=1, log="l")
+    row = failure_row(Exit(1, 7), attempt=0, code=1, log="l", ours=False)
     assert (row["type"], row["message"]) == ("exit code 7", "the script ended with exit code 7")
 
 
@@ -157,13 +148,13 @@ def test_a_crash_loop_is_three_failures_without_progress(
 
 
 def test_a_panel_says_each_thing_once() -> None:
-    row = failure_row(CAUSE, attempt=2, code=1, log="runs/x/logs/attempt-2/rank-1.log")
+    row = failure_row(CAUSE, attempt=2, code=1, log="runs/x/logs/attempt-2/rank-1.log", ours=False)
     text = panel(row, again="paceline run run.name=x", ours=True)
     assert text.splitlines()[0] == "✗ failed: ValueError on rank 1, node-1"
     assert text.count("bad value") == 1
     assert "rank-1.log" in text
     assert "paceline run run.name=x" in text
-    killed = failure_row(Exit(3, -signal.SIGKILL), attempt=0, code=137, log="l")
+    killed = failure_row(Exit(3, -signal.SIGKILL), attempt=0, code=137, log="l", ours=False)
     assert panel(killed, again="", ours=False).count("SIGKILL") == 2
     ended = {**row, "type": "SystemExit", "message": "2", "log": "runs/a-2026/rank-0.log"}
     assert "runs/a-2026/rank-0.log" in panel(ended, again="paceline run cluster.gpus_per_node=2", ours=False)
@@ -176,6 +167,115 @@ def test_a_panel_says_each_thing_once() -> None:
     [(1, True, "again"), (3, True, "then"), (2, True, ""), (2, False, "again"), (3, False, "again")],
 )
 def test_a_command_that_must_fail_again_is_not_offered(code: int, ours: bool, label: str) -> None:
-    row = failure_row(CAUSE, attempt=0, code=code, log="l")
+    row = failure_row(CAUSE, attempt=0, code=code, log="l", ours=False)
     last = panel(row, again="paceline run run.name=x", ours=ours).splitlines()[-1].split()
     assert last == ([label, "paceline", "run", "run.name=x"] if label else ["log", "l"])
+
+
+def test_the_first_failure_has_the_catalogues_meaning_and_our_keys_only_where_our_trainer_ran() -> None:
+    lacking = Exit(0, 1, type="OutOfMemoryError", message="CUDA out of memory. Tried to allocate 2.00 GiB.")
+    rows = [failure_row(lacking, attempt=0, code=1, log="l", ours=ours) for ours in (False, True)]
+    assert [row["meaning"] for row in rows] == ["the GPU is out of memory"] * 2
+    assert ["micro_batch_size" in row["advice"] for row in rows] == [False, True]
+    own = dataclasses.replace(lacking, advice="as I say", meaning="what I mean")
+    row = failure_row(own, attempt=0, code=1, log="l", ours=True)
+    assert (row["advice"], row["meaning"]) == ("as I say", "what I mean")
+
+
+# Errors of every kind that a rank can have, for the properties below.
+OWN = st.sampled_from(
+    ["ValueError: bad value", "OSError: [Errno 28] No space left on device", "Hang: no step for 60 s"]
+)
+ECHOES = st.sampled_from(
+    [
+        "RuntimeError: Connection closed by peer",
+        "DistBackendError: NCCL error: remote process exited",
+        "RuntimeError: [gloo] Connection reset by peer",
+    ]
+)
+TIMES = st.floats(min_value=1, max_value=10)
+
+
+def own_exits(rank: int) -> st.SearchStrategy[Exit]:
+    told = st.builds(lambda time, text: _told(rank, 1, time, text), TIMES, OWN)
+    return st.one_of(told, st.sampled_from([Exit(rank, -9), Exit(rank, -11), Exit(rank, 7)]))
+
+
+def echoes(rank: int) -> st.SearchStrategy[Exit]:
+    return st.builds(lambda code, time, text: _told(rank, code, time, text), st.sampled_from([1, -6]), TIMES, ECHOES)
+
+
+def _told(rank: int, code: int, time: float, text: str) -> Exit:
+    kind, _, message = text.partition(": ")
+    return Exit(rank, code, f"node-{rank // 8}", time=time, type=kind, message=message)
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> list[Exit]:
+    """The exits of a job of up to 8 ranks, in any order of arrival."""
+    good = st.sampled_from([0, STOPPED])
+    kinds = [lambda rank: st.builds(Exit, st.just(rank), good), own_exits, echoes]
+    exits = [draw(draw(st.sampled_from(kinds))(rank)) for rank in range(draw(st.integers(0, 8)))]
+    return draw(st.permutations(exits))
+
+
+@given(exits=jobs(), data=st.data())
+def test_the_verdict_is_the_same_whatever_came_first(exits: list[Exit], data: st.DataObject) -> None:
+    other = data.draw(st.permutations(exits))
+    first = first_failure(exits)
+    assert first_failure(other) == first
+    assert exit_code(other) == exit_code(exits)
+    if first is not None:
+        assert line(fold(other, first)) == line(fold(exits, first))
+
+
+@given(exits=jobs())
+def test_an_error_of_a_ranks_own_beats_every_echo_and_the_earliest_own_wins(exits: list[Exit]) -> None:
+    first = first_failure(exits)
+    failed = [exit for exit in exits if exit.code not in (0, STOPPED)]
+    own = [exit for exit in failed if not exit.is_echo]
+    assert (first is None) == (not failed)
+    if own:
+        assert first in own
+        told = [exit for exit in own if not exit.is_untold]
+        assert first is not None
+        assert all((first.time or 0) <= (exit.time or 0) for exit in told)
+
+
+@given(exits=jobs(), stopped_by=st.sampled_from([None, signal.SIGTERM, signal.SIGINT]))
+def test_no_job_that_lost_a_rank_ends_with_0_or_75(exits: list[Exit], stopped_by: int | None) -> None:
+    code = exit_code(exits, stopped_by)
+    lost = not exits or any(exit.code not in (0, STOPPED) for exit in exits)
+    assert (code not in (0, STOPPED)) if lost else (code in (0, STOPPED))
+    assert 0 <= code < 256
+
+
+@given(exits=jobs())
+def test_every_failure_is_told_or_folded_exactly_once(exits: list[Exit]) -> None:
+    first = first_failure(exits)
+    if first is not None:
+        told = [first.rank, *(rank for group in fold(exits, first) for rank in group.ranks)]
+        assert sorted(told) == sorted(exit.rank for exit in exits if exit.code not in (0, STOPPED))
+        row = failure_row(first, attempt=0, code=exit_code(exits), log="l", ours=True)
+        shown = panel({**row, "others": line(fold(exits, first))}, again="paceline run run.name=x", ours=True)
+        assert len(shown.splitlines()) < 12
+
+
+def test_what_followed_is_folded_into_a_line() -> None:
+    closed = "[/pytorch/gloo/transport/tcp/pair.cc:{}] Connection closed by peer [10.0.0.{}]:4{}"
+    exits = [
+        CAUSE,
+        *(
+            Exit(rank, 1, time=2.0, type="RuntimeError", message=closed.format(rank, rank, rank))
+            for rank in (2, 3, 4, 6)
+        ),
+        Exit(7, -signal.SIGABRT),
+        dataclasses.replace(CAUSE, rank=5),
+        Exit(8, 0),
+    ]
+    assert line(fold(exits, CAUSE)) == (
+        "+ 6 more: 4x connection closed by peer (ranks 2-4, 6), 1x the same (rank 5), 1x killed by SIGABRT (rank 7)"
+    )
+    assert line(fold([CAUSE], CAUSE)) == ""
+    many = [Exit(rank, 1, type=f"{'ABCDEFG'[rank]}Error", message="m") for rank in range(7)]
+    assert line(fold(many, many[0])).endswith("1x CError: m (rank 2), 1x DError: m (rank 3), 3x other errors")

@@ -62,7 +62,7 @@ def test_a_target_that_is_no_class_is_told_in_words(error: Exception) -> None:
 def test_a_worker_that_does_not_answer_is_told_in_words() -> None:
     gloo = RuntimeError("[/build/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 8000ms for recv operation")
     problem, fix = explain(gloo)
-    assert "another worker has not answered" in problem
+    assert "another worker did not answer in time" in problem
     assert "distributed.timeout_s" in fix
 
 

@@ -71,6 +71,14 @@ def suspicion() -> str:
     return f"is {PLACE} full ({wording.size(free)} free now{_total(' of')})? {WAYS_OUT}"
 
 
+def room() -> str:
+    """How much room it has, in words."""
+    try:
+        return f"{PLACE} has {wording.size(shutil.disk_usage(PLACE).free)} free now{_total(' of')}"
+    except OSError:
+        return f"there is no {PLACE}"
+
+
 def _total(before: str = ",") -> str:
     try:
         return f"{before} {wording.size(shutil.disk_usage(PLACE).total)}"

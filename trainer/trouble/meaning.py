@@ -120,7 +120,12 @@ def may_pass(kind: str, message: str) -> bool:
 def _filled(signature: Signature, groups: dict[str, str], *, ours: bool, micro_batch: int | None = None) -> Meaning:
     words = {**groups, "smaller": _smaller(micro_batch)}
     advice = signature.ours if ours and signature.ours else signature.advice
-    return Meaning(signature.name, signature.meaning.format(**words), advice.format(**words))
+    return Meaning(signature.name, _spoken(signature.meaning, words), _spoken(advice, words))
+
+
+def _spoken(text: str, words: dict[str, str]) -> str:
+    # Not every message has the file that another of its kind names.
+    return text.format(**words).replace(" ()", "")
 
 
 def _smaller(micro_batch: int | None) -> str:

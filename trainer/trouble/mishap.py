@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainer.errors import PacelineError
 from trainer.run import environment
 from trainer.run.patience import saying_if_slow
-from trainer.rundir import RunDir, read_json, write_json_once
+from trainer.rundir import RunDir, error_beside, read_json, write_json, write_json_once
 from trainer.terminal.console import Console
-from trainer.trouble import frames, peers
+from trainer.trouble import frames, meaning, peers
 
 _OTHER_RANKS_S = 2.0
 
@@ -35,11 +33,18 @@ class Attempt:
     is_ours: bool
 
 
-def report(error: Exception, attempt: Attempt | None, console: Console) -> int:
-    """Tells an error in a few lines and keeps the rest in failure.json; returns the exit code."""
+def report(error: Exception, attempt: Attempt | None, console: Console, *, micro_batch: int | None = None) -> int:
+    """Tells an error in a few lines and keeps the rest in failure.json; returns the exit code.
+
+    Args:
+        error: what ended the training.
+        attempt: what it belongs to; None where that is not known yet.
+        console: where it is told.
+        micro_batch: samples that this worker takes at once.
+    """
     rank = int(os.environ.get("RANK", "0"))
     code = error.exit_code if isinstance(error, PacelineError) else 1
-    problem, fix = explain(error)
+    problem, fix = explain(error, micro_batch)
     if is_echo(error):
         # The collective's own words, in the traceback, name a socket and not a cause.
         problem, fix = "another worker ended, and this one cannot go on alone", "the first error is that worker's"
@@ -48,7 +53,7 @@ def report(error: Exception, attempt: Attempt | None, console: Console) -> int:
         slow = f"{problem}; {attempt.run.path} does not answer, and the record of the error waits for its storage"
         with saying_if_slow(console.warn, slow):
             if attempt.run.path.exists():
-                is_told, fix = _keep(error, attempt, rank=rank, code=code, meaning=problem, advice=fix)
+                is_told, fix = _keep(error, attempt, rank=rank, code=code, problem=problem, advice=fix)
     if is_told and not is_echo(error):
         return code
     console.close()
@@ -73,45 +78,30 @@ def is_echo(error: Exception) -> bool:
     return others and not isinstance(error, PacelineError) and peers.is_gone(str(error))
 
 
-def explain(error: Exception) -> tuple[str, str]:
+def explain(error: Exception, micro_batch: int | None = None) -> tuple[str, str]:
     """What an exception means, and what to try."""
     if isinstance(error, PacelineError):
         return error.problem, error.fix
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory: {str(error).splitlines()[0]}", (
-            "a smaller micro_batch_size (same samples and weighting: accumulation follows from it)"
-        )
-    if "unused" in str(error) and "reduction" in str(error):
-        return "parameters of the model took no part in the loss, so their gradients cannot be averaged", (
-            "freeze them with requires_grad_(False), or use them; the traceback names them"
-        )
-    if peers.is_silent(str(error)):
-        return "another worker has not answered for distributed.timeout_s: it hangs, or is much slower than the rest", (
-            "look at the workers' logs; where one may take that long (a first step, a slow disk), a longer "
-            "distributed.timeout_s"
-        )
-    outside = isinstance(error, IndexError) and str(error).startswith("Target ")
-    if outside or "device-side assert" in str(error):
-        # A GPU does not say which index; in a training there is hardly another one.
-        said = str(error).splitlines()[0].rstrip(".")
-        return f"a target of the data is none of its classes ({said})", (
-            "targets count from 0 to the number of classes less one; device=cpu names the value and the place"
-        )
     where = frames.innermost(traceback.extract_tb(error.__traceback__))
     at = f" ({Path(where.filename).name}:{where.lineno} in {where.name})" if where else ""
-    return f"{type(error).__name__}: {error}{at}", ""
+    known = meaning.of_error(type(error).__name__, str(error), ours=True, micro_batch=micro_batch)
+    if known is None:
+        return f"{type(error).__name__}: {error}{at}", ""
+    return f"{known.meaning}{at}", known.advice
 
 
-def describe(error: Exception, attempt: Attempt, *, rank: int, code: int, meaning: str, advice: str) -> dict[str, Any]:
+def describe(error: Exception, attempt: Attempt, *, rank: int, code: int, problem: str, advice: str) -> dict[str, Any]:
     """The content of failure.json."""
+    where = frames.innermost(traceback.extract_tb(error.__traceback__))
     row: dict[str, Any] = {
         "rank": rank,
         "host": environment.host(),
         "attempt": attempt.number,
         "type": type(error).__name__,
         "message": str(error),
+        "place": f"{where.filename}:{where.lineno} in {where.name}" if where else "",
         "traceback": "".join(traceback.format_exception(error)),
-        "meaning": meaning,
+        "meaning": problem,
         "advice": advice,
         "exit_code": code,
         "time": time.time(),
@@ -130,7 +120,16 @@ def _log(error: Exception, attempt: Attempt, rank: int) -> None:
             stream.write("".join(traceback.format_exception(error)))
 
 
-def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, meaning: str, advice: str) -> tuple[bool, str]:
+def _leave_word(error: Exception, row: dict[str, Any], attempt: Attempt) -> None:
+    """Keeps a rank's own error beside its log, for the launcher, which looks for the first of all ranks'."""
+    own = {key: row[key] for key in ("host", "time", "type", "message", "place", "traceback", "meaning", "advice")}
+    if isinstance(error, PacelineError):
+        own |= {"message": error.problem, "advice": error.fix}
+    with suppress(OSError):
+        write_json(error_beside(attempt.run.log(attempt.number, row["rank"])), {**own, "is_in_log": True})
+
+
+def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, problem: str, advice: str) -> tuple[bool, str]:
     """Writes failure.json unless another rank was first; whether one was, and the advice with where the traceback is.
 
     The state is rank 0's to write, as all of status.json: from another process it could undo a change that rank 0
@@ -139,9 +138,11 @@ def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, meaning: 
     run, told = attempt.run, attempt.run.attempt_failure(attempt.number)
     if code == 1 and not isinstance(error, PacelineError):
         _log(error, attempt, rank)
+    described = describe(error, attempt, rank=rank, code=code, problem=problem, advice=advice)
+    _leave_word(error, described, attempt)
     follows = rank > 0 or is_echo(error)
     is_told = follows and is_known(attempt, None if is_echo(error) else str(error))
-    row = {} if is_told else describe(error, attempt, rank=rank, code=code, meaning=meaning, advice=advice)
+    row = {} if is_told else described
     try:
         if row:
             told.parent.mkdir(parents=True, exist_ok=True)

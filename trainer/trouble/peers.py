@@ -6,10 +6,16 @@ SILENT = ("timed out waiting", "wait timeout after", "watchdog caught collective
 
 def is_gone(message: str) -> bool:
     """Whether an error only says that another worker has ended."""
-    return any(sign in message for sign in GONE)
+    return any(words in message for words in GONE)
 
 
 def is_silent(message: str) -> bool:
     """Whether an error says that another worker has not answered in time: as far as is known it is still there."""
     message = message.lower()
-    return any(sign in message for sign in SILENT)
+    return any(words in message for words in SILENT)
+
+
+def sign(message: str) -> str:
+    """The words, in small letters, by which an error speaks of another worker; empty where it does not."""
+    message = message.lower()
+    return next((words.lower() for words in (*GONE, *SILENT) if words.lower() in message), "")

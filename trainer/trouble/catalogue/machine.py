@@ -38,8 +38,8 @@ MACHINE = (
     ),
     Signature(
         "disk_full",
-        r"No space left on device|unexpected pos \d+ vs \d+|database or disk is full",
-        "the disk is full",
+        r"No space left on device(: '(?P<file>[^']+)')?|unexpected pos \d+ vs \d+|database or disk is full",
+        "the disk is full ({file})",
         _ROOM,
         _OUR_ROOM,
         may_pass=True,
@@ -65,7 +65,7 @@ MACHINE = (
         "permission",
         r"\[Errno 13\] Permission denied(: '(?P<file>[^']+)')?",
         "this user may not open it ({file})",
-        "`ls -ld {file}` shows whose it is; in a container: --user $(id -u), or a volume that this user may write",
+        "`ls -ld` shows whose it is; in a container: --user $(id -u), or a volume that this user may write",
     ),
     Signature(
         "storage_error",
