@@ -9,6 +9,8 @@ import pytest
 from tests.numerics import runs
 from tests.workers import alone
 from trainer import checkpoint
+from trainer.config import DataConfig
+from trainer.errors import ConfigError
 from trainer.rundir import RunDir
 from trainer.training.assembly import Parts, assemble
 from trainer.training.state import Progress, restore, snapshot
@@ -45,3 +47,14 @@ def test_the_number_format_that_was_chosen_is_saved(tmp_path: Path) -> None:
     restore(parts_of(tmp_path, "fp32"), accept_changes=False, warn=heard.append)
     assert len(heard) == 1
     assert "precision=bf16 keeps it" in heard[0]
+
+
+def test_data_with_more_classes_is_named_and_not_taken_for_another_model(tmp_path: Path) -> None:
+    checkpoint.save(RunDir(tmp_path).checkpoint(2), snapshot(parts_of(tmp_path, "fp32"), Progress(step=2)))
+    data = DataConfig(name="synthetic", args={"classes": 11, "size": 8, "channels": 1, "n": 64})
+    other = assemble(replace(runs.configuration([]), data=data), alone(), RunDir(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"the classes are others \(pattern 0, .* are new; 0, .* are missing\)"
+    ) as refused:
+        restore(other, accept_changes=True, warn=print)
+    assert "data.root=DIR with the classes that it began with" in refused.value.fix

@@ -40,6 +40,17 @@ def test_renamed_files_are_noticed(tmp_path: Path, old: str, new: str, said: str
     assert changes({name: before[name] for name in before if "files" not in name}, identity(load(root))) == []
 
 
+def test_other_classes_are_named(tmp_path: Path) -> None:
+    before = identity(load(make(tmp_path, *FILES)))
+    make(tmp_path, *(f"train/{name}/1.png" for name in "cdefg"))
+    (tmp_path / "train" / "a").rename(tmp_path / "train" / "z")
+    (tmp_path / "val" / "a").rename(tmp_path / "val" / "z")
+    assert "the classes are others (c, d, e and 3 more are new; a is missing)" in changes(
+        before, identity(load(tmp_path))
+    )
+    assert changes(before, {**before, "classes": ["b", "a"]}) == ["the classes are others (their order is)"]
+
+
 def test_data_sets_of_others_are_known_by_their_paths(tmp_path: Path) -> None:
     folders = [ImageFolder(make(tmp_path / name, *FILES) / "train") for name in ("one", "other")]
     splits = load(tmp_path / "one")

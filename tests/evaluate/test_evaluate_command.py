@@ -221,12 +221,15 @@ def test_weights_of_another_network_and_damaged_ones_are_refused(
     copied.weights("best").write_bytes(content)
     assert main([str(copied.path), "device=cpu"]) == 2
     assert "is damaged: the checksum in it does not agree" in capsys.readouterr().err
-    save_file({"other.weight": torch.zeros(3)}, copied.weights("last"))
+    state = load_file(copied.weights("last"))
+    save_file({name: torch.zeros(3) for name in state}, copied.weights("last"))
     assert main([str(copied.path), "weights=last", "device=cpu"]) == 2
-    assert "does not fit small_resnet" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert "does not fit small_resnet: " in said[0]
+    assert said[0].endswith(f" in the model; and {len(state) - 3} more like these")
     copied.weights("last").write_bytes(b"nothing")
     assert main([str(copied.path), "weights=last", "device=cpu"]) == 2
-    assert "is damaged" in capsys.readouterr().err
+    assert "is no safetensors file: it begins with b'nothing'" in capsys.readouterr().err
 
 
 def test_an_evaluation_beside_a_running_training_takes_nothing_of_it_away(tmp_path: Path) -> None:

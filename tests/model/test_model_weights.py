@@ -148,7 +148,7 @@ def test_a_file_of_another_architecture_is_refused_and_the_right_name_is_guessed
     error = refused(ModelConfig(name="resnet18", weights=file))
     assert isinstance(error, ConfigError)
     assert "of its 218 tensors agree" in error.problem
-    assert error.problem.count(";") == 3
+    assert error.problem.endswith("; and 93 more like these")
     assert "model.name=resnet34" in error.fix
 
 

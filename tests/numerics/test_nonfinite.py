@@ -198,7 +198,8 @@ def test_a_run_that_has_diverged_is_given_up(policy: str, words: str, tmp_path: 
     error, _ = train_in(alone(), tmp_path, config)
     assert isinstance(error, TrainingError)
     assert words in error.problem
-    assert "a lower rate, optim.lr=0.1, clipping" in error.fix
+    # In fp32 already, that is no way out.
+    assert error.fix == "a lower rate, optim.lr=0.1, or clipping, optim.clip_norm=1"
 
 
 @pytest.mark.parametrize(

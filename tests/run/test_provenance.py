@@ -10,7 +10,7 @@ import pytest
 
 from launcher import local, runs
 from launcher.plan import Program, plan_job
-from trainer.config import Config, DataConfig, OptimConfig, RunConfig, from_yaml
+from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError
 from trainer.run import history, provenance
 from trainer.run.rows import append_json_line
@@ -97,8 +97,12 @@ def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
     assert from_yaml(run.attempt_config(1).read_text()).data.workers == 3
     changed = replace(config, optim=OptimConfig(lr=0.25))
     run.update_status(latest="step-00000010")
-    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.5"):
+    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.5") as refused:
         provenance.agree(run, changed)
+    assert "run.accept_changes=true" in refused.value.fix
+    with pytest.raises(ConfigError, match=r"model\.name was 'resnet18'") as refused:
+        provenance.agree(run, replace(config, model=ModelConfig(name="resnet34")))
+    assert "run.accept_changes=true" not in refused.value.fix
     accepted = replace(changed, run=RunConfig(accept_changes=True))
     provenance.agree(run, accepted)
     begin(run, accepted, attempt=2, folder=tmp_path)

@@ -31,6 +31,9 @@ HARMLESS = (
 )
 """Keys, or groups of keys, that do not decide what is computed."""
 
+_NETWORK = ("model.name", "model._target_")
+"""Keys whose change leaves nothing of a checkpoint that could be gone on with."""
+
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value of a config dataclass."""
@@ -66,10 +69,12 @@ def check_agreement(before: Config, now: Config, *, name: str) -> list[str]:
     changed = differences(before, now)
     shown = [f"{key} was {_typed(old)} and is now {_typed(new)}" for key, (old, new) in changed.items()]
     if shown and not now.run.accept_changes:
+        ways = ["run.fresh=true starts over beside it", "another run.name begins a new one"]
+        if not changed.keys() & set(_NETWORK):
+            ways.append("run.accept_changes=true continues all the same")
         raise ConfigError(
             f"run {name} was begun with another configuration: {', '.join(shown)}",
-            "run.fresh=true starts over beside it, another run.name begins a new one, "
-            "run.accept_changes=true continues all the same",
+            ", ".join(ways),
         )
     return shown
 

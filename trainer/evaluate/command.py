@@ -16,6 +16,7 @@ from trainer.evaluate.request import Request
 from trainer.evaluate.tables import show
 from trainer.evaluate.validation import Validation, metrics_of
 from trainer.model.files import read_state
+from trainer.model.weights import misfits
 from trainer.network import build_network, input_format
 from trainer.precision import agreed
 from trainer.rundir import RunDir
@@ -125,13 +126,12 @@ def load(model: nn.Module, request: Request) -> None:
         UnfitError: it cannot be read.
     """
     path, name = request.weights, request.config.model._target_ or request.config.model.name
-    try:
-        model.load_state_dict(read_state(path))
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    state = read_state(path)
+    if differences := misfits(model.state_dict(), state):
         raise ConfigError(
-            f"{path} does not fit {name}: {lines[-1][:160]}", "evaluate weights with the run that they come from"
-        ) from error
+            f"{path} does not fit {name}: {differences}", "evaluate weights with the run that they come from"
+        )
+    model.load_state_dict(state)
 
 
 def keep(run: RunDir, found: dict[str, Any], console: Console) -> None:

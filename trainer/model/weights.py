@@ -4,7 +4,7 @@ import difflib
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from trainer.model.files import download, read_state
 from trainer.preprocessing import Preprocessing
 
 _LOG = logging.getLogger(__name__)
+_SHOWN = 3
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 # The published DenseNet files name their layers `norm.1`, as modules can no longer be called; the pattern is
 # torchvision.models.densenet's.
@@ -101,20 +102,10 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
     common = [key for key in own if key in state]
     differing = [key for key in common if own[key].shape != state[key].shape]
     head = _head_keys(own, state, differing, num_classes)
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    strange = [f"{key} is not in the file" for key in missing]
-    strange += [f"{key} is not in the model" for key in extra]
-    strange += [
-        f"{key} is {_shape(state[key])} in the file, {_shape(own[key])} in the model"
-        for key in differing
-        if key not in head
-    ]
-    if strange:
+    if strange := misfits(own, state, but=head):
         guess = _likely_name(state, label)
         raise ConfigError(
-            f"{path} does not fit {label}: {len(common) - len(differing)} of its {len(state)} tensors agree; "
-            + "; ".join(strange[:3]),
+            f"{path} does not fit {label}: {len(common) - len(differing)} of its {len(state)} tensors agree; {strange}",
             f"its size says model.name={guess}" if guess else "give model.name and model.args of the file's model",
         )
     body = OrderedDict((key, value) for key, value in state.items() if key not in head)
@@ -126,6 +117,25 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
         _LOG.info("%s: %d tensors; new head for %d classes instead of %d", path, len(body), num_classes, classes)
     else:
         _LOG.info("%s: all %d tensors", path, len(body))
+
+
+def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, but: Container[str] = ()) -> str:
+    """What keeps a state from being a model's, in words; empty where nothing does.
+
+    Args:
+        own: the model's state.
+        state: the file's.
+        but: tensors whose shapes may differ.
+    """
+    strange = [f"{key} is not in the file" for key in own if key not in state]
+    strange += [f"{key} is not in the model" for key in state if key not in own]
+    strange += [
+        f"{key} is {_shape(state[key])} in the file, {_shape(own[key])} in the model"
+        for key in own
+        if key in state and key not in but and own[key].shape != state[key].shape
+    ]
+    more = f"; and {len(strange) - _SHOWN} more like these" if len(strange) > _SHOWN else ""
+    return "; ".join(strange[:_SHOWN]) + more
 
 
 def _matched(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -118,8 +118,10 @@ class Remedy:
         if self._policy == "rollback":
             problem += f", after {self._progress.rollbacks} rollbacks"
         rate = milder_rate(self._parts.config.optim.lr, self._parts.stepper.optimizer)
-        milder = f"a lower rate, optim.lr={rate:g}, clipping, optim.clip_norm=1"
-        fix = f"{milder}, or precision=fp32"
+        ways = [f"a lower rate, optim.lr={rate:g}", "clipping, optim.clip_norm=1"]
+        if self._parts.precision.name != "fp32":
+            ways.append("precision=fp32")
+        fix = f"{', '.join(ways[:-1])}, or {ways[-1]}"
         if self._policy == "stop":
             fix += "; on_nonfinite=skip leaves out such a step, and on_nonfinite=rollback those before it as well"
         return TrainingError(problem, fix, details=details)

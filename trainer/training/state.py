@@ -134,6 +134,7 @@ def find_newest(parts: Parts, *, warn: Callable[[str], None]) -> Checkpoint | No
         if saved is not None:
             # First, since a misfit is no damage: whoever gave the wrong model finds everything as it was.
             _check_names(saved.state, step)
+            _check_classes(saved.state["data"], parts.identity)
             check_fits(saved, step, parts.model)
         for newer, damage in damaged.items():
             warn(checkpoint.put_aside(parts.run, newer, damage))
@@ -233,6 +234,15 @@ def _check_missing(run: RunDir, *, accept_changes: bool, warn: Callable[[str], N
             )
         saved.start_over(run, latest)
         warn(f"{problem}: it starts over")
+
+
+def _check_classes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses data that the run's network has no outputs for."""
+    if len(before["classes"]) != len(now["classes"]):
+        raise ConfigError(
+            f"the data has changed since this run began: {', '.join(changes(before, now))}",
+            "data.root=DIR with the classes that it began with; or run.fresh=true starts over beside it",
+        )
 
 
 def _check_data(
