@@ -14,6 +14,9 @@ _DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+HOLDABLE = frozenset(_DTYPES)
+"""The dtypes of tensors that a file can hold."""
+
 _ALIGNMENT = 64
 
 

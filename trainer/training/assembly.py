@@ -29,6 +29,7 @@ from trainer.precision import Precision, Scaler, agreed
 from trainer.preprocessing import Preprocessing
 from trainer.rundir import RunDir
 from trainer.schedule import lr_factor
+from trainer.training.fitting import Layout, layout_of
 from trainer.training.step import Criterion, Stepper
 from trainer.wording import plural
 
@@ -46,6 +47,7 @@ class Parts:
         epochs: epochs of the whole run; the last may be a part of one.
         precision: what was chosen.
         model: not wrapped, on its device.
+        layout: of its state dict, as it was built.
         stepper: takes the optimizer steps.
         workers: data-loading processes.
         validation: evaluates models on the validation split.
@@ -62,6 +64,7 @@ class Parts:
     epochs: int
     precision: Precision
     model: nn.Module
+    layout: Layout
     normaliser: nn.Module
     stepper: Stepper
     workers: int
@@ -160,6 +163,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         # A run that goes on has its weights in the checkpoint; the pretrained ones need not be there any more.
         pretrained=not checkpoint.steps(run),
     )
+    layout = layout_of(model)
     normaliser = transforms.Normaliser(preprocessing).to(world.device)
     _check_single_samples(plan, total_steps, model, normaliser, preprocessing)
     workers = loader.choose_workers(
@@ -179,6 +183,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
         epochs=-(-total_steps // plan.steps_per_epoch),
         precision=precision,
         model=model,
+        layout=layout,
         normaliser=normaliser,
         stepper=_stepper(config, world, plan, total_steps, model, normaliser, precision, len(splits.classes)),
         workers=workers,

@@ -16,6 +16,7 @@ from trainer.numerics.replicas import Digest
 from trainer.training import best_weights
 from trainer.training.assembly import Parts
 from trainer.training.evaluations import is_due, record
+from trainer.training.fitting import check_keeps
 from trainer.training.job import Job
 from trainer.training.keeper import Keeper
 from trainer.training.recorder import Interval, Recorder
@@ -44,7 +45,7 @@ class Loop:
         self._remedy = Remedy(parts, job, progress, self._recorder)
         self._begin()
         self._keeper = Keeper(parts, job, progress, self._recorder)
-        self._said_stop = False
+        self._said_stop = self._is_begun = False
         self._digest = Digest(parts.model)
         self._compares = replicas.are_comparable(job.world, warn=job.console.warn)
 
@@ -80,10 +81,15 @@ class Loop:
             What the ranks have agreed upon.
 
         Raises:
-            TrainingError: numbers are not finite, and that ends the run; or the ranks hold different weights.
+            TrainingError: numbers are not finite, and that ends the run; or the ranks hold different weights; or
+                nothing could go on from a checkpoint of the model.
             UnfitError: most images cannot be read.
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
+        if not self._is_begun:
+            # Now rather than at the first checkpoint, which may be hours away.
+            self._is_begun = True
+            check_keeps(self._parts.layout, self._parts.model)
         evaluates = is_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
         scheduled = self._keeper.is_due()
         row = last or evaluates or stop or step % self._config.log_every_steps == 0

@@ -19,7 +19,7 @@ from trainer.evaluate.judge import Standing
 from trainer.run import saved
 from trainer.rundir import RunDir
 from trainer.training.assembly import Parts
-from trainer.training.fitting import check_fits
+from trainer.training.fitting import check_fits, check_keeps
 
 _LATE_S = 20.0
 
@@ -61,8 +61,13 @@ class Progress:
 
 
 def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
-    """The state of the run, to be written by rank 0; all ranks must call it."""
+    """The state of the run, to be written by rank 0; all ranks must call it.
+
+    Raises:
+        TrainingError: no other model could go on from it.
+    """
     stepper = parts.stepper
+    check_keeps(parts.layout, parts.model)
     tensors: dict[str, torch.Tensor] = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
     tensors.update(buffers.own_to_ranks(parts.model, parts.world))
     averaged = averaged_statistics(parts.model, parts.world)
