@@ -1,4 +1,4 @@
-"""A model of which no checkpoint could be made, or gone on from, is refused at the start and not when it is too late."""
+"""A model of which no checkpoint could be made, or gone on from, is refused within a step, not at the resume."""
 
 from pathlib import Path
 from typing import Any

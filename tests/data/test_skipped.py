@@ -1,6 +1,7 @@
 """Images may be skipped, but not most of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from trainer.data.skipped import SkipWatch, refuse_loss
 from trainer.errors import UnfitError
 from trainer.numerics.figures import NO_SAMPLE, Figures
 from trainer.rundir import read_json
+
+IMAGE = torch.ones(3, 8, 8, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,35 @@ def test_not_one_good_image_is_an_error() -> None:
     batch = Samples(Bad(), lambda image: image, seed=0, skip_bad=True).__getitems__(Indices(0, np.array([1])))
     assert isinstance(batch, BadBatch)
     assert batch.problem == "not one of 3 images can be read"
+
+
+@pytest.mark.parametrize(
+    ("item", "problem"),
+    [
+        ({"image": IMAGE, "label": 1}, "the class of sample 1 of the data set is 'label'"),
+        (IMAGE, "sample 1 of the data set is a Tensor, not a pair"),
+        ((IMAGE, 1, "a.png"), "sample 1 of the data set is a tuple, not a pair"),
+        ((IMAGE, 1.5), "the class of sample 1 of the data set is 1.5"),
+        ((IMAGE, "1"), "the class of sample 1 of the data set is '1'"),
+        ((IMAGE, None), "the class of sample 1 of the data set is None"),
+        ((IMAGE, torch.tensor([0.0, 1.0])), "the class of sample 1 of the data set is tensor([0., 1.])"),
+        ((IMAGE.numpy(), 1), "the image of sample 1 of the data set is a ndarray [3, 8, 8]"),
+        ((IMAGE[0], 1), "the image of sample 1 of the data set is a Tensor [8, 8]"),
+    ],
+)
+def test_an_item_that_is_no_image_with_its_class_is_told(item: object, problem: str) -> None:
+    split: Any = [None, item]
+    batch = Samples(split, lambda image: image, seed=0).__getitems__(Indices(0, np.array([1])))
+    assert isinstance(batch, BadBatch)
+    assert batch.problem == problem
+
+
+@pytest.mark.parametrize("target", [1, True, 1.0, np.int64(1), torch.tensor(1), torch.tensor([1])])
+def test_a_class_may_be_any_number_that_is_whole(target: object) -> None:
+    split: Any = [(IMAGE, target)]
+    batch = Samples(split, lambda image: image, seed=0).__getitems__(Indices(0, np.array([0])))
+    assert not isinstance(batch, BadBatch)
+    assert batch[1].tolist() == [1]
 
 
 @pytest.mark.parametrize(

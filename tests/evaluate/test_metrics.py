@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,17 @@ from sklearn.calibration import calibration_curve
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from tests.numerics import runs
 from tests.workers import alone, run_workers
+from trainer.data.datasets import TensorImages
 from trainer.data.samples import IGNORED_TARGET
 from trainer.distributed import World
+from trainer.errors import UnfitError
 from trainer.evaluate.metrics import LARGEST_MATRIX, Scores, Tally
 from trainer.evaluate.validation import ShardBatches, evaluate, metrics_of
 from trainer.precision import choose
+from trainer.rundir import RunDir
+from trainer.training.assembly import assemble
 
 CLASSES = 7
 
@@ -180,3 +186,12 @@ print(before, "torchmetrics" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("False True\n", "")
+
+
+def test_a_validation_image_of_no_class_is_an_error_and_not_left_out(tmp_path: Path) -> None:
+    parts = assemble(runs.configuration([]), alone(), RunDir(tmp_path))
+    assert isinstance(parts.splits.val, TensorImages)
+    assert parts.evaluate(lambda: (False, False))["val/"].samples == len(parts.splits.val)
+    parts.splits.val.targets[[3, 5]] = -1
+    with pytest.raises(UnfitError, match=r"the targets of 2 of 177 validation images are none of the 10 classes"):
+        parts.evaluate(lambda: (False, False))

@@ -44,6 +44,13 @@ class BadBatch:
     fix: str
 
 
+_ITEM = "its __getitem__ must return (image, class): a PIL image or a uint8 tensor [C, H, W], and a number from 0"
+
+
+class _BadItem(Exception):
+    """What the data set gives for a sample is no image with its class."""
+
+
 class _NoImage(Exception):
     """Images may be skipped, but all of them are bad."""
 
@@ -106,8 +113,8 @@ class Samples(Dataset[Any]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
-        image, target = self.split[sample]
-        return self._transform(image), int(target)
+        image, label = _labelled(self.split[sample], sample)
+        return self._transform(image), label
 
     def __getitems__(self, indices: Indices) -> Batch | BadBatch:
         """The batch of the given samples."""
@@ -120,6 +127,8 @@ class Samples(Dataset[Any]):
         except StorageTrouble as error:
             fix = "no fault of the image, so it is not skipped; once the storage is back, run the same command again"
             return BadBatch(f"cannot read the image {error.filename}: {error.strerror}", fix)
+        except _BadItem as error:
+            return BadBatch(str(error), _ITEM)
         except _NoImage as error:
             return BadBatch(str(error), "look at the files; skipped_images.jsonl in the run directory lists them")
         finally:
@@ -171,6 +180,24 @@ class Samples(Dataset[Any]):
         if self._report is not None and path not in self._reported:
             self._reported.add(path)
             append_json_line(self._report, {"path": path, "reason": error.reason})
+
+
+def _labelled(item: Any, sample: int) -> tuple[Any, int]:
+    """The image of a data set's item, and the number of its class."""
+    try:
+        image, target = item
+    except (TypeError, ValueError) as error:
+        raise _BadItem(f"sample {sample} of the data set is a {type(item).__name__}, not a pair") from error
+    try:
+        label = int(target)
+    except (TypeError, ValueError) as error:
+        raise _BadItem(f"the class of sample {sample} of the data set is {target!r}") from error
+    if isinstance(image, (np.ndarray, torch.Tensor)) and (image.ndim != 3 or isinstance(image, np.ndarray)):
+        raise _BadItem(f"the image of sample {sample} of the data set is a {type(image).__name__} {list(image.shape)}")
+    # Half of a class, or one as text, would else be taken for another.
+    if label != target:
+        raise _BadItem(f"the class of sample {sample} of the data set is {target!r}")
+    return image, label
 
 
 def _paired(images: torch.Tensor, targets: torch.Tensor, places: Sequence[int], *, last: int) -> Batch:

@@ -13,6 +13,7 @@ from trainer.data import datasets, loader, transforms
 from trainer.data.sampler import Indices, contiguous_slice
 from trainer.data.samples import Samples
 from trainer.distributed import World
+from trainer.errors import UnfitError
 from trainer.evaluate.metrics import Scores, Tally
 from trainer.model.heads import logits_and_aux
 from trainer.model.modes import evaluating
@@ -91,7 +92,8 @@ class Validation:
         report: Path | None,
     ) -> None:
         self._normaliser, self._precision, self._world = normaliser, precision, world
-        self._classes = len(splits.classes)
+        self._classes, self._samples = len(splits.classes), len(splits.val)
+        self._may_lack = config.data.on_bad_image == "skip"
         largest = -(-config.global_batch_size // world.world_size)
         self.batch_size = config.evaluate.batch_size or config.micro_batch_size or largest
         self._shard = ShardBatches(len(splits.val), batch_size=self.batch_size, world=world)
@@ -122,8 +124,9 @@ class Validation:
 
         Raises:
             EvaluationStopped: some rank must stop; raised on all ranks.
+            UnfitError: a target is none of the classes.
         """
-        return evaluate(
+        scores = evaluate(
             models,
             self._batches,
             self._normaliser,
@@ -133,6 +136,14 @@ class Validation:
             most_batches=self._shard.most_batches,
             wishes=wishes,
         )
+        counted = next(iter(scores.values())).samples
+        if counted < self._samples and not self._may_lack:
+            raise UnfitError(
+                f"the targets of {self._samples - counted:,} of {self._samples:,} validation images are none of the "
+                f"{self._classes} classes",
+                f"targets count from 0 to {self._classes - 1}",
+            )
+        return scores
 
 
 @torch.no_grad()

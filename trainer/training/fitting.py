@@ -29,7 +29,8 @@ def layout_of(model: nn.Module) -> Layout:
     for name, value in model.state_dict().items():
         if not isinstance(value, torch.Tensor):
             raise ConfigError(
-                f"the model's state dict holds {name}, which is a {type(value).__name__}: checkpoints hold tensors alone",
+                f"the model's state dict holds {name}, which is a {type(value).__name__}: a checkpoint holds "
+                "tensors alone",
                 "have get_extra_state() return a tensor, such as torch.tensor(self.count), or keep it in a buffer",
             )
         if value.dtype not in HOLDABLE or value.layout != torch.strided:
