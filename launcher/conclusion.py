@@ -11,7 +11,7 @@ from launcher import folding, verdict
 from launcher.outcome import Outcome
 from launcher.output import tidy_terminal
 from launcher.plan import JobPlan
-from launcher.restarts import CRASH_LOOP, Failed, is_crash_loop
+from launcher.restarts import Decision, Failed, decide
 from launcher.stop import Stop
 from launcher.verdict import Exit
 from trainer.errors import STOPPED, InUseError
@@ -32,6 +32,7 @@ class Account:
         self._run = RunDir(plan.run_dir)
         self._is_ours = plan.program.kind == "trainer"
         self._history: list[Failed] = []
+        self._decision = Decision(again=False)
 
     def begin(self) -> None:
         """Says that the job runs, where our trainer does not say so itself.
@@ -53,10 +54,18 @@ class Account:
     def is_worth(self, outcome: Outcome) -> bool:
         """Whether another attempt is worth it after this one has failed; to be asked once for each."""
         failure = verdict.first_failure(outcome.judged)
-        cause = (failure.what, failure.message, failure.place) if failure else ("", "", "")
-        checkpoint = self._run.read_status().get("latest") if self._is_ours else None
-        self._history.append(Failed(cause, checkpoint, outcome.seconds))
-        return not is_crash_loop(self._history)
+        checkpoint = str(self._run.read_status().get("latest")) if self._is_ours else None
+        self._history.append(
+            Failed(
+                code=verdict.exit_code(outcome.judged),
+                cause=(failure.what, failure.message, failure.place) if failure else ("", "", ""),
+                lasts=failure is not None and verdict.would_come_again(failure),
+                checkpoint=checkpoint,
+                seconds=outcome.seconds,
+            )
+        )
+        self._decision = decide(self._history, self._plan.max_restarts)
+        return self._decision.again
 
     def tell_restart(self, outcome: Outcome) -> None:
         """Shows in a line or two why the workers are started anew, and keeps it among the run's events."""
@@ -100,8 +109,8 @@ class Account:
         elif failure is not None:
             others = folding.line(folding.fold(exits, failure))
             self._say_failed(failure, outcome.attempt, code, keep=keep, others=others)
-            if is_crash_loop(self._history):
-                print(f"  {CRASH_LOOP} failures in a row without progress: it is not tried again", file=sys.stderr)
+            if self._decision.why:
+                print(f"  {self._decision.why}", file=sys.stderr)
         if keep:
             self._settle(code, reason)
         return code

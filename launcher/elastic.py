@@ -38,7 +38,6 @@ LEFTOVER_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
 
 _FILE_PERIOD_S = 1.0
-_FINAL_CODES = (2, 3)
 _PARENT_DIED = signal.SIGRTMIN + 7
 
 
@@ -186,11 +185,9 @@ class Agent(LocalElasticAgent):
             # end the others, which may still be saving.
             return RunResult(WorkerState.HEALTHY)
         result = super()._monitor_workers(worker_group)
-        if result.failures and self._remaining_restarts > 0:
+        if result.failures and not self._asked:
             self._failed = self.outcome(result)
-            # Starting again changes neither a configuration nor a machine.
-            final = any(failure.exitcode in _FINAL_CODES for failure in result.failures.values())
-            if final or not self._account.is_worth(self._failed):
+            if not self._account.is_worth(self._failed):
                 self._end_restarts()
         return result
 

@@ -98,6 +98,13 @@ def is_failure(exit: Exit) -> bool:
     return exit.code not in (0, STOPPED)
 
 
+def would_come_again(exit: Exit) -> bool:
+    """Whether another attempt would meet this error at the same place: an exception of the program's own."""
+    if exit.code != 1 or exit.type in ("", "SystemExit", "KeyboardInterrupt") or exit.is_echo or exit.is_silence:
+        return False
+    return not meaning.may_pass(exit.type, exit.message)
+
+
 def not_asked_for(exits: Sequence[Exit], killed: Sequence[int] = ()) -> list[Exit]:
     """The exits that a request to stop does not explain: exceptions of a worker's own, and crashes.
 

@@ -116,13 +116,21 @@ for step in range(3 if dist.get_rank() == 1 else 100_000_000):
     assert "rank 1 ended with exit code 0 while rank 0 still had work to share" in err
 
 
-def test_a_crash_loop_is_left_after_three_attempts_and_says_so(make_job: MakeJob) -> None:
-    job = make_job("raise ValueError('always the same')")
+@pytest.mark.parametrize(
+    ("error", "attempts", "why"),
+    [
+        ("ValueError('in the program')", 2, "the same error twice, without progress in between: it would come again"),
+        ("OSError(5, 'of the machine')", 3, "3 failures in a row without progress: it is not tried again"),
+    ],
+)
+def test_a_crash_loop_is_left_and_says_so(make_job: MakeJob, error: str, attempts: int, why: str) -> None:
+    job = make_job(f"raise {error}")
     code, _, err = job.go("cluster.max_restarts=100", "cluster.gpus_per_node=1")
     assert code == 1
-    assert job.run.next_attempt() == 3
-    assert "3 failures in a row without progress: it is not tried again" in err
-    assert job.failure["attempt"] == 2
+    assert job.run.next_attempt() == attempts
+    assert why in err
+    assert job.failure["attempt"] == attempts - 1
+    assert [job.run.log(attempt, 0).exists() for attempt in range(attempts + 1)] == [True] * attempts + [False]
 
 
 def test_a_killed_worker_is_named_and_gives_128_plus_9(make_job: MakeJob) -> None:

@@ -1,4 +1,4 @@
-"""Of many exits the one that came first, what it means, and whether another attempt is worth it."""
+"""Of many exits the one that came first, what it means, and what followed it."""
 
 import dataclasses
 import signal
@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.folding import fold, line
-from launcher.restarts import Failed, is_crash_loop
 from launcher.verdict import (
     Exit,
     exit_code,
@@ -17,6 +16,7 @@ from launcher.verdict import (
     not_asked_for,
     panel,
     with_early_end,
+    would_come_again,
 )
 from trainer.errors import STOPPED
 
@@ -123,28 +123,6 @@ def test_what_a_request_to_stop_explains_and_what_it_does_not(exit: Exit, asked_
 )
 def test_the_exit_code_is_the_first_failures(codes: list[int], stopped_by: int | None, code: int) -> None:
     assert exit_code([Exit(rank, value) for rank, value in enumerate(codes)], stopped_by) == code
-
-
-@pytest.mark.parametrize(
-    ("checkpoints", "causes", "seconds", "loop"),
-    [
-        (["a", "a", "a"], "rst", 9000, True),
-        (["a", "a"], "rr", 1, False),
-        (["a", "b", "b"], "rrr", 1, False),
-        (["a", "b", "b", "b"], "rrrr", 1, True),
-        ([None, None, None], "rrr", 1, True),
-        ([None, None, None], "rrs", 1, False),
-        ([None, None, None], "rrr", 9000, False),
-        ([None, None, "a"], "rrr", 1, False),
-    ],
-)
-def test_a_crash_loop_is_three_failures_without_progress(
-    checkpoints: list[str | None], causes: str, seconds: float, loop: bool
-) -> None:
-    history = [
-        Failed((cause, "", ""), checkpoint, seconds) for checkpoint, cause in zip(checkpoints, causes, strict=True)
-    ]
-    assert is_crash_loop(history) is loop
 
 
 def test_a_panel_says_each_thing_once() -> None:
@@ -279,3 +257,22 @@ def test_what_followed_is_folded_into_a_line() -> None:
     assert line(fold([CAUSE], CAUSE)) == ""
     many = [Exit(rank, 1, type=f"{'ABCDEFG'[rank]}Error", message="m") for rank in range(7)]
     assert line(fold(many, many[0])).endswith("1x CError: m (rank 2), 1x DError: m (rank 3), 3x other errors")
+
+
+@pytest.mark.parametrize(
+    ("exit", "again"),
+    [
+        (CAUSE, True),
+        (Exit(0, 1, type="ModuleNotFoundError", message="No module named 'timm'"), True),
+        (ECHO, False),
+        (SILENCE, False),
+        (Exit(0, -signal.SIGKILL), False),
+        (Exit(0, 7), False),
+        (Exit(0, 1, type="SystemExit", message="1"), False),
+        (Exit(0, 124, type="Hang", message="no step"), False),
+        (Exit(0, 1, type="AcceleratorError", message="CUDA error: uncorrectable ECC error encountered"), False),
+        (Exit(0, 1, type="OSError", message="[Errno 5] Input/output error"), False),
+    ],
+)
+def test_an_error_of_the_program_would_come_again_and_one_of_the_machine_may_pass(exit: Exit, again: bool) -> None:
+    assert would_come_again(exit) is again
