@@ -33,26 +33,25 @@ def run_plan() -> int:
     die_with_parent(int(sys.argv[1]))
     adopt_orphans()
     plan = JobPlan.from_json(sys.stdin.read())
-    stop = Stop(plan.stop_grace_s)
+    account, stop = Account(plan), Stop(plan.stop_grace_s)
     stop.listen()
     try:
         with stop.raising():
             _preload(plan)
-        return _run(plan, stop)
+        return _run(plan, stop, account)
     except StoppedEarly:
-        return Account(plan).conclude_early(stop)
+        return account.conclude_early(stop)
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(plan: JobPlan, stop: Stop) -> int:
+def _run(plan: JobPlan, stop: Stop, account: Account) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
 
     from launcher.elastic import Agent
     from launcher.rendezvous import Meeting
 
-    account = Account(plan)
     account.begin()
     agent = Agent(plan, Meeting(plan, lambda endpoint: endpoint), stop, account)
     try:

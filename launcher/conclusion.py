@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import sys
 import time
 from collections.abc import Generator
@@ -23,8 +24,10 @@ from trainer.rundir import RunDir, write_json
 class Account:
     """Keeps a job's account, on the terminal and in status.json, failure.json and events.jsonl; one process does.
 
+    Another job may have been faster to take the run: what that one has written is left alone.
+
     Args:
-        plan: the job.
+        plan: the job, of which nothing runs yet.
     """
 
     def __init__(self, plan: JobPlan) -> None:
@@ -33,6 +36,8 @@ class Account:
         self._is_ours = plan.program.kind == "trainer"
         self._history: list[Failed] = []
         self._decision = Decision(again=False)
+        self._before = self._run.read_status()
+        self._has_run = False
 
     def begin(self) -> None:
         """Says that the job runs, where our trainer does not say so itself.
@@ -42,13 +47,14 @@ class Account:
         """
         if not self._is_ours:
             _hold(self._run)
+            self._has_run = True
             with _telling_of("job.json"):
                 launches.confirm(self._run, self._plan.attempt)
         with _telling_of("status.json"):
             if not self._is_ours:
                 self._run.failure.unlink(missing_ok=True)
                 self._run.update_status(state="running", attempt=self._plan.attempt)
-            elif not self._run.is_held():
+            elif self._may_write(self._plan.attempt):
                 self._run.failure.unlink(missing_ok=True)
 
     def is_worth(self, outcome: Outcome) -> bool:
@@ -99,8 +105,7 @@ class Account:
             exits = own or list(outcome.exits)
         code = verdict.exit_code(exits, stop.signal if reason else None)
         failure = verdict.first_failure(exits)
-        # If it is held although our workers have ended, another job trains here, and what lies here is its own.
-        keep = not self._is_ours or not self._run.is_held()
+        keep = self._may_write(outcome.attempt)
         if reason:
             self._say_stopped(code, reason)
         elif code == STOPPED:
@@ -115,6 +120,20 @@ class Account:
             self._settle(code, reason)
         return code
 
+    def conclude_killed(self, number: int, reason: str) -> int:
+        """Tells that the agent was killed, where nobody else is left to say so; returns the exit code.
+
+        Args:
+            number: the signal.
+            reason: who asked for the end; empty where nobody did.
+        """
+        tidy_terminal()
+        if not reason:
+            print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)
+        if self._may_write(self._plan.attempt + self._plan.max_restarts):
+            self._settle(128 + number, reason and f"{reason}; the agent was killed")
+        return 128 + number
+
     def conclude_early(self, stop: Stop) -> int:
         """Tells that a request came before there was a worker to hand it to; returns the exit code.
 
@@ -122,8 +141,22 @@ class Account:
         """
         reason = f"{stop.reason} before the workers were up"
         print(f"{reason}\n  again   {self._plan.again}", file=sys.stderr)
-        self._settle(STOPPED, reason)
+        if self._may_write(self._plan.attempt):
+            self._settle(STOPPED, reason)
         return STOPPED
+
+    def _may_write(self, attempt: int) -> bool:
+        """Whether no other job trains in the run, or has done so since this one was launched.
+
+        Args:
+            attempt: this job's latest.
+        """
+        if self._has_run:
+            return True
+        # Held although none of our workers is left, or with another attempt's status than it had: it is another job's.
+        status = self._run.read_status()
+        is_own = status.get("attempt") in range(self._plan.attempt, attempt + 1)
+        return not self._run.is_held() and (is_own or status == self._before)
 
     def _say_stopped(self, code: int, reason: str) -> None:
         if code == 0:

@@ -14,8 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from launcher import ports
-from launcher.conclusion import in_use
-from launcher.output import tidy_terminal
+from launcher.conclusion import Account, in_use
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from launcher.stop import STOP_SIGNALS, heard
@@ -115,6 +114,7 @@ def run(plan: JobPlan) -> int:
         "PACELINE_STARTED": str(time.time()),
         "PACELINE_DEVICE": plan.device,
     }
+    account = Account(plan)
     adopt_orphans()
     before = descendants()
     # Held back until both sides have their handlers: a request is never a death.
@@ -140,18 +140,8 @@ def run(plan: JobPlan) -> int:
         end_descendants(before, grace_s=_LEFTOVER_GRACE_S)
     if code >= 0:
         return code
-    tidy_terminal()
     number = received[0] if received else -code
-    if not received:
-        print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)
-    run = RunDir(plan.run_dir)
-    # Nobody else is left to say so.
-    with suppress(OSError):
-        if run.read_status().get("state", "pending") in ("running", "pending") and not run.is_held():
-            reason = f"{asked_by(number)}; the agent was killed" if received else ""
-            state = "stopped" if received else "failed"
-            run.update_status(state=state, attempt=plan.attempt, exit_code=128 + number, reason=reason)
-    return 128 + number
+    return account.conclude_killed(number, asked_by(number) if received else "")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from trainer.distributed import World, join
 from trainer.errors import STOPPED, InUseError
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
-from trainer.run import environment, provenance, runname
+from trainer.run import environment, launches, provenance, runname
 from trainer.run.lease import Lease, check
 from trainer.run.patience import saying_if_slow
 from trainer.run.rows import read_json_lines
@@ -129,8 +129,7 @@ def agree_again(run: RunDir, config: Config, asked: Config) -> list[str]:
     if "PACELINE_RUN_DIR" not in os.environ:
         return provenance.agree(run, config)
     try:
-        launched = choose_attempt(run) - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        return provenance.confirm(run, asked, attempt=launched)
+        return provenance.confirm(run, asked)
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
 
@@ -143,7 +142,9 @@ def begin(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
     """
     try:
         run.failure.unlink(missing_ok=True)
-        if "PACELINE_RUN_DIR" not in os.environ:
+        if "PACELINE_RUN_DIR" in os.environ:
+            launches.confirm(run, attempt - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+        else:
             provenance.begin(
                 run,
                 config,

@@ -10,9 +10,11 @@ import pytest
 
 from launcher import local, runs
 from launcher.plan import Program, plan_job
+from tests.workers import alone
+from trainer import worker
 from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError
-from trainer.run import history, provenance
+from trainer.run import history, launches, provenance
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, read_json, write_json
 
@@ -119,27 +121,31 @@ def test_whoever_has_the_run_says_what_it_computes(tmp_path: Path) -> None:
     run.path.mkdir()
     begin(run, mine, folder=tmp_path)
     begin(run, Config(optim=OptimConfig(lr=0.25)), attempt=1, folder=tmp_path)
-    provenance.confirm(run, mine, attempt=0)
+    provenance.confirm(run, mine)
     assert from_yaml(run.config.read_text()).optim.lr == 0.5
     run.checkpoint(3).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"optim.lr was 0.5 and is now 0.25"):
-        provenance.confirm(run, Config(optim=OptimConfig(lr=0.25)), attempt=1)
+        provenance.confirm(run, Config(optim=OptimConfig(lr=0.25)))
 
 
 @pytest.mark.parametrize("winner", [0, 1])
-def test_job_json_ends_with_the_launch_that_has_the_run_whoever_wrote_it_last(tmp_path: Path, winner: int) -> None:
+def test_job_json_ends_with_the_launch_that_has_the_run_whoever_wrote_it_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winner: int
+) -> None:
     """Both launchers read the file before either has written it."""
     run, loser = RunDir(tmp_path / "x"), 1 - winner
     begin(run, Config(), attempt=winner, argv="winner", folder=tmp_path)
     run.job.unlink()
     begin(run, Config(), attempt=loser, argv="loser", folder=tmp_path)
-    provenance.confirm(run, Config(), attempt=winner)
+    monkeypatch.setenv("PACELINE_RUN_DIR", str(run.path))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    worker.begin(run, Config(), alone(), attempt=winner + 2)
     job = read_json(run.job)
     assert [(row["attempt"], row["argv"]) for row in job["attempts"]] == [(loser, ["loser"]), (winner, ["winner"])]
     assert job["argv"] == (["winner"] if winner == 0 else ["loser"])
     assert history.setup_of(run, winner).attempt == winner
     before = run.job.stat().st_ino
-    provenance.confirm(run, Config(), attempt=winner)
+    launches.confirm(run, winner)
     assert run.job.stat().st_ino == before
     # And the loser's launcher, if it is slow, does not make it the run's.
     begin(run, Config(), attempt=loser, argv="loser", folder=tmp_path)

@@ -44,16 +44,11 @@ def agree(run: RunDir, config: Config) -> list[str]:
     return []
 
 
-def confirm(run: RunDir, config: Config, *, attempt: int) -> list[str]:
-    """Judges again what was judged before the run was this job's alone, and makes the run say what this job does.
+def confirm(run: RunDir, config: Config) -> list[str]:
+    """Judges again what was judged before the run was this job's alone, and makes config.yaml say what it computes.
 
     Two jobs may both have found a run new, and the other one have trained in it since, or only have written its
-    configuration and its row of job.json there.
-
-    Args:
-        run: the run.
-        config: what this job computes.
-        attempt: as which it was launched.
+    configuration there.
 
     Returns:
         As `agree`.
@@ -66,7 +61,6 @@ def confirm(run: RunDir, config: Config, *, attempt: int) -> list[str]:
     shown = _shown(config, run)
     if run.config.exists() and differences(from_yaml(run.config.read_text()), shown):
         write_atomic(run.config, to_yaml(shown).encode())
-    launches.confirm(run, attempt)
     return accepted
 
 

@@ -1,0 +1,76 @@
+"""What is written of a job's end, and that none of it lands in a run that another job has taken meanwhile."""
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.conclusion import Account
+from launcher.outcome import Outcome
+from launcher.plan import JobPlan, Program
+from launcher.stop import Stop
+from launcher.verdict import Exit
+from trainer.rundir import RunDir, read_json, write_json
+
+ATTEMPT = 3
+
+
+def fail(account: Account) -> int:
+    return account.conclude(Outcome(ATTEMPT + 1, exits=(Exit(0, 1, type="ValueError", message="no"),)), Stop(1.0))
+
+
+def stop_early(account: Account) -> int:
+    stop = Stop(1.0)
+    stop.ask("asked to stop (by hand)")
+    return account.conclude_early(stop)
+
+
+def kill(account: Account) -> int:
+    return account.conclude_killed(9, "")
+
+
+ENDS = pytest.mark.parametrize(
+    ("end", "code", "state"), [(fail, 1, "failed"), (stop_early, 75, "stopped"), (kill, 137, "failed")]
+)
+
+
+def begun(folder: Path) -> tuple[RunDir, Account]:
+    run = RunDir(folder / "x")
+    run.path.mkdir()
+    run.update_status(state="running", attempt=2)
+    program = Program("trainer", "trainer")
+    plan = JobPlan(nodes=1, workers_per_node=1, program=program, run_dir=str(run.path), attempt=ATTEMPT, max_restarts=1)
+    return run, Account(plan)
+
+
+@ENDS
+def test_the_end_of_a_job_that_has_the_run_is_written_also_when_it_never_came_to_train(
+    tmp_path: Path, end: Callable[[Account], int], code: int, state: str
+) -> None:
+    run, account = begun(tmp_path)
+    assert end(account) == code
+    assert (run.read_status()["state"], run.read_status()["attempt"]) == (state, ATTEMPT)
+    assert run.failure.exists() == (end is fail)
+    run.update_status(state="running", attempt=ATTEMPT)
+    end(account)
+    assert run.read_status()["state"] == state
+
+
+@ENDS
+@pytest.mark.parametrize("others", ["taken", "running", "finished", "failed"])
+def test_the_end_of_a_job_that_was_overtaken_leaves_the_other_ones_run_alone(
+    tmp_path: Path, end: Callable[[Account], int], code: int, state: str, others: str
+) -> None:
+    run, account = begun(tmp_path)
+    if others != "taken":
+        run.update_status(state=others, attempt=2 if others == "finished" else ATTEMPT + 2)
+    if others == "failed":
+        write_json(run.failure, {"attempt": ATTEMPT + 2})
+    before = run.status.read_bytes(), read_json(run.failure)
+    with run.lock.open("w") as lock:
+        if others in ("taken", "running"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        account.begin()
+        assert end(account) == code
+    assert (run.status.read_bytes(), read_json(run.failure)) == before
