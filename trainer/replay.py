@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint
-from trainer.checkpoint import commit
+from trainer import checkpoint, commit
 from trainer.config import CheckpointConfig, Config, TrackingConfig
 from trainer.config.overrides import with_overrides
 from trainer.distributed import World, join

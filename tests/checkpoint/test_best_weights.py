@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from tests.numerics import runs
 from tests.workers import alone
-from trainer import checkpoint
-from trainer.checkpoint import BackgroundWriter, commit
+from trainer import checkpoint, commit
+from trainer.checkpoint import BackgroundWriter
 from trainer.config import CheckpointConfig, Config, EvaluateConfig
 from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan

@@ -8,8 +8,8 @@ import pytest
 
 from tests.numerics.runs import configuration, train_in
 from tests.workers import alone
-from trainer import checkpoint
-from trainer.checkpoint import Image, commit
+from trainer import checkpoint, commit
+from trainer.checkpoint import Image
 from trainer.config import CheckpointConfig
 from trainer.errors import TrainingError
 from trainer.run.lease import LeaseLost

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from trainer import checkpoint
-from trainer.checkpoint import Checkpoint, Image, commit
+from trainer import checkpoint, commit
+from trainer.checkpoint import Checkpoint, Image
 from trainer.errors import ConfigError, TrainingError
 from trainer.model.files import read_state
 

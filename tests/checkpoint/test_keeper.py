@@ -38,7 +38,7 @@ def train_with(fault: str, tmp_path: Path) -> list[str]:
 def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path) -> None:
     hangs = """
         import threading
-        from trainer.checkpoint import commit
+        from trainer import commit
         from trainer.training import keeper
         from trainer.checkpoint import BackgroundWriter
         BackgroundWriter.__init__.__kwdefaults__["patience_s"] = 1.0
@@ -65,7 +65,7 @@ def test_a_storage_that_hangs_stops_neither_the_steps_nor_the_end(tmp_path: Path
 def test_where_even_the_error_cannot_be_kept_the_process_ends_all_the_same(tmp_path: Path) -> None:
     hangs = """
         import threading
-        from trainer.checkpoint import commit
+        from trainer import commit
         from trainer.training import keeper
         from trainer.trouble import mishap
         from trainer.checkpoint import BackgroundWriter
@@ -82,7 +82,7 @@ def test_where_even_the_error_cannot_be_kept_the_process_ends_all_the_same(tmp_p
 def test_a_slow_storage_merges_requests_and_what_is_saved_is_the_state_of_its_step(tmp_path: Path) -> None:
     slow = """
         import threading
-        from trainer.checkpoint import commit
+        from trainer import commit
         write = commit.write_folder
         def write_folder(folder, files, **more):
             threading.Event().wait(1.0)
@@ -146,7 +146,7 @@ def test_no_checkpoint_is_ahead_of_rows_that_wait_for_a_full_disk(tmp_path: Path
 def test_no_checkpoint_is_ahead_of_the_best_weights_that_it_speaks_of(tmp_path: Path) -> None:
     watched = """
         import json, pathlib, threading
-        from trainer.checkpoint import commit
+        from trainer import commit
         from trainer.rundir import RunDir
         replace_file, write_folder = commit.replace_file, commit.write_folder
         written = []

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.checkpoint import commit
+from trainer import commit
 
 
 def main() -> int:

@@ -1,7 +1,6 @@
 """Checkpoints: what they are made of, how they are written, found, read and deleted."""
 
 from trainer.checkpoint.background import BackgroundWriter
-from trainer.checkpoint.commit import Damaged
 from trainer.checkpoint.files import (
     Checkpoint,
     find_newest,
@@ -17,6 +16,7 @@ from trainer.checkpoint.image import Image
 from trainer.checkpoint.optimizer import optimizer_tensors, restore_optimizer
 from trainer.checkpoint.retention import delete_old
 from trainer.checkpoint.schedule import Schedule
+from trainer.commit import Damaged
 
 __all__ = [
     "BackgroundWriter",

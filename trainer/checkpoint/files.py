@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse
 
-from trainer.checkpoint import commit
-from trainer.checkpoint.commit import Damaged
+from trainer import commit
 from trainer.checkpoint.image import Image
+from trainer.commit import Damaged
 from trainer.errors import TrainingError
 from trainer.rundir import RunDir, is_number
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from trainer.checkpoint import commit
+from trainer import commit
 from trainer.checkpoint.files import steps
 from trainer.rundir import RunDir
 

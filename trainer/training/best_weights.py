@@ -4,8 +4,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from trainer import checkpoint
-from trainer.checkpoint import Damaged, Image, commit, sealed
+from trainer import checkpoint, commit
+from trainer.checkpoint import Damaged, Image, sealed
 from trainer.evaluate.judge import AVERAGED, Standing
 from trainer.rundir import RunDir
 from trainer.training.assembly import Parts

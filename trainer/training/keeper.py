@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import checkpoint
+from trainer import checkpoint, commit
 from trainer.age import process_age_s
-from trainer.checkpoint import BackgroundWriter, Checkpoint, Image, Schedule, commit
+from trainer.checkpoint import BackgroundWriter, Checkpoint, Image, Schedule
 from trainer.errors import TrainingError
 from trainer.rundir import RunDir
 from trainer.training import best_weights
