@@ -118,6 +118,10 @@ class Account:
                 print(f"  {self._decision.why}", file=sys.stderr)
         if keep:
             self._settle(code, reason)
+        if keep and failure is not None and code == verdict.HANG:
+            with _telling_of("status.json"):
+                why = failure.message.partition("\n")[0]
+                self._run.update_status(state="failed", attempt=outcome.attempt, exit_code=code, reason=why)
         return code
 
     def conclude_killed(self, number: int, reason: str) -> int:
@@ -181,7 +185,8 @@ class Account:
         tidy_terminal()
         row = self._run.read_failure(attempt)
         log = str(self._run.log(attempt, failure.rank))
-        if row.get("rank") == failure.rank:
+        hung = failure.code == verdict.HANG
+        if row.get("rank") == failure.rank and not hung:
             row.setdefault("log", log)
         else:
             row = verdict.failure_row(failure, attempt=attempt, code=code, log=log, ours=self._is_ours)
@@ -189,7 +194,7 @@ class Account:
         if keep:
             with _telling_of("failure.json"):
                 write_json(self._run.failure, row)
-        if self._is_ours and failure.rank == 0 and failure.code > 0:
+        if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung:
             # Rank 0 has the terminal and has said it.
             told = {"more": others, "log": row["log"], **verdict.next_step(code, self._plan.again, ours=True)}
             print("\n".join(f"  {label:<7} {text}" for label, text in told.items() if text), file=sys.stderr)

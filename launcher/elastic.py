@@ -21,6 +21,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import memory, verdict, worker
 from launcher.conclusion import Account
+from launcher.hangs import HangWatch, Watched
 from launcher.outcome import Outcome
 from launcher.output import Output
 from launcher.plan import JobPlan
@@ -52,6 +53,7 @@ class Agent(LocalElasticAgent):
 
     Attributes:
         killed: global ranks of workers that had not ended when their time to stop was over.
+        hang: how the running attempt hung, if it did; its workers have been killed.
         ended: `exit_codes()` before the engine saw any failure, and ended the others because of it.
     """
 
@@ -75,6 +77,8 @@ class Agent(LocalElasticAgent):
         self._stop = stop
         self._asked = False
         self.killed: list[int] = []
+        self.hang: Exit | None = None
+        self._watch: HangWatch | None = None
         self.ended: dict[int, int] = {}
         self._account = account
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
@@ -141,7 +145,8 @@ class Agent(LocalElasticAgent):
         output = Output(self._log(self._worker_group.workers[0].global_rank))
         self._output = output
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
-        worker_group.spec.args = (self._plan, output, self._good_ends)
+        self.hang, self._watch = None, HangWatch(self._plan, self.attempt)
+        worker_group.spec.args = (self._plan, output, self._good_ends, self._watch)
         # The engine would turn these into a shutdown; SIGQUIT remains for that.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
         # A worker takes a signal only once it has its own handlers.
@@ -160,6 +165,9 @@ class Agent(LocalElasticAgent):
         # Called at the end of every attempt, however it ended.
         super()._shutdown(*arguments, **options)
         output, self._output = self._output, None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
         left = end_descendants([output.pid] if output else [], grace_s=LEFTOVER_GRACE_S)
         if output:
             output.drain()
@@ -184,6 +192,7 @@ class Agent(LocalElasticAgent):
             # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and
             # end the others, which may still be saving.
             return RunResult(WorkerState.HEALTHY)
+        self._look_for_hang()
         result = super()._monitor_workers(worker_group)
         if result.failures and not self._asked:
             self._failed = self.outcome(result)
@@ -194,6 +203,20 @@ class Agent(LocalElasticAgent):
     def _end_restarts(self) -> None:
         self._worker_group.spec.max_restarts = self.restarts
         self._remaining_restarts = 0
+
+    def _look_for_hang(self) -> None:
+        if self._watch is None or self._asked or self.hang is not None:
+            return
+        here = [
+            Watched(member.global_rank, member.local_rank, process.pid)
+            for member, process in zip(self._worker_group.workers, self._processes(), strict=True)
+            if process.is_alive()
+        ]
+        self.hang = self._watch.find(here, self.ended)
+        if self.hang is not None:
+            # At once: what one that waits would say of the others' end is no news.
+            for one in here:
+                os.kill(one.pid, signal.SIGKILL)
 
     def _look_for_stop_file(self) -> None:
         """Our trainer looks for `stop` in the run directory itself; for other programs the agent does."""
@@ -249,6 +272,8 @@ class Agent(LocalElasticAgent):
 
     def _exits(self, result: RunResult) -> list[Exit]:
         """How the workers ended, with all that is known of it; after a failure without those ended because of it."""
+        if self.hang is not None:
+            return [self.hang]
         if result.return_values:
             host = socket.gethostname()
             return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]

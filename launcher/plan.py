@@ -76,6 +76,7 @@ class JobPlan:
         max_restarts: restarts by the agent after a failure.
         device: `cuda` where the workers were counted by GPUs, so that our trainer insists on them; else empty.
         stop_grace_s: seconds between a request to stop and SIGKILL.
+        hang_timeout_s: seconds without a sign of life after which the job is ended; 0: no watch, None: learnt.
         again: the command that continues the run.
         debug: whether tracebacks and the engine's own messages are shown.
         node: the number of the node that this is the plan of.
@@ -93,6 +94,7 @@ class JobPlan:
     max_restarts: int = 0
     device: str = ""
     stop_grace_s: float = 120.0
+    hang_timeout_s: float | None = None
     again: str = ""
     debug: bool = False
     node: int = 0
@@ -164,9 +166,18 @@ def plan_job(
         endpoint=f"127.0.0.1:{config.cluster.port or 0}",
         max_restarts=config.cluster.max_restarts,
         stop_grace_s=config.cluster.grace_seconds,
+        hang_timeout_s=hang_timeout_s(config),
         device="cuda" if gpus and config.device != "cpu" else "",
         debug=debug,
     )
+
+
+def hang_timeout_s(config: "Config") -> float | None:
+    """What `JobPlan.hang_timeout_s` says, of a configuration that was checked."""
+    from trainer.config.timespan import parse_seconds
+
+    given = config.cluster.hang_timeout
+    return None if given is None else parse_seconds(given)
 
 
 def workers_per_node(config: "Config", gpus: int) -> int:

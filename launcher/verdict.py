@@ -10,7 +10,10 @@ from launcher.stop import STOP_SIGNALS
 from trainer.errors import STOPPED, ConfigError, UnfitError
 from trainer.trouble import meaning, peers
 
-_KEPT = (2, 3, STOPPED, 124)
+HANG = 124
+"""The exit code of a job that hung and was ended."""
+
+_KEPT = (2, 3, STOPPED, HANG)
 
 # What a worker may say, too, when another one has gone; it can also be an error of its own.
 _LIKELY_ECHO = re.compile(
@@ -37,6 +40,7 @@ class Exit:
         place: `file:line in function`, the innermost in the user's own code.
         advice: what to try, where the exception says so.
         meaning: what the end means, where more is known than its signal says.
+        stacks: the file with the stacks of all ranks, of one that hung; else empty.
     """
 
     rank: int
@@ -49,11 +53,12 @@ class Exit:
     place: str = ""
     advice: str = ""
     meaning: str = ""
+    stacks: str = ""
 
     @property
     def is_silence(self) -> bool:
         """Whether it says that another worker did not answer: the first sign of one that hangs."""
-        return self.code > 0 and peers.is_silent(self.message)
+        return self.code > 0 and self.code != HANG and peers.is_silent(self.message)
 
     @property
     def is_echo(self) -> bool:
@@ -61,7 +66,7 @@ class Exit:
         if self.code < 0:
             # NCCL's watchdog aborts a process whose peers have gone.
             return self.code == -signal.SIGABRT
-        if self.is_silence:
+        if self.is_silence or self.code == HANG:
             return False
         likely = self.type in _ECHO_TYPES or _LIKELY_ECHO.search(self.message) is not None
         return likely or peers.is_gone(self.message)
@@ -202,6 +207,7 @@ def failure_row(exit: Exit, *, attempt: int, code: int, log: str, ours: bool) ->
         "advice": exit.advice or (known.advice if known else ""),
         "exit_code": code,
         "log": log,
+        **({"stacks": exit.stacks} if exit.stacks else {}),
     }
 
 
@@ -233,7 +239,8 @@ def panel(row: dict[str, Any], *, again: str, ours: bool) -> str:
     # Python's own MemoryError has no message.
     if not killed and message != row["type"]:
         lines += [f"    {line}" for line in message.strip().splitlines()[:4]]
-    if row.get("place"):
+    # Of one that hangs the message says it.
+    if row.get("place") and not row.get("stacks"):
         lines.append(f"    {row['place']}")
     if row.get("others"):
         lines.append(f"    {row['others']}")
@@ -246,6 +253,7 @@ def panel(row: dict[str, Any], *, again: str, ours: bool) -> str:
             if text and text not in message and (not message or message not in text)
         },
         "log": row.get("log"),
+        "stacks": row.get("stacks"),
         **next_step(row["exit_code"], again, ours=ours),
     }
     lines += [f"  {label:<7} {text}" for label, text in labelled.items() if text]

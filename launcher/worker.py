@@ -15,7 +15,7 @@ import traceback
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from launcher.output import Output
 from launcher.plan import JobPlan, Program
@@ -26,11 +26,14 @@ from trainer.errors import STOPPED, PacelineError
 from trainer.rundir import RunDir, error_beside, read_json, write_json
 from trainer.trouble import frames
 
+if TYPE_CHECKING:
+    from launcher.hangs import HangWatch
+
 _FINISH_LIMIT_S = 2.0
 _TOLD = [field.name for field in fields(Exit) if field.name not in ("rank", "code")]
 
 
-def run(plan: JobPlan, output: Output, good_ends: mmap.mmap) -> NoReturn:
+def run(plan: JobPlan, output: Output, good_ends: mmap.mmap, watch: "HangWatch") -> NoReturn:
     """Runs the plan's program in a forked worker of torchrun's agent.
 
     Args:
@@ -40,8 +43,10 @@ def run(plan: JobPlan, output: Output, good_ends: mmap.mmap) -> NoReturn:
             The process itself then ends with 0, since for the engine anything else is a failure. Returning to
             the engine would keep the process until all have ended, and with it the connections in which a worker
             that goes on waits for this one.
+        watch: of the agent, over hangs.
     """
     attempt = _enter(plan, output)
+    watch.join(int(os.environ["LOCAL_RANK"]))
     log = RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"]))
     try:
         code, error = _run_program(plan), None

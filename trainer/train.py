@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from trainer.config import Config
 from trainer.data import loader, shared_memory
 from trainer.errors import TrainingError
+from trainer.heartbeat import Phase
 from trainer.run.rows import append_json_line, read_json_lines
 from trainer.training import best_weights
 from trainer.training.assembly import Parts, assemble
@@ -59,6 +60,7 @@ def train(
     Raises:
         PacelineError: the data or the model cannot be used, or the loss is not finite.
     """
+    job.heart.enter(Phase.START)
     parts = assemble(config, job.world, job.run)
     progress = restore(parts, accept_changes=config.run.accept_changes, warn=job.console.warn)
     amend(progress)
@@ -83,7 +85,9 @@ def train(
                 batches = parts.batches(progress.step)
                 asked = loop.catch_up()
         loop.finish()
+        job.heart.enter(Phase.END)
     except BaseException as error:
+        job.heart.enter(Phase.END)
         named = loader.explain(error)
         loop.abandon()
         if named is not None:

@@ -211,6 +211,11 @@ class ClusterConfig:
         None, "Workers per machine; null: one for each GPU, or 2 on a machine without one.", low=1
     )
     max_restarts: int = key(0, "Restarts from the last checkpoint after a failure.", low=0)
+    hang_timeout: str | None = key(
+        "auto",
+        "Time without a sign of life after which the job is taken for hanging and ended: seconds, or 90s, 10m, 2h; "
+        "0: never. auto or null: learnt from the run's own steps, 30 s at least; 10 minutes for other programs.",
+    )
     grace_seconds: float = key(
         120.0, "Time that workers have after a request to stop, then they are killed.", unit="seconds", low=0
     )

@@ -53,6 +53,8 @@ ALIASES: dict[str, str] = {
     "num_steps": "max_steps",
     "time_limit": "max_time",
     "timeout": "max_time",
+    "hang": "cluster.hang_timeout",
+    "watchdog_timeout": "cluster.hang_timeout",
     "amp": "precision",
     "fp16": "precision",
     "bf16": "precision",

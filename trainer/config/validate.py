@@ -11,7 +11,7 @@ from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.sources import data_problems, model_problems
 from trainer.config.suggest import choice, closest, did_you_mean
-from trainer.config.timespan import parse_time_span
+from trainer.config.timespan import parse_seconds, parse_time_span
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import AVERAGED, metric_names
 from trainer.run import runname
@@ -45,6 +45,7 @@ def validate(config: Config, *, world_size: int, train_samples: int | None = Non
         *_average(config),
         *_combinations(config),
         *_checkpoint(config),
+        *_cluster(config),
     ]
     notes: list[str] = []
     if not any("batch_size" in problem.problem for problem in problems):
@@ -59,7 +60,7 @@ def validate_launch(config: Config) -> None:
     Raises:
         ConfigError: what cannot work.
     """
-    _refuse([*_ranges(config), *_name(config)])
+    _refuse([*_ranges(config), *_name(config), *_cluster(config)])
 
 
 def _refuse(problems: list[ConfigError]) -> None:
@@ -96,6 +97,22 @@ def _checkpoint(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             f"checkpoint.every={options.every} and checkpoint.every_steps={options.every_steps} contradict each other",
             "leave one of them out",
+        )
+
+
+def _cluster(config: Config) -> Iterator[ConfigError]:
+    timeout = config.cluster.hang_timeout
+    if timeout is None or timeout == "auto":
+        return
+    seconds = parse_seconds(timeout)
+    if seconds is None:
+        yield ConfigError(
+            f"cluster.hang_timeout={timeout} is not auto, 0 or a time",
+            "cluster.hang_timeout=90s, 10m, or 0 for no watch",
+        )
+    elif 0 < seconds < 1:
+        yield ConfigError(
+            f"cluster.hang_timeout={timeout} is out of range", "cluster.hang_timeout=1s or more, or 0 for no watch"
         )
 
 

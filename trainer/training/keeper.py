@@ -176,6 +176,7 @@ class Keeper:
             if turns == 1 and (rest := max(writer.overdue_in_s for writer in writers)):
                 self._job.console.say(f"the storage is slow: waiting for the save under way, at most {duration(rest)}")
             turns += 1
+            self._job.heart.beat()
             for writer in writers:
                 writer.wait(_TURN_S)
 

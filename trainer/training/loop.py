@@ -8,6 +8,7 @@ from typing import Any
 from trainer.agreement import Agreement, Asked, Pending
 from trainer.data.skipped import SkipWatch, refuse_loss
 from trainer.evaluate.validation import EvaluationStopped, metrics_of
+from trainer.heartbeat import Phase
 from trainer.numerics import replicas
 from trainer.numerics.figures import Figures
 from trainer.numerics.nonfinite import Trouble
@@ -39,7 +40,7 @@ class Loop:
 
     def __init__(self, parts: Parts, job: Job, progress: Progress) -> None:
         self._parts, self._job, self._progress = parts, job, progress
-        self._config, self._stepper = parts.config, parts.stepper
+        self._config, self._stepper, self._heart = parts.config, parts.stepper, job.heart
         self._judge = parts.judge
         self._recorder = _recorder(parts, job) if job.world.is_rank_zero else None
         self._remedy = Remedy(parts, job, progress, self._recorder)
@@ -86,6 +87,7 @@ class Loop:
             UnfitError: most images cannot be read.
         """
         step, last = self._progress.step, self._progress.step == self._parts.total_steps
+        self._heart.step(step)
         if not self._is_begun:
             # Now rather than at the first checkpoint, which may be hours away.
             self._is_begun = True
@@ -108,10 +110,12 @@ class Loop:
             trouble = self._remedy.judge(asked, weights=True)
             self._count_skipped(asked)
         if trouble is not None:
-            return self._roll_back(trouble)
+            with self._heart.during(Phase.CHECKPOINT):
+                return self._roll_back(trouble)
         self._compare(asked)
         if evaluates:
-            asked = self._evaluate(epoch, asked)
+            with self._heart.during(Phase.EVALUATION):
+                asked = self._evaluate(epoch, asked)
         # What was stopped is saved once, at the end.
         if (self._keeper.is_due() or asked.save) and not asked.stop:
             self._save()
@@ -125,7 +129,8 @@ class Loop:
         """
         if not self._progress.pending_evaluation:
             return Asked()
-        return self._said(self._evaluate(self._progress.pending_evaluation, Asked()))
+        with self._heart.during(Phase.EVALUATION):
+            return self._said(self._evaluate(self._progress.pending_evaluation, Asked()))
 
     def finish(self) -> None:
         """Leaves a checkpoint and the weights of the last step, and waits until every row is written.
@@ -134,7 +139,8 @@ class Loop:
             TrainingError: the checkpoint could not be written.
         """
         started = time.perf_counter()
-        self._keeper.finish(self._open_interval())
+        with self._heart.during(Phase.CHECKPOINT):
+            self._keeper.finish(self._open_interval())
         self._book("checkpoint", started)
         if self._recorder is not None:
             self._recorder.close()
@@ -237,6 +243,8 @@ class Loop:
         return asked
 
     def _wishes(self) -> tuple[bool, bool]:
+        # Asked in an evaluation, too: what goes on there shows here.
+        self._heart.beat()
         if self._job.stop.is_asked:
             self._say_stop(self._job.stop.reason)
         return self._job.stop.is_asked, self._is_late()
@@ -280,7 +288,8 @@ class Loop:
 
     def _save(self) -> None:
         started = time.perf_counter()
-        self._keeper.save(self._open_interval())
+        with self._heart.during(Phase.CHECKPOINT):
+            self._keeper.save(self._open_interval())
         self._book("checkpoint", started)
 
     def _open_interval(self) -> dict[str, Any] | None:

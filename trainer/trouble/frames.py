@@ -15,11 +15,12 @@ def innermost(frames: traceback.StackSummary) -> traceback.FrameSummary | None:
     Returns:
         None of an error that was never raised.
     """
-    theirs = [frame for frame in frames if _is_theirs(frame.filename)]
+    theirs = [frame for frame in frames if is_theirs(frame.filename)]
     return next(reversed(theirs or list(frames)), None)
 
 
-def _is_theirs(name: str) -> bool:
+def is_theirs(name: str) -> bool:
+    """Whether a file of code is the user's own, and neither a library's nor ours."""
     file = Path(name)
     # `<frozen importlib._bootstrap>` is no file; a script's name may be relative.
     if name.startswith("<") or {"site-packages", "dist-packages"} & set(file.parts):

@@ -1,0 +1,193 @@
+"""The watch over this machine's workers: what they share with it, when it looks, and what it finds out of a hang."""
+
+import faulthandler
+import mmap
+import os
+import socket
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import blame, stacks, verdict, waiting, worker
+from launcher.activity import Activity
+from launcher.blame import Sighting
+from launcher.plan import JobPlan
+from launcher.postmortem import tail
+from launcher.stacks import Stacks
+from launcher.verdict import Exit
+from launcher.watchdog import IDLE_LIMIT_S, Clock, Sign, Silence, Watchdog
+from trainer import heartbeat
+from trainer.heartbeat import Heartbeat, Phase
+from trainer.rundir import RunDir
+from trainer.trouble import peers
+
+_IDLE_PHASES = (None, Phase.START, Phase.END)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A worker that has not ended.
+
+    Attributes:
+        rank: its global rank.
+        local_rank: its rank on this machine.
+        pid: its process.
+    """
+
+    rank: int
+    local_rank: int
+    pid: int
+
+
+class HangWatch:
+    """Looks after the workers of one attempt; made before they are forked, so that they share its memory.
+
+    Args:
+        plan: what they run.
+        attempt: which attempt it is.
+    """
+
+    def __init__(self, plan: JobPlan, attempt: int) -> None:
+        self._plan, self._run, self._attempt = plan, RunDir(plan.run_dir), attempt
+        self._tells = plan.program.kind == "trainer"
+        memory = memoryview(mmap.mmap(-1, heartbeat.NBYTES * plan.workers_per_node))
+        self._words = [
+            memory[local * heartbeat.NBYTES : (local + 1) * heartbeat.NBYTES].cast("q")
+            for local in range(plan.workers_per_node)
+        ]
+        self._hearts = [Heartbeat(words) for words in self._words]
+        self._written = [os.memfd_create("stacks") for _ in self._words]
+        self._clock = Clock(time.monotonic())
+        self._dog = Watchdog(plan.hang_timeout_s)
+        self._activity = Activity(plan.hang_timeout_s or IDLE_LIMIT_S, self._glance)
+        self._workers: Collection[Watched] = ()
+
+    def join(self, local_rank: int) -> None:
+        """Makes this process one that is watched; called in the worker."""
+        faulthandler.register(stacks.STACKS_SIGNAL, file=self._written[local_rank], all_threads=True)
+        heartbeat.beat_in(self._words[local_rank])
+
+    def close(self) -> None:
+        """Lets go of what was shared with workers that have ended."""
+        for descriptor in self._written:
+            os.close(descriptor)
+        self._written = []
+
+    def find(self, workers: Collection[Watched], ended: Mapping[int, int]) -> Exit | None:
+        """A hang of this job as the end of the rank that is its cause, if it has come to that.
+
+        Where a rank has ended since it waited for another one in vain, this tells for which one, while that is there.
+
+        Args:
+            workers: that have not ended.
+            ended: rank -> exit code, of those that have.
+        """
+        well = [rank for rank, code in ended.items() if code == 0]
+        if len(well) == len(ended):
+            return self._look(workers, well)
+        silent = self._silent(ended)
+        return self._gave_up(workers, silent, well) if silent else None
+
+    def _silent(self, ended: Mapping[int, int]) -> dict[int, str]:
+        """Rank -> what it said, of workers that have ended because another one did not answer, if that is all."""
+        logs = {rank: self._run.log(self._attempt, rank) for rank in ended}
+        exits = [worker.exit_of(logs[rank], rank, code) for rank, code in ended.items()]
+        first = verdict.first_failure(exits)
+        if first is None or not (first.is_silence or first.is_echo):
+            return {}
+        said = {exit.rank: exit.message for exit in exits if exit.is_silence}
+        for exit in exits:
+            # NCCL's own watchdog aborts the process; why it did is in the log alone.
+            lines = tail(logs[exit.rank]).splitlines() if exit.is_echo else []
+            if line := next(filter(peers.is_silent, reversed(lines)), ""):
+                said[exit.rank] = line
+        return said
+
+    def _look(self, workers: Collection[Watched], ended: Collection[int]) -> Exit | None:
+        now = self._clock.tick(time.monotonic())
+        if self._plan.hang_timeout_s == 0 or not workers:
+            return None
+        self._workers = workers
+        silence = self._dog.look(now, self._signs(now, workers))
+        if silence is None:
+            return None
+        if self._all_stopped(workers):
+            self._dog.excuse(now)
+            return None
+        seen = self._see(workers)
+        if self._excuse(seen, silence):
+            self._dog.excuse(now)
+            return None
+        return self._found([*seen, *(Sighting(rank, Stacks(""), ended=True) for rank in ended)], silence)
+
+    def _gave_up(self, workers: Collection[Watched], silent: Mapping[int, str], ended: Collection[int]) -> Exit | None:
+        self._workers = workers
+        gone = [Sighting(rank, Stacks(""), gave_up=message) for rank, message in silent.items()]
+        seen = [*self._see(workers), *gone, *(Sighting(rank, Stacks(""), ended=True) for rank in ended)]
+        return self._found(seen, None) if blame.culprits(seen) and workers else None
+
+    def _signs(self, now: float, workers: Collection[Watched]) -> dict[int, Sign]:
+        phases = {one.rank: self._hearts[one.local_rank].phase if self._tells else None for one in workers}
+        idle = {one.rank: one.pid for one in workers if phases[one.rank] in _IDLE_PHASES}
+        logs = {rank: self._run.log(self._attempt, rank) for rank in idle}
+        marks = self._activity.look(now, idle, logs) if idle else {}
+        return {
+            one.rank: Sign((self._hearts[one.local_rank].beats, marks.get(one.rank)), phases[one.rank])
+            for one in workers
+        }
+
+    def _glance(self, pids: Collection[int]) -> dict[int, Stacks]:
+        return stacks.take(pids, {}, native=False)
+
+    def _see(self, workers: Collection[Watched]) -> list[Sighting]:
+        written = {one.pid: self._written[one.local_rank] for one in workers}
+        taken = stacks.take(written.keys(), written, native=True)
+        return [
+            Sighting(
+                one.rank,
+                taken[one.pid],
+                beats=self._hearts[one.local_rank].beats if self._tells else None,
+                step=self._hearts[one.local_rank].last_step if self._tells else None,
+                busy=self._activity.is_busy(one.rank),
+            )
+            for one in workers
+        ]
+
+    def _all_stopped(self, workers: Collection[Watched]) -> bool:
+        """Whether somebody has halted the whole job, be it of one worker: nobody hangs, and nobody waits in vain."""
+        return all(stacks.state_of(one.pid)[0] == "T" for one in workers)
+
+    def _excuse(self, seen: Collection[Sighting], silence: Silence) -> str:
+        """Why the silence is none: of those for whom the others wait, one has a good reason."""
+        if any(one.stacks.traced for one in seen):
+            return "a debugger holds it"
+        return next(
+            (
+                why
+                for one in seen
+                if not one.is_stopped
+                and (why := waiting.excuse(one.frames, silent_s=silence.seconds, data_timeout_s=self._data_timeout_s()))
+            ),
+            "",
+        )
+
+    def _data_timeout_s(self) -> float | None:
+        # Who sets a time for all means the data, too.
+        if not self._tells or self._plan.hang_timeout_s is not None:
+            return None
+        from trainer.config import from_yaml
+
+        return from_yaml(self._plan.config).data.timeout_s
+
+    def _found(self, seen: list[Sighting], silence: Silence | None) -> Exit:
+        file = self._file()
+        # The verdict must be heard on a full disk, too.
+        with suppress(OSError):
+            file.write_text(blame.report(seen))
+        seen.sort(key=lambda one: one.rank)
+        return blame.judge(seen, silence, now=time.time(), host=socket.gethostname(), stacks=str(file))
+
+    def _file(self) -> Path:
+        return self._run.log(self._attempt, 0).with_name("stacks.txt")
