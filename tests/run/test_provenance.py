@@ -13,7 +13,7 @@ from launcher.plan import Program, plan_job
 from tests.workers import alone
 from trainer import worker
 from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, from_yaml
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UnfitError
 from trainer.run import history, launches, provenance
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, read_json, write_json
@@ -86,6 +86,27 @@ def test_what_has_become_of_the_code_is_told(checkout: Path, tmp_path: Path) -> 
     [line] = told()
     assert line.startswith(f"code: it was commit {code['commit'][:12]} then")
     assert list(provenance.code_changes(run, None)) == []
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_config_yaml_that_cannot_be_read_is_an_error_that_names_it(saves: bool, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    begin(run, Config(), folder=tmp_path)
+    if saves:
+        run.update_status(latest="step-00000010")
+    for content, problem in (
+        (b"model: caf\xe9", "not text"),
+        (b"optim: [", "not valid YAML"),
+        (b"a: 1", "unknown key"),
+    ):
+        run.config.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"x/config\.yaml: {problem}") as refused:
+            provenance.agree(run, Config())
+        assert str(refused.value).count("\n") == 1
+    run.config.unlink()
+    run.config.mkdir()
+    with pytest.raises(UnfitError, match=r"x/config\.yaml cannot be read: Is a directory"):
+        provenance.agree(run, Config())
 
 
 def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:

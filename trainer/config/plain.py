@@ -9,7 +9,7 @@ from typing import Any
 from trainer.config.keys import bare_type, type_words
 from trainer.config.schema import Config
 from trainer.config.suggest import suggest_key
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UnfitError
 from trainer.wording import short_path
 
 
@@ -50,7 +50,7 @@ def read_config(file: Path) -> Config:
 
     Raises:
         ConfigError: as `from_yaml`, naming the file.
-        OSError: it cannot be read.
+        UnfitError: it cannot be read.
     """
     try:
         return from_yaml(file.read_text(encoding="utf-8"))
@@ -58,6 +58,8 @@ def read_config(file: Path) -> Config:
         raise ConfigError(f"{short_path(file)}: not text: {error}", "mend the file, or compose it anew") from error
     except ConfigError as error:
         raise ConfigError(f"{short_path(file)}: {error.problem}", error.fix) from error
+    except OSError as error:
+        raise UnfitError(f"{short_path(file)} cannot be read: {error.strerror}", f"look at: ls -ld '{file}'") from error
 
 
 def from_dict(values: Any) -> Config:

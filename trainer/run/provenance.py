@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.continuation import check_agreement, differences
-from trainer.config.plain import from_dict, from_yaml, read_config, to_dict, to_yaml
+from trainer.config.plain import from_dict, read_config, to_dict, to_yaml
 from trainer.config.schema import Config
 from trainer.run import launches, saved
 from trainer.run.runname import Naming
@@ -38,8 +38,11 @@ def agree(run: RunDir, config: Config) -> list[str]:
     Raises:
         ConfigError: see above; a run that has saved nothing yet agrees with every one: it begins anew.
     """
-    if run.config.exists() and (saved.last_checkpoint(run) or any(run.checkpoints.glob("step-*"))):
-        changed = check_agreement(read_config(run.config), _shown(config, run), name=run.name)
+    if not run.config.exists():
+        return []
+    before = read_config(run.config)
+    if saved.last_checkpoint(run) or any(run.checkpoints.glob("step-*")):
+        changed = check_agreement(before, _shown(config, run), name=run.name)
         return [f"run.accept_changes=true: {change}" for change in changed]
     return []
 
@@ -59,7 +62,7 @@ def confirm(run: RunDir, config: Config) -> list[str]:
     """
     accepted = agree(run, config)
     shown = _shown(config, run)
-    if run.config.exists() and differences(from_yaml(run.config.read_text()), shown):
+    if run.config.exists() and differences(read_config(run.config), shown):
         write_atomic(run.config, to_yaml(shown).encode())
     return accepted
 
@@ -153,13 +156,13 @@ def _write_config(run: RunDir, config: Config, attempt: int, *, earlier: Sequenc
     if not run.config.exists():
         write_atomic(run.config, text.encode())
         return
-    before = run.config.read_text()
-    if before == text:
+    before = run.config.read_bytes()
+    if before == text.encode():
         return
-    if differences(from_yaml(before), config):
+    if differences(read_config(run.config), config):
         for number in earlier:
             if not run.attempt_config(number).exists():
-                write_atomic(run.attempt_config(number), before.encode())
+                write_atomic(run.attempt_config(number), before)
         write_atomic(run.config, text.encode())
     else:
         write_atomic(run.attempt_config(attempt), text.encode())
