@@ -111,6 +111,14 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights_and_metrics(
 def test_a_finished_run_is_left_alone_and_a_changed_one_is_refused(whole: RunDir) -> None:
     before = whole.metrics.read_bytes()
     arguments = [*SHORT, f"run.dir={whole.path.parent}", "run.name=whole"]
+    attempts = whole.next_attempt()
+    said = succeed(PACELINE, *arguments)
+    assert "run whole is finished: nothing was started" in said
+    assert "epochs=6 run.accept_changes=true" in said
+    assert "run.fresh=true" in said
+    assert f"{whole.weights('best')}" in said
+    assert "worker" not in said
+    assert whole.next_attempt() == attempts
     assert "is finished" in succeed(TRAINER, *arguments)
     refused = run(TRAINER, *arguments, "optim.lr=0.123")
     assert refused.returncode == 2
@@ -126,6 +134,17 @@ def test_debug_leaves_an_existing_run_alone(whole: RunDir, command: list[str]) -
     assert refused.returncode == 2, refused.stderr
     assert "debug was false and is now true" in refused.stderr
     assert (whole.status.read_bytes(), whole.config.read_bytes()) == before
+
+
+def test_what_a_finished_run_has_lost_is_made_again(whole: RunDir, tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "whole")
+    shutil.copytree(whole.path, run_dir.path)
+    shutil.rmtree(run_dir.path / "weights")
+    run_dir.summary.unlink()
+    succeed(PACELINE, *SHORT, f"run.dir={tmp_path}", "run.name=whole", "cluster.gpus_per_node=1")
+    assert same_weights(whole, run_dir)
+    assert weights(run_dir, "best").keys() == weights(whole, "best").keys()
+    assert read_json(run_dir.summary)["val/accuracy"] == read_json(whole.summary)["val/accuracy"]
 
 
 def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:

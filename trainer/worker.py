@@ -16,7 +16,7 @@ from trainer.distributed import World, join
 from trainer.errors import STOPPED, InUseError
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
-from trainer.run import environment, launches, provenance, runname
+from trainer.run import environment, launches, provenance, runname, saved
 from trainer.run.lease import Lease, check
 from trainer.run.patience import saying_if_slow
 from trainer.run.rows import read_json_lines
@@ -193,10 +193,12 @@ def choose_attempt(run: RunDir) -> int:
 
 def is_over(run: RunDir, config: Config, world: World, console: Console) -> bool:
     """Whether the run has nothing left to do, which is said; the same on all ranks."""
-    finished = run.read_status().get("state") == "finished"
-    if config.run.accept_changes or not world.from_rank_zero(finished):
+    if config.run.accept_changes or not world.from_rank_zero(saved.is_complete(run)):
         return False
-    console.say(f"run {run.name} is finished; run.fresh=true starts over beside it")
+    console.say(
+        f"run {run.name} is finished; run.fresh=true starts over beside it, "
+        "run.accept_changes=true with more epochs or steps prolongs it"
+    )
     return True
 
 

@@ -36,12 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         return parser.print_text()
     check_overrides(options.words)
 
-    from launcher import local
+    from launcher import finished, local
     from launcher.gpus import count_gpus
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
-    from trainer.run import provenance, runname
+    from trainer.run import provenance, runname, saved
     from trainer.rundir import RunDir
     from trainer.wording import plural, short_path
 
@@ -67,6 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         plan = replace(plan, run_dir=str(path), attempt=RunDir(path).next_attempt())
         print(render(replace(plan, again=again_command(plan, path.name)), notes))
+        return 0
+    if ours and not config.run.accept_changes and saved.is_complete(RunDir(path)):
+        print("\n".join(finished.lines(RunDir(path), config, plan.overrides)), file=sys.stderr)
         return 0
     plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
     for note in notes:

@@ -3,9 +3,17 @@
 import time
 
 from trainer.run.rows import append_json_line, read_json_lines
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, read_json
 
 _STARTS_OVER = "starts_over"
+
+
+def is_complete(run: RunDir) -> bool:
+    """Whether a run has finished, and its summary and weights are there; those that are not can be made again."""
+    summary = read_json(run.summary)
+    names = ("last", "best") if summary.get("best/step") else ("last",)
+    finished = run.read_status().get("state") == "finished"
+    return finished and bool(summary) and all(run.weights(name).is_file() for name in names)
 
 
 def last_checkpoint(run: RunDir) -> str | None:
