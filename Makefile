@@ -34,7 +34,7 @@ format: $(READY_TEST) ## format the code and regenerate the configuration page
 	$(BIN)/python -m trainer.config.document
 
 bench: $(READY_BENCH) ## measure against the named rivals; minutes
-	@for name in step_overhead startup sampler epoch_edge checkpoint; do $(BIN)/python benchmarks/$$name.py; done
+	@for name in step_overhead startup sampler epoch_edge checkpoint verdict; do $(BIN)/python benchmarks/$$name.py; done
 
 test-gpu: $(READY_TEST) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest tests/gpu -m gpu $(PYTEST_ARGS)

@@ -9,6 +9,7 @@ from trainer.trouble import peers
 
 _SHOWN = 3
 _WIDTH = 60
+_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def line(folds: Sequence[Fold]) -> str:
 
 
 def spans(ranks: Sequence[int]) -> str:
-    """`rank 3`, `ranks 1-5, 7`; the ranks in order."""
+    """`rank 3`, `ranks 1-5, 7`, and where they are too scattered for a line `ranks 0, 2, 4, 6, ...`; given in order."""
     parts: list[list[int]] = []
     for rank in ranks:
         if parts and rank == parts[-1][-1] + 1:
@@ -55,7 +56,8 @@ def spans(ranks: Sequence[int]) -> str:
         else:
             parts.append([rank])
     words = [f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(words)}"
+    shown = [*words[:_PARTS], "..."] if len(words) > _PARTS else words
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(shown)}"
 
 
 def _kind(exit: Exit) -> str:

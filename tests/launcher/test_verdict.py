@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import sys
 
 import pytest
 from hypothesis import given
@@ -276,3 +277,43 @@ def test_what_followed_is_folded_into_a_line() -> None:
 )
 def test_an_error_of_the_program_would_come_again_and_one_of_the_machine_may_pass(exit: Exit, again: bool) -> None:
     assert would_come_again(exit) is again
+
+
+def test_what_differs_in_numbers_only_is_folded_as_one() -> None:
+    exits = [Exit(rank, 1, type="ValueError", message=f"rank {rank} has {rank} samples") for rank in range(4)]
+    assert line(fold(exits, exits[0])) == "+ 3 more: 3x the same (ranks 1-3)"
+
+
+def test_the_line_stays_one_however_many_ranks_there_are() -> None:
+    exits = [dataclasses.replace(CAUSE, rank=rank) if rank % 3 else Exit(rank, -signal.SIGABRT) for rank in range(4096)]
+    assert line(fold(exits, exits[1])) == (
+        "+ 4095 more: 2729x the same (ranks 2, 4-5, 7-8, 10-11, ...), 1366x killed by SIGABRT (ranks 0, 3, 6, 9, ...)"
+    )
+
+
+def _calls_to_judge(ranks: int) -> int:
+    """How many functions are called to judge so many ranks that have failed."""
+    exits = [
+        CAUSE if rank == ranks // 2 else dataclasses.replace(ECHO, rank=rank, message=f"{ECHO.message} {rank}")
+        for rank in range(ranks)
+    ]
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        first = first_failure(exits)
+        assert first is not None
+        exit_code(exits)
+        line(fold(exits, first))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_the_work_to_judge_a_job_grows_with_its_ranks_and_no_faster() -> None:
+    few, many = _calls_to_judge(512), _calls_to_judge(4096)
+    assert many < 8.5 * few
