@@ -91,6 +91,12 @@ def test_a_process_that_died_while_it_handed_a_batch_over_is_named() -> None:
     assert failure.explain(RESET, [0] * 9, BUSY, [None, 0]) is None
 
 
+def test_a_longer_time_out_is_offered_as_far_as_there_is_one() -> None:
+    week = 7 * 24 * 3600
+    assert f"data.timeout_s={week} waits longer" in str(failure.hang(BUSY, [0] * 9, timeout_s=week - 1))
+    assert "waits longer" not in str(failure.hang(BUSY, [0] * 9, timeout_s=week))
+
+
 def test_of_those_that_give_no_batch_the_stopped_and_the_slow_are_named() -> None:
     def said(*at_work: AtWork) -> str:
         return str(failure.hang(at_work, [0] * 9, timeout_s=5))

@@ -16,6 +16,7 @@ from trainer.data.samples import BadBatch, Samples
 from trainer.data.skipped import SkipWatch, refuse_loss
 from trainer.errors import UnfitError
 from trainer.numerics.figures import NO_SAMPLE, Figures
+from trainer.run.rows import read_json_lines
 from trainer.rundir import read_json
 
 IMAGE = torch.ones(3, 8, 8, dtype=torch.uint8)
@@ -114,6 +115,23 @@ def figures(first: int, counted: list[int]) -> Figures:
     zeros = [0.0] * len(counted)
     skipped = [0.0 if count else NO_SAMPLE for count in counted]
     return Figures(first, zeros, [float(count) for count in counted], skipped, zeros)
+
+
+def test_an_image_is_listed_once_however_often_a_run_goes_on(tmp_path: Path) -> None:
+    class Bad:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            if index < 2:
+                raise BadImage(f"{index}.png", "broken")
+            return IMAGE, 1
+
+    listed = tmp_path / "skipped_images.jsonl"
+    for dealt in ([0, 2], [0, 1, 0], [1, 0]):
+        samples = Samples(Bad(), lambda image: image, seed=0, skip_bad=True, report=listed)
+        samples.__getitems__(Indices(0, np.array(dealt)))
+    assert [row["path"] for row in read_json_lines(listed)] == ["0.png", "1.png"]
 
 
 def test_half_of_the_latest_hundred_samples_may_be_missing_but_no_more() -> None:

@@ -7,7 +7,7 @@ the generated documentation page need, so a key is described here and nowhere el
 from dataclasses import dataclass, field
 from typing import Any
 
-_WEEK_S = 7 * 24 * 3600
+LONGEST_TIMEOUT_S = 7 * 24 * 3600
 """The longest time-out: poll(2), with which queues wait, takes no more than 24 days."""
 
 
@@ -101,7 +101,7 @@ class DataConfig:
         "Time without a batch after which the data-loading processes are taken for hanging.",
         unit="seconds",
         low=1,
-        high=_WEEK_S,
+        high=LONGEST_TIMEOUT_S,
     )
     on_bad_image: str = key(
         "error",
@@ -176,7 +176,11 @@ class DistributedConfig:
     """How the workers talk."""
 
     timeout_s: int = key(
-        600, "Time after which a collective that a rank does not join fails.", unit="seconds", low=1, high=_WEEK_S
+        600,
+        "Time after which a collective that a rank does not join fails.",
+        unit="seconds",
+        low=1,
+        high=LONGEST_TIMEOUT_S,
     )
     sync_batchnorm: bool = key(False, "Compute BatchNorm statistics over all ranks.")
     compression: str = key("none", "Send gradients in half precision.", choices=("none", "bf16", "fp16"))

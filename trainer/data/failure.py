@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+from trainer.config.schema import LONGEST_TIMEOUT_S
 from trainer.data import shared_memory
 from trainer.data.bench import AtWork
 from trainer.data.naming import path_of
@@ -64,11 +65,13 @@ def hang(at_work: Sequence[AtWork], split: Any, *, timeout_s: int) -> TrainingEr
         )
         for one in stuck[:3]
     )
+    longer = min(10 * timeout_s, LONGEST_TIMEOUT_S)
+    patience = f"; data.timeout_s={longer} waits longer" if longer > timeout_s else ""
     return TrainingError(
         f"the data-loading processes gave no batch for data.timeout_s={timeout_s} seconds: {shown}",
         "find out who stops processes here (SIGSTOP, a debugger), then run the same command again"
         if stopped
-        else f"look at the file and its storage; data.timeout_s={10 * timeout_s} waits longer",
+        else f"look at the file and its storage{patience}",
         details=_details(stuck, split),
     )
 

@@ -15,7 +15,7 @@ from trainer.data.bench import Bench
 from trainer.data.decode import StorageTrouble
 from trainer.data.sampler import Indices, mix_seed
 from trainer.data.transforms import BatchAugment
-from trainer.run.rows import append_json_line
+from trainer.run.rows import append_json_line, read_json_lines
 
 IGNORED_TARGET = -100
 """The target of an image that must count for nothing; cross_entropy's default `ignore_index`."""
@@ -177,9 +177,14 @@ class Samples(Dataset[Any]):
 
     def _list(self, error: BadImage) -> None:
         path = str(error.path)
-        if self._report is not None and path not in self._reported:
-            self._reported.add(path)
+        if self._report is None or path in self._reported:
+            return
+        if not self._reported:
+            # By attempts before this one, and by those who have met a bad one earlier.
+            self._reported.update(str(row.get("path")) for row in read_json_lines(self._report))
+        if path not in self._reported:
             append_json_line(self._report, {"path": path, "reason": error.reason})
+            self._reported.add(path)
 
 
 def _labelled(item: Any, sample: int) -> tuple[Any, int]:

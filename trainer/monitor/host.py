@@ -52,8 +52,7 @@ class Host:
             "network": self._network,
             "shared memory": self._shared_memory,
         }
-        # The first call only sets the mark that the next one counts from.
-        psutil.cpu_percent()
+        self._is_marked = False
 
     def sample(self) -> dict[str, float]:
         """Reads every figure once; rates are since the last sample, so the first one has none.
@@ -80,7 +79,9 @@ class Host:
             return {}
 
     def _cpu(self) -> dict[str, float]:
-        return {"cpu_percent": psutil.cpu_percent(), "cpu_count": len(os.sched_getaffinity(0))}
+        # The first call only sets the mark that the next one counts from.
+        percent, is_first, self._is_marked = psutil.cpu_percent(), not self._is_marked, True
+        return {**({} if is_first else {"cpu_percent": percent}), "cpu_count": len(os.sched_getaffinity(0))}
 
     def _processes(self) -> dict[str, float]:
         now = self._clock()
