@@ -1,15 +1,17 @@
 """`paceline diff`: the first step at which two runs part, and what was different about them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from launcher import runs
 from launcher.arguments import Parser
 from trainer.errors import ConfigError
+from trainer.run import history
+from trainer.run.history import Setup
 from trainer.run.parting import compare, trace_of
-from trainer.rundir import RunDir, read_json
 from trainer.wording import plural
 
 HELP = """\
@@ -17,14 +19,15 @@ paceline diff RUN1 RUN2 [--json] [--dir DIR]
 
   paceline diff first-try second-try
 
-The first step whose loss or weights are not the same bit for bit, and what differs in
-configuration, code and machines. RUN is a run's name or its directory.
+The first step whose loss or weights are not the same bit for bit, and what differs in the
+configuration, code and machines that trained it. RUN is a run's name or its directory.
 
   --json      for programs
   --dir DIR   where the runs are (runs)
 
 Exit codes: 0 all that both have recorded is the same, 1 they part, 2 wrong arguments."""
 
+_ROUNDING = ("log_every_steps", "micro_batch_size", "on_nonfinite")
 _SHOWN = 8
 _COMMIT = 12
 
@@ -40,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
         if not run.steps.exists():
             raise ConfigError(f"run {run.name} has recorded no steps yet", "it writes them every log_every_steps")
     parting = compare(trace_of(one), trace_of(other))
-    differences = dict(_differences(one, other))
+    # Whatever attempt has trained that step: the others' set-ups have nothing to do with it.
+    sides = [history.setup_at(run, parting.first) for run in (one, other)]
+    differences = dict(_differences(sides, [one.path, other.path]))
     if options.json:
         print(json.dumps({"version": 1, "agree": parting.agree, **asdict(parting), "differences": differences}))
         return 0 if parting.agree else 1
@@ -58,46 +63,44 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if parting.agree else 1
 
 
-def _differences(one: RunDir, other: RunDir) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _differences(sides: Sequence[Setup], folders: Sequence[Path]) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """What may be the reason, the likeliest first: name -> (in the one, in the other)."""
-    from trainer.config import differences, read_config
+    from trainer.config import differences
 
-    configs = [read_config(run.config) for run in (one, other)]
+    configs = [side.config for side in sides]
     yield from differences(*configs).items()
-    for name in ("log_every_steps", "micro_batch_size", "on_nonfinite"):
-        values = tuple(getattr(config, name) for config in configs)
-        if values[0] != values[1]:
-            yield name, values
-    jobs = [read_json(run.job) for run in (one, other)]
-    codes = [_code(run, job) for run, job in zip((one, other), jobs, strict=True)]
+    codes = [_code(side, folder) for side, folder in zip(sides, folders, strict=True)]
     if codes[0] != codes[1]:
         yield "code", (codes[0][0], codes[1][0])
-    for name in ("world_size", "python"):
-        if jobs[0].get(name) != jobs[1].get(name):
-            yield name, (jobs[0].get(name), jobs[1].get(name))
-    workers = [read_json(run.environment).get("workers", []) for run in (one, other)]
-    for name, pick in (("host", _host), ("device", _device)):
-        seen = [", ".join(sorted({pick(worker) for worker in found})) for found in workers]
-        if seen[0] != seen[1]:
-            yield name, (seen[0], seen[1])
-    packages = [job.get("packages", {}) for job in jobs]
+    found: dict[str, list[Any]] = {
+        **{name: [getattr(config, name) for config in configs] for name in _ROUNDING},
+        "world_size": [side.workers for side in sides],
+        "python": [side.python for side in sides],
+        "host": [_all(side, _host) for side in sides],
+        "device": [_all(side, _device) for side in sides],
+    }
+    packages = [side.packages for side in sides]
     for name in sorted(packages[0].keys() | packages[1].keys()):
-        versions = packages[0].get(name), packages[1].get(name)
-        if versions[0] != versions[1]:
-            yield name, versions
+        found[name] = [versions.get(name) for versions in packages]
+    yield from ((name, (values[0], values[1])) for name, values in found.items() if values[0] != values[1])
 
 
-def _code(run: RunDir, job: dict[str, Any]) -> tuple[str, str]:
+def _code(side: Setup, folder: Path) -> tuple[str, str]:
     """The commit, and what the working tree had beyond it."""
-    code = job.get("code") or {}
+    code = side.code or {}
     commit = code.get("commit", "unknown")[:_COMMIT]
-    changes = run.code_diff.read_text(errors="replace") if run.code_diff.exists() else ""
+    file = folder / code["diff"] if code.get("diff") else None
+    changes = file.read_text(errors="replace") if file and file.exists() else ""
     return f"{commit} with changes" if code.get("dirty") else commit, changes
 
 
-def _host(worker: dict[str, Any]) -> str:
+def _all(side: Setup, pick: Callable[[Mapping[str, Any]], str]) -> str:
+    return ", ".join(sorted({pick(worker) for worker in side.seen}))
+
+
+def _host(worker: Mapping[str, Any]) -> str:
     return str(worker.get("host"))
 
 
-def _device(worker: dict[str, Any]) -> str:
+def _device(worker: Mapping[str, Any]) -> str:
     return str(worker.get("gpu", {}).get("name") or str(worker.get("device", "")).split(":")[0])

@@ -11,7 +11,8 @@ from tests.workers import alone, run_workers
 from trainer.config import Config, ModelConfig, OptimConfig, to_yaml
 from trainer.distributed import World
 from trainer.run.parting import Trace, compare
-from trainer.rundir import RunDir
+from trainer.run.rows import append_json_line
+from trainer.rundir import RunDir, write_json
 
 TURNS = 37
 
@@ -80,6 +81,25 @@ class Plain(Stretching):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         del self.layers[1]
+
+
+@pytest.mark.parametrize(("parts_in", "shown"), [(1, False), (2, True)])
+def test_the_set_up_of_the_attempt_that_trained_the_step_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts_in: int, shown: bool
+) -> None:
+    attempts = [{"attempt": number, "python": f"3.1{number}", "world_size": 1} for number in (0, 1)]
+    for name, begun in (("a", 1), ("b", 2)):
+        run = RunDir(tmp_path / name)
+        run.path.mkdir()
+        losses = [0.5 if name == "a" or step < parts_in else 0.4 for step in (1, 2)]
+        append_json_line(run.steps, {"first": 1, "step": 2, "losses": losses, "digest": name})
+        run.config.write_text(to_yaml(Config()))
+        write_json(run.job, {**attempts[0], "attempts": attempts[:begun]})
+        for number in range(begun):
+            append_json_line(run.events, {"event": "start", "step": number, "attempt": number})
+    out = said(capsys, "a", "b", "--dir", str(tmp_path))[1]
+    assert f"part in step {parts_in}" in out
+    assert ("python: 3.10 | 3.11" in out) == shown
 
 
 def test_traces_are_compared_where_both_have_something() -> None:

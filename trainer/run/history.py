@@ -30,6 +30,7 @@ class Setup:
         seen: what each of them found on its machine, as in env.json; empty where that is not recorded.
         code: the checkout, as in job.json; None outside of one.
         packages: the installed distributions and their versions.
+        python: the interpreter's version; empty where that is not recorded.
     """
 
     attempt: int
@@ -38,6 +39,7 @@ class Setup:
     seen: tuple[Mapping[str, Any], ...]
     code: Mapping[str, Any] | None
     packages: Mapping[str, str]
+    python: str = ""
 
     @property
     def threads(self) -> int | None:
@@ -180,6 +182,16 @@ def span_of(run: RunDir, step: int) -> Span:
     return Span(setup, parts[low].after, parts[high].after if high < len(parts) else None)
 
 
+def setup_at(run: RunDir, step: int) -> Setup:
+    """What the attempt computed with that was the last to train a step, counted from 1.
+
+    Where the record does not say which one that was, the latest.
+    """
+    attempts = (part.attempt for part in reversed(course_of(run).stretches) if part.after < step)
+    attempt, rows = next(attempts, None), _begun(run)
+    return _setup(run, rows, rows[-1].get("attempt", 0) if attempt is None else attempt)
+
+
 def setup_of(run: RunDir, attempt: int | None) -> Setup:
     """What an attempt computed with.
 
@@ -250,6 +262,7 @@ def _setup(run: RunDir, rows: list[dict[str, Any]], attempt: int) -> Setup:
         seen=tuple(seen),
         code=row.get("code"),
         packages=row.get("packages") or read_json(run.job).get("packages", {}),
+        python=row.get("python", ""),
     )
 
 

@@ -55,6 +55,12 @@ class Parting:
         """Whether all that both have recorded is the same; not when they have nothing in common."""
         return self.steps > 0 and self.loss is None and self.other_weights is None
 
+    @property
+    def first(self) -> int:
+        """The first step, or row's step, that is not the same; the last that both have where all are, at least 1."""
+        steps = [self.loss[0] if self.loss else None, self.other_weights]
+        return min((step for step in steps if step is not None), default=max(self.last, 1))
+
     def lines(self) -> list[str]:
         """The verdict for people, the most important line first."""
         if not self.steps:
