@@ -122,6 +122,6 @@ def closing_lines(summary: dict[str, Any], run: RunDir, config: Config, *, hints
     if config.recipe in _TRIAL_RECIPES:
         own = f"{command('paceline')} run recipe=finetune data.root=/path/with/a/folder/per/class"
         lines.append(f"next      your own images:  {own}")
-    else:
+    elif "val/samples" in summary:
         lines.append(f"next      class by class:  {command('python')} -m trainer.evaluate {short_path(run.path)}")
     return lines

@@ -114,9 +114,9 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
     parameters = sum(p.numel() for p in parts.model.parameters())
     recipe = f"recipe {config.recipe}: " if config.recipe else ""
     splits, side = parts.splits, parts.preprocessing.image_size
+    held_out = f"and {len(splits.val):,} validation images" if parts.is_evaluated else "images and none for validation"
     job.console.say(
-        f"  {splits.title}: {len(splits.train):,} training and {len(splits.val):,} validation images, "
-        f"{len(splits.classes)} classes, {side}x{side}"
+        f"  {splits.title}: {len(splits.train):,} training {held_out}, {len(splits.classes)} classes, {side}x{side}"
     )
     job.console.say(
         f"  {recipe}{config.model._target_ or config.model.name} with {parameters:,} parameters, seed {config.seed}, "
@@ -134,6 +134,8 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
         job.console.warn("distributed.sync_batchnorm works on GPUs only: each worker uses its own statistics")
     if (warning := shared_memory.shortage(parts.shared_memory_bytes)) is not None:
         job.console.warn(warning)
+    if not parts.is_evaluated:
+        job.console.say("  data.val_fraction=0: nothing is evaluated, and the last weights are the result")
     for note in splits.notes:
         job.console.say(f"  {note}")
     if world.is_rank_zero:

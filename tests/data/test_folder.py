@@ -250,13 +250,13 @@ def _not_text(root: Path) -> Path:
         (_flat_val, "no folder per class"),
         (_flat_splits, "no folder per class"),
         (_new_class_in_val, "has no images of: c"),
-        (lambda root: make(root, "a/1.png", "b/1.png"), r"data\.val_fraction=0.0 leaves 2 images"),
+        (lambda root: make(root, "a/1.png", "b/1.png"), r"data\.val_fraction=1e-09 leaves 2 images"),
     ],
 )
 def test_what_cannot_be_a_data_set_is_refused_with_a_fix(tmp_path: Path, prepare: object, problem: str) -> None:
     root = prepare(tmp_path)  # pyrefly: ignore[not-callable]
     with pytest.raises(ConfigError, match=problem) as caught:
-        load(root, val_fraction=0.0)
+        load(root, val_fraction=1e-9)
     assert caught.value.exit_code == 2
     assert caught.value.fix
 

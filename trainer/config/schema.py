@@ -86,7 +86,11 @@ class DataConfig:
         None, "1 for grey, 3 for colour; null takes what the data has and the model needs.", low=1, high=3
     )
     val_fraction: float = key(
-        0.1, "Share of a folder without a val split that is held out, by each file's path.", low=0.0, high=0.9
+        0.1,
+        "Share of a folder without a val split that is held out, by each file's path; 0: none, and then nothing is "
+        "evaluated.",
+        low=0.0,
+        high=0.9,
     )
     limit: int | None = key(None, "Use at most this many images of each split, for quick trials.", unit="images", low=1)
     workers: int | None = key(

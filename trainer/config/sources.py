@@ -10,7 +10,7 @@ from typing import Any
 from trainer.config import names, targets
 from trainer.config.schema import Config
 from trainer.config.suggest import did_you_mean
-from trainer.data.glance import glance
+from trainer.data.glance import Sight, glance
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import check_metric
 from trainer.model import demands
@@ -41,7 +41,9 @@ def data_problems(config: Config) -> Iterator[ConfigError]:
     if data.channels == 2:
         yield ConfigError("data.channels=2 is neither grey nor colour", "data.channels=1 or data.channels=3")
     if data._target_ is None and data.name in ("folder", "imagenet"):
-        yield from _root(data.root, data.name, config.evaluate.best)
+        yield from _root(data.root, data.name, config)
+    if data._target_ is None and data.name == "digits" and not data.val_fraction:
+        yield from _told(lambda: check_unevaluated(config))
     if data._target_ is None and data.name in _WITHOUT_FILES and data.root is not None:
         yield ConfigError(
             f"data.root={data.root} has no effect with data.name={data.name}",
@@ -49,7 +51,26 @@ def data_problems(config: Config) -> Iterator[ConfigError]:
         )
 
 
-def _root(root: str | None, name: str, metric: str) -> Iterator[ConfigError]:
+def check_unevaluated(config: Config) -> None:
+    """Refuses, where there are no validation images, what follows from evaluations.
+
+    Raises:
+        ConfigError: early stopping, or checkpoints after evaluations alone.
+    """
+    patience, every = config.evaluate.patience, config.checkpoint.every
+    if patience is not None:
+        needing, instead = f"evaluate.patience={patience}", "evaluate.patience=null"
+    elif every == "evaluation":
+        needing, instead = f"checkpoint.every={every}", "checkpoint.every=auto"
+    else:
+        return
+    raise ConfigError(
+        f"{needing} needs evaluations, and data.val_fraction=0 leaves no images for them",
+        f"data.val_fraction=0.1, or {instead}",
+    )
+
+
+def _root(root: str | None, name: str, config: Config) -> Iterator[ConfigError]:
     if not root:
         yield ConfigError(
             f"data.name={name} needs data.root",
@@ -65,7 +86,13 @@ def _root(root: str | None, name: str, metric: str) -> Iterator[ConfigError]:
     if name == "imagenet" and any(path.glob("*.tar*")):
         # Its archives: unpacked before the very first training.
         return
-    yield from _told(lambda: check_metric(metric, classes=glance(path)))
+    yield from _told(lambda: _check_sight(glance(path), config))
+
+
+def _check_sight(seen: Sight, config: Config) -> None:
+    check_metric(config.evaluate.best, seen.most_classes)
+    if not seen.has_val and not config.data.val_fraction:
+        check_unevaluated(config)
 
 
 def model_problems(config: Config) -> Iterator[ConfigError]:

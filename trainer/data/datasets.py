@@ -195,10 +195,12 @@ def _check(splits: Splits, config: DataConfig) -> None:
                 f"the {name} split of {origin} is a {type(split).__name__}, which has no length or no items",
                 "give a map-style torch.utils.data.Dataset with __len__ and __getitem__",
             )
-        if not len(split):
+        # Whoever holds nothing out trains on everything.
+        if not len(split) and (split is splits.train or config.val_fraction):
             raise ConfigError(
                 f"the {name} split of {origin} is empty",
-                "give it more images, or change data.val_fraction (the share that is held out)",
+                "give it more images, or change data.val_fraction (the share that is held out)"
+                + ("" if split is splits.train else "; data.val_fraction=0 trains without evaluation"),
             )
     if len(splits.classes) < 2:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.scan import (
@@ -20,13 +21,23 @@ from trainer.data.scan import (
 _MOST_READ = 64
 
 
-def glance(root: Path) -> int:
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a folder of images looks like.
+
+    Attributes:
+        most_classes: how many classes there are at most.
+        has_val: whether the validation split has a folder of its own.
+    """
+
+    most_classes: int
+    has_val: bool
+
+
+def glance(root: Path) -> Sight:
     """Refuses a folder that surely is no data set; reads so few directories that a slow disk does not matter.
 
     What a few dozen directories do not tell, such as a big set whose first classes are empty, passes here.
-
-    Returns:
-        How many classes there are at most.
 
     Raises:
         ConfigError: the layout is not that of a data set, there are too few classes, or others in its val folder.
@@ -44,7 +55,7 @@ def glance(root: Path) -> int:
         unknown = [folder for folder in others if folder.name not in learned]
         if _with_images(unknown, enough=1)[0]:
             check_learned(places.val, places.train, _with_images(unknown, most_read=math.inf)[0])
-    return len(classes)
+    return Sight(len(classes), places.val is not None)
 
 
 def _may_have_classes(folders: list[Path], fewest: int) -> bool:

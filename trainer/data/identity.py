@@ -54,6 +54,8 @@ def _others(before: list[str], now: list[str]) -> str:
 
 def _digest(split: Split) -> str | None:
     """xxh3_128 of the samples' paths in their order, with their classes where those are listed; None: no paths."""
+    if not len(split):
+        return None
     own = getattr(split, "digest_of_paths", None)
     if callable(own):
         return str(own())

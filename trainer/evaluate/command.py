@@ -58,6 +58,11 @@ def evaluate(request: Request, world: World, console: Console) -> dict[str, Any]
     """
     config = request.config
     splits = datasets.load(config.data)
+    if not len(splits.val):
+        raise ConfigError(
+            "there are no images to evaluate on: data.val_fraction=0 holds none out",
+            "data.root=DIR with labelled images in DIR/train/CLASS/ and DIR/val/CLASS/",
+        )
     check_classes(request.run, splits.classes)
     preprocessing = input_format(config, splits.preprocessing)
     model = build_network(

@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer import checkpoint, distributed
 from trainer.config import Config
+from trainer.config.sources import check_unevaluated
 from trainer.data import datasets, loader, transforms
 from trainer.data.identity import identity
 from trainer.data.mixing import Mixing
@@ -113,6 +114,11 @@ class Parts:
         return ready * images * form.channels * form.image_size**2
 
     @property
+    def is_evaluated(self) -> bool:
+        """Whether there are validation images."""
+        return len(self.splits.val) > 0
+
+    @property
     def ema(self) -> Ema | None:
         """The weights' moving average; None: there is none."""
         return self.stepper.ema
@@ -197,7 +203,8 @@ def _check_splits(splits: datasets.Splits, config: Config, world: World) -> None
     """Refuses data that is too small for what was asked.
 
     Raises:
-        ConfigError: fewer images than workers, or fewer classes than the metric to judge by needs.
+        ConfigError: fewer images than workers, fewer classes than the metric to judge by needs, or no validation images
+            for what follows from evaluations.
     """
     if len(splits.train) < world.world_size:
         raise ConfigError(
@@ -205,6 +212,8 @@ def _check_splits(splits: datasets.Splits, config: Config, world: World) -> None
             f"cluster.gpus_per_node={len(splits.train)} or fewer, or more images",
         )
     check_metric(config.evaluate.best, len(splits.classes))
+    if not len(splits.val):
+        check_unevaluated(config)
 
 
 def _stepper(

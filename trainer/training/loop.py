@@ -92,14 +92,16 @@ class Loop:
             # Now rather than at the first checkpoint, which may be hours away.
             self._is_begun = True
             check_keeps(self._parts.layout, self._parts.model)
-        evaluates = is_due(self._config.evaluate.every, step, ends_epoch, self._parts.total_steps)
+        evaluates = self._parts.is_evaluated and is_due(
+            self._config.evaluate.every, step, ends_epoch, self._parts.total_steps
+        )
         scheduled = self._keeper.is_due()
         row = last or evaluates or stop or step % self._config.log_every_steps == 0
         row = row or step - self._interval_step >= _LONGEST_INTERVAL
         if not (row or scheduled or self._agreement.is_due(step)):
             return Asked()
         asked = self._agreement.read()
-        keeps = evaluates or scheduled or asked.save or asked.stop or stop
+        keeps = last or evaluates or scheduled or asked.save or asked.stop or stop
         self._exchange(epoch, closes_interval=row, digests=row or keeps)
         trouble = self._remedy.judge(asked, weights=False)
         self._count_skipped(asked)

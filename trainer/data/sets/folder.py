@@ -172,11 +172,12 @@ def _hold_out(found: Scan, fraction: float) -> tuple[Pairs, Pairs]:
     for pair in _pairs(found, list(found.images)):
         # The path below the class folders' parent: the same split from ROOT as from ROOT/train.
         (val if held_out(pair[0], fraction) else train).append(pair)
-    if not train or not val:
+    if not train or (fraction and not val):
         raise ConfigError(
             f"data.val_fraction={fraction} leaves {len(train)} images of {found.folder} for training "
             f"and {len(val)} for validation",
-            "data.val_fraction=0.3, or more images, or separate folders train/ and val/",
+            "data.val_fraction=0.3, or more images, or separate folders train/ and val/; data.val_fraction=0 trains "
+            "without evaluation",
         )
     return train, val
 
