@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launcher.folding import spans
 from launcher.stacks import Frame, Stacks
 from launcher.verdict import HANG, Exit
 from launcher.waiting import key, place, waits_for_others
@@ -28,6 +29,7 @@ class Sighting:
         beats: its signs of life; None of a program that does not tell.
         step: the last step that it has taken; None where unknown.
         busy: whether it was computing.
+        missing: whether it has not begun a collective that others have.
         gave_up: what it said before it ended for want of an answer; empty of one that is still there.
         ended: whether it had ended well before.
     """
@@ -37,6 +39,7 @@ class Sighting:
     beats: int | None = None
     step: int | None = None
     busy: bool = False
+    missing: bool = False
     gave_up: str = ""
     ended: bool = False
 
@@ -75,8 +78,8 @@ class Sighting:
 def culprits(seen: Sequence[Sighting]) -> list[int]:
     """The ranks for which the others wait; empty where that cannot be told.
 
-    By the surest sign that sets some apart: ended; stopped; fewer signs of life; not waiting for others while the rest
-    does; at another place than most; computing.
+    By the surest sign that sets some apart: ended; stopped; a collective that they have not begun; fewer signs of life;
+    not waiting for others while the rest does; at another place than most; computing.
     """
     beats = [one.beats for one in seen if one.beats is not None and not one.gave_up]
     most = max(beats, default=0)
@@ -86,6 +89,7 @@ def culprits(seen: Sequence[Sighting]) -> list[int]:
     tests = (
         [one.ended for one in seen],
         [one.is_stopped for one in seen],
+        [one.missing for one in seen],
         [one.beats is not None and not one.gave_up and one.beats < most for one in seen],
         [not one.waits for one in seen],
         [by_place[one.rank] for one in seen],
@@ -106,19 +110,9 @@ def groups(seen: Sequence[Sighting]) -> list[list[Sighting]]:
     return sorted(found.values(), key=lambda group: -len(group))
 
 
-def ranks_in_words(ranks: Sequence[int]) -> str:
-    """`rank 3`, `ranks 0-16, 18`."""
-    runs: list[list[int]] = []
-    for rank in sorted(ranks):
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    shown = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
-    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
-
-
-def judge(seen: Sequence[Sighting], silence: Silence | None, *, now: float, host: str, stacks: str) -> Exit:
+def judge(
+    seen: Sequence[Sighting], silence: Silence | None, *, now: float, host: str, stacks: str, collectives: str = ""
+) -> Exit:
     """The hang as the end of the rank that is its cause.
 
     Args:
@@ -127,6 +121,7 @@ def judge(seen: Sequence[Sighting], silence: Silence | None, *, now: float, host
         now: UNIX seconds.
         host: the name of this machine.
         stacks: the file that has everybody's stacks.
+        collectives: what sets ranks apart in the collectives that they have begun, in words, where that is known.
     """
     named = culprits(seen)
     one = next(one for one in seen if one.rank in named or not named)
@@ -145,7 +140,7 @@ def judge(seen: Sequence[Sighting], silence: Silence | None, *, now: float, host
         message="\n".join([_headline(one, named, silence), *lines[:_SHOWN_GROUPS], *more]),
         traceback=_text(one.frames),
         place=f"{own.file}:{own.line} in {own.function}" if own and not one.waits else "",
-        meaning=meaning,
+        meaning=f"{meaning}; {collectives}" if collectives else meaning,
         advice=advice,
         stacks=stacks,
     )
@@ -164,11 +159,11 @@ def report(seen: Sequence[Sighting]) -> str:
 
 
 def _line(group: Sequence[Sighting]) -> str:
-    return f"{ranks_in_words([one.rank for one in group])}: {group[0].what(of_many=len(group) > 1)}"
+    return f"{spans([one.rank for one in group])}: {group[0].what(of_many=len(group) > 1)}"
 
 
 def _headline(one: Sighting, named: Sequence[int], silence: Silence | None) -> str:
-    who = ranks_in_words(named) if named else "all ranks"
+    who = spans(named) if named else "all ranks"
     hang = "hangs" if len(named) == 1 else "hang"
     if silence is None:
         return f"{who} {'has' if len(named) == 1 else 'have'} not answered in time"
@@ -189,7 +184,7 @@ def _explain(one: Sighting, named: Sequence[int], seen: Sequence[Sighting]) -> t
     """(meaning, advice)."""
     others = [other for other in seen if other.rank not in named]
     waiting = [other.rank for other in others if other.waits]
-    wait = f"{ranks_in_words(waiting)} {'wait' if len(waiting) > 1 else 'waits'} for it" if waiting else ""
+    wait = f"{spans(waiting)} {'wait' if len(waiting) > 1 else 'waits'} for it" if waiting else ""
     if not named:
         meaning = "every rank waits for the others: not all have reached the same collectives, or a device hangs"
         return meaning, "all ranks must reach the same collectives in the same order; the stacks have everybody's place"
@@ -203,7 +198,7 @@ def _explain(one: Sighting, named: Sequence[int], seen: Sequence[Sighting]) -> t
         return f"{meaning}; {wait}" if wait else meaning, f"see to that device; {_GRANTED}"
     if one.waits:
         return (
-            f"it waits in another collective than {ranks_in_words([other.rank for other in others])}",
+            f"it waits in another collective than {spans([other.rank for other in others])}",
             "all ranks must reach the same collectives in the same order",
         )
     return wait or "it does not come back from there", f"see what it does there; {_GRANTED}"

@@ -65,7 +65,7 @@ Train on every GPU of this machine.
   paceline VERB --help    --version
 
 Exit codes: 0 done, 1 the training failed, 2 wrong arguments, 3 unfit machine,
-75 stopped with a checkpoint (run it again), 128+N ended by signal N."""
+75 stopped with a checkpoint (run it again), 124 hung, 128+N ended by signal N."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,13 @@ import socket
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import blame, stacks, verdict, waiting, worker
+from launcher import blame, flights, stacks, verdict, waiting, worker
 from launcher.activity import Activity
 from launcher.blame import Sighting
+from launcher.flights import FlightRecorder
 from launcher.plan import JobPlan
 from launcher.postmortem import tail
 from launcher.stacks import Stacks
@@ -59,6 +60,7 @@ class HangWatch:
         ]
         self._hearts = [Heartbeat(words) for words in self._words]
         self._written = [os.memfd_create("stacks") for _ in self._words]
+        self._flights = FlightRecorder(self._folder) if plan.device == "cuda" else None
         self._clock = Clock(time.monotonic())
         self._dog = Watchdog(plan.hang_timeout_s)
         self._activity = Activity(plan.hang_timeout_s or IDLE_LIMIT_S, self._glance)
@@ -68,12 +70,16 @@ class HangWatch:
         """Makes this process one that is watched; called in the worker."""
         faulthandler.register(stacks.STACKS_SIGNAL, file=self._written[local_rank], all_threads=True)
         heartbeat.beat_in(self._words[local_rank])
+        if self._flights is not None:
+            self._flights.join()
 
     def close(self) -> None:
         """Lets go of what was shared with workers that have ended."""
         for descriptor in self._written:
             os.close(descriptor)
         self._written = []
+        if self._flights is not None:
+            self._flights.close()
 
     def find(self, workers: Collection[Watched], ended: Mapping[int, int]) -> Exit | None:
         """A hang of this job as the end of the rank that is its cause, if it has come to that.
@@ -182,12 +188,16 @@ class HangWatch:
         return from_yaml(self._plan.config).data.timeout_s
 
     def _found(self, seen: list[Sighting], silence: Silence | None) -> Exit:
-        file = self._file()
+        records = self._flights.dump([one.rank for one in seen]) if self._flights is not None else {}
+        behind, collectives = flights.compare(records)
+        seen = sorted((replace(one, missing=one.rank in behind) for one in seen), key=lambda one: one.rank)
+        file = self._folder / "stacks.txt"
         # The verdict must be heard on a full disk, too.
         with suppress(OSError):
-            file.write_text(blame.report(seen))
-        seen.sort(key=lambda one: one.rank)
-        return blame.judge(seen, silence, now=time.time(), host=socket.gethostname(), stacks=str(file))
+            file.write_text("\n".join(part for part in (collectives, blame.report(seen)) if part))
+        host = socket.gethostname()
+        return blame.judge(seen, silence, now=time.time(), host=host, stacks=str(file), collectives=collectives)
 
-    def _file(self) -> Path:
-        return self._run.log(self._attempt, 0).with_name("stacks.txt")
+    @property
+    def _folder(self) -> Path:
+        return self._run.log(self._attempt, 0).parent

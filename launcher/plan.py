@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 CPU_WORKERS = 2
 """Workers on a machine without a GPU: enough for everything distributed to be real."""
 
+_NCCL = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("3", "a collective that fails ends its process"),
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "one that times out leaves a record of all"),
+    "TORCH_FR_BUFFER_SIZE": ("2000", "collectives in that record"),
+}
+"""What makes failures of NCCL visible; torch's own defaults have changed from version to version."""
+
 _RELEVANT = re.compile(
     r"^(CUDA_|NCCL_|GLOO_|TORCH|PYTORCH_|OMP_|MKL_|KMP_|WANDB_|HF_|HYDRA_|PACELINE_|PYTHONPATH$|LD_PRELOAD$)"
 )
@@ -156,18 +163,18 @@ def plan_job(
             f"cluster.nodes={config.cluster.nodes}, but paceline run starts workers on this machine only",
             "leave cluster.nodes out",
         )
-    workers = workers_per_node(config, gpus)
+    workers, on_gpus = workers_per_node(config, gpus), gpus > 0 and config.device != "cpu"
     return JobPlan(
         nodes=1,
         workers_per_node=workers,
         program=program,
         overrides=tuple(redact_words(overrides)),
-        environment=_environment(environment, cpus=cpus, workers=workers),
+        environment=_environment(environment, cpus=cpus, workers=workers, on_gpus=on_gpus),
         endpoint=f"127.0.0.1:{config.cluster.port or 0}",
         max_restarts=config.cluster.max_restarts,
         stop_grace_s=config.cluster.grace_seconds,
         hang_timeout_s=hang_timeout_s(config),
-        device="cuda" if gpus and config.device != "cpu" else "",
+        device="cuda" if on_gpus else "",
         debug=debug,
     )
 
@@ -254,7 +261,7 @@ def again_command(plan: JobPlan, name: str) -> str:
     return shlex.join(words)
 
 
-def _environment(yours: Mapping[str, str], *, cpus: int, workers: int) -> tuple[Variable, ...]:
+def _environment(yours: Mapping[str, str], *, cpus: int, workers: int, on_gpus: bool) -> tuple[Variable, ...]:
     variables = [
         Variable(name, None if is_secret(name) else redact(value, yours), "you")
         for name, value in sorted(yours.items())
@@ -264,4 +271,6 @@ def _environment(yours: Mapping[str, str], *, cpus: int, workers: int) -> tuple[
         threads = max(1, cpus // workers)
         reason = f"{cpus} core{'s' if cpus > 1 else ''} for {workers} worker{'s' if workers > 1 else ''}"
         variables.append(Variable("OMP_NUM_THREADS", str(threads), reason))
+    if on_gpus:
+        variables += [Variable(name, value, why) for name, (value, why) in _NCCL.items() if name not in yours]
     return tuple(variables)

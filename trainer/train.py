@@ -85,9 +85,7 @@ def train(
                 batches = parts.batches(progress.step)
                 asked = loop.catch_up()
         loop.finish()
-        job.heart.enter(Phase.END)
     except BaseException as error:
-        job.heart.enter(Phase.END)
         named = loader.explain(error)
         loop.abandon()
         if named is not None:

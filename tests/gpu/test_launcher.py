@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.trainer_command import ROOT
@@ -53,3 +54,28 @@ def test_a_restarted_attempt_has_the_gpu_to_itself_and_cuda_works_in_its_forks(t
     done = paceline(tmp_path, "cluster.max_restarts=1", "--", "script.py")
     assert done.returncode == 0, done.stderr
     assert RunDir(tmp_path / "runs" / "p").next_attempt() == 2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_the_flight_records_of_a_hang_are_kept_and_name_who_left_out_a_collective(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import os, time, torch, torch.distributed as dist\n"
+        "device = torch.device('cuda', int(os.environ['LOCAL_RANK']))\n"
+        "torch.cuda.set_device(device)\n"
+        "dist.init_process_group('nccl', device_id=device)\n"
+        "dist.all_reduce(torch.ones(1, device=device))\n"
+        "def elsewhere():\n"
+        "    time.sleep(600)\n"
+        "if dist.get_rank() == 1:\n"
+        "    elsewhere()\n"
+        "dist.all_reduce(torch.ones(1, device=device))\n"
+        "dist.barrier()\n"
+    )
+    done = paceline(tmp_path, "cluster.gpus_per_node=2", "cluster.hang_timeout=10", "--", "script.py")
+    assert done.returncode == 124, done.stderr
+    run = RunDir(tmp_path / "runs" / "p")
+    failure = read_json(run.failure)
+    assert (failure["type"], failure["rank"]) == ("Hang", 1)
+    assert "in elsewhere (script.py:7)" in failure["message"]
+    assert "rank 1 did not begin collective 2" in failure["meaning"]
+    assert {f"flight-rank-{rank}" for rank in range(2)} <= {path.name for path in run.log(0, 0).parent.iterdir()}

@@ -11,10 +11,12 @@ from launcher.plan import (
     Program,
     Variable,
     again_command,
+    hang_timeout_s,
     plan_job,
     torchrun_command,
 )
 from trainer.config import ClusterConfig, Config, RunConfig
+from trainer.config.validate import validate_launch
 from trainer.cores import cgroup_quota, count_cpus
 from trainer.errors import ConfigError, UnfitError
 from trainer.run import runname
@@ -78,6 +80,29 @@ def test_threads_are_the_cores_of_each_worker(cpus: int, workers: int, threads: 
 def test_a_users_own_thread_count_wins_and_is_marked_as_theirs() -> None:
     plan = planned(environment={"OMP_NUM_THREADS": "7", "HOME": "/x"})
     assert plan.environment == (Variable("OMP_NUM_THREADS", "7", "you"),)
+
+
+def test_what_makes_nccls_failures_visible_is_set_on_gpus_alone_and_a_users_own_value_wins() -> None:
+    plan = planned(gpus=2, device="auto", environment={"TORCH_NCCL_DUMP_ON_TIMEOUT": "0"})
+    values = {v.name: (v.value, v.source) for v in plan.environment if v.name.startswith("TORCH_")}
+    assert values.keys() == {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_BUFFER_SIZE"}
+    assert values["TORCH_NCCL_DUMP_ON_TIMEOUT"] == ("0", "you")
+    assert not any(v.name.startswith("TORCH_") for v in planned().environment)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("auto", None), (None, None), ("0", 0.0), ("300", 300.0), ("1.5m", 90.0), ("2h", 7200.0)]
+)
+def test_the_time_of_a_hang_is_learnt_unless_it_is_set(given: str | None, seconds: float | None) -> None:
+    config = Config(cluster=ClusterConfig(hang_timeout=given))
+    assert hang_timeout_s(config) == seconds
+    validate_launch(config)
+
+
+@pytest.mark.parametrize("given", ["off", "0.5", "-1", "1d", ""])
+def test_what_is_no_time_is_refused_with_what_to_write(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"hang_timeout=(1s or more|90s)"):
+        validate_launch(Config(cluster=ClusterConfig(hang_timeout=given)))
 
 
 def test_a_secret_is_in_no_plan_that_is_shown() -> None:

@@ -144,11 +144,13 @@ class Loop:
         with self._heart.during(Phase.CHECKPOINT):
             self._keeper.finish(self._open_interval())
         self._book("checkpoint", started)
+        self._heart.enter(Phase.END)
         if self._recorder is not None:
             self._recorder.close()
 
     def abandon(self) -> None:
         """Writes what can be written; what the failure took along is not worth a second message."""
+        self._heart.enter(Phase.END)
         self._keeper.abandon()
         if self._recorder is not None:
             self._recorder.close(quiet=True)
