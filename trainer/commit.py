@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 _BLOCK = 1 << 24
 _ANY_TIME = nullcontext()
+_under_way: set[Path] = set()
+"""What this process is writing at present. Its number would not tell: a container's is the same at every start."""
 
 
 Piece = bytes | memoryview
@@ -34,7 +36,11 @@ class Damaged(Exception):
 
 
 def write_folder(
-    folder: Path, files: Mapping[str, Iterable[Piece]], *, guard: Callable[[], None] = lambda: None
+    folder: Path,
+    files: Mapping[str, Iterable[Piece]],
+    *,
+    guard: Callable[[], None] = lambda: None,
+    turn: AbstractContextManager[object] = _ANY_TIME,
 ) -> None:
     """Writes a folder; when this returns it survives a power cut.
 
@@ -42,27 +48,32 @@ def write_folder(
         folder: where; a folder of that name is replaced.
         files: plain file name -> its content in pieces.
         guard: called just before the folder gets its name; what it raises leaves nothing behind.
+        turn: held over that call and the renaming.
 
     Raises:
         OSError: disk full, not writable, ...; what was there before is there still.
     """
     _make_directory(folder.parent)
     temporary, replaced = hidden(folder, "tmp"), hidden(folder, "replaced")
-    temporary.mkdir()
+    _under_way.add(temporary)
     try:
+        temporary.mkdir()
         listed = {name: _write_file(temporary / name, pieces) for name, pieces in files.items()}
         manifest = {"format": _FORMAT, "folder": folder.name, "files": listed}
         _write_file(temporary / MANIFEST, [json.dumps(manifest, indent=1).encode()])
         sync_directory(temporary)
-        guard()
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
+        with turn:
+            guard()
+            if folder.exists():
+                folder.rename(replaced)
+            temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced.exists():
             replaced.rename(folder)
         raise
+    finally:
+        _under_way.discard(temporary)
     sync_directory(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -87,6 +98,7 @@ def replace_file(
     """
     _make_directory(path.parent)
     temporary = hidden(path, "tmp")
+    _under_way.add(temporary)
     try:
         _write_file(temporary, pieces)
         with turn:
@@ -95,6 +107,8 @@ def replace_file(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        _under_way.discard(temporary)
     sync_directory(path.parent)
 
 
@@ -157,11 +171,15 @@ def give_names_back(parent: Path, pattern: str) -> None:
 
 
 def clear_up(parent: Path, pattern: str) -> None:
-    """Removes what writers that were killed have left beside folders named `pattern`; only their owner may call it."""
+    """Removes what writers that were killed have left beside folders named `pattern`; only their owner may call it.
+
+    What this process is writing stays.
+    """
     give_names_back(parent, pattern)
     for ending in ("tmp", "replaced", "deleted"):
         for path in parent.glob(f".{pattern}.{ending}"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path not in _under_way:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_unfinished_files(parent: Path, *, older_than_s: float = 0.0) -> None:
@@ -171,10 +189,9 @@ def remove_unfinished_files(parent: Path, *, older_than_s: float = 0.0) -> None:
         parent: the directory.
         older_than_s: leaves younger ones alone, where others may write as well.
     """
-    mine = f".{socket.gethostname()}.{os.getpid()}."
     for path in parent.glob(".*.tmp"):
         with suppress(OSError):
-            if mine not in path.name and path.is_file() and time.time() - path.stat().st_mtime >= older_than_s:
+            if path not in _under_way and path.is_file() and time.time() - path.stat().st_mtime >= older_than_s:
                 path.unlink()
 
 

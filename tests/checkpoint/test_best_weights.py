@@ -185,6 +185,46 @@ def test_best_weights_that_hang_over_a_rollback_are_not_kept(
     assert_right(RunDir(tmp_path / "run"), kept, step=right)
 
 
+def test_a_checkpoint_that_hangs_over_a_rollback_never_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the weights of steps that were done again in another way since: a resume would go on from those."""
+    monkeypatch.setattr(Keeper, "is_due", lambda self: self._progress.step in (10, 21))
+    defaults: Any = BackgroundWriter.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "patience_s", 0.3)
+    write_folder, save = commit.write_folder, Keeper.save
+    went_back, hung, files = threading.Event(), list[threading.Thread](), list[bool]()
+
+    def hanging(folder: Path, content: Any, **more: Any) -> None:
+        def slow(pieces: Any) -> Any:
+            yield from pieces
+            hung.append(threading.current_thread())
+            assert went_back.wait(60)
+            files.append(any(folder.parent.glob(".*.tmp/tensors.safetensors")))
+
+        if folder.name == "step-00000021" and not hung:
+            content = {name: slow(pieces) if name == "state.json" else pieces for name, pieces in content.items()}
+        write_folder(folder, content, **more)
+
+    def watched(self: Keeper, *arguments: Any, **more: Any) -> None:
+        if hung and not went_back.is_set():
+            went_back.set()
+            hung[0].join(60)
+            # The one that was taken before it went back.
+            assert checkpoint.steps(RunDir(tmp_path / "run")) == [10]
+        if not hung:
+            self._writer.wait()
+        save(self, *arguments, **more)
+
+    monkeypatch.setattr(commit, "write_folder", hanging)
+    monkeypatch.setattr(Keeper, "save", watched)
+    error, said = runs.train_in(alone(), tmp_path / "run", configuration(blank_at=23, on_nonfinite="rollback"))
+    assert error is None, said
+    assert "back to step 10" in said
+    assert "the checkpoint has been under way for" in said
+    assert "could not be written" not in said
+    assert files == [True]
+    assert checkpoint.steps(RunDir(tmp_path / "run"))[-1] == 26
+
+
 def test_by_another_metric_the_file_stays_until_there_are_better_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Kept
 ) -> None:

@@ -12,6 +12,7 @@ import errno
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from trainer.rundir import RunDir, is_number
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _ABANDONED_S = 60.0
+_ANY_TIME = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,14 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def write(folder: Path, image: Image, state: bytes, *, guard: Callable[[], None] = lambda: None) -> None:
+def write(
+    folder: Path,
+    image: Image,
+    state: bytes,
+    *,
+    guard: Callable[[], None] = lambda: None,
+    turn: AbstractContextManager[object] = _ANY_TIME,
+) -> None:
     """Writes a checkpoint so that it exists either whole or not at all, also after a power cut.
 
     Args:
@@ -52,11 +61,12 @@ def write(folder: Path, image: Image, state: bytes, *, guard: Callable[[], None]
         image: its tensors.
         state: its plain values as JSON.
         guard: as in `commit.write_folder`.
+        turn: likewise.
 
     Raises:
         OSError: disk full, not writable, ...; nothing of the new checkpoint remains.
     """
-    commit.write_folder(folder, {_TENSORS: image.pieces(), _STATE: [state]}, guard=guard)
+    commit.write_folder(folder, {_TENSORS: image.pieces(), _STATE: [state]}, guard=guard, turn=turn)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:

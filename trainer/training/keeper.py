@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +34,7 @@ _SLOW_DISK_BYTES_PER_S = 50e6
 
 
 class _Forgotten(Exception):
-    """The run has gone back to before the best weights that were about to be put in place."""
+    """The run has gone back to before what was about to be put in place."""
 
 
 class Keeper:
@@ -131,10 +132,11 @@ class Keeper:
                 self._write_best(self._progress.step, state)
 
     def forget(self) -> None:
-        """Lets go of best weights that are not written yet, since the run goes back to before them."""
+        """Lets go of what is not written yet, since the run goes back to before it; first, whatever it goes back to."""
+        self._taken_step = -1
         with self._best_turn:
             self._waiting_best = None
-            # Those that are overdue end at any time: before this, or with nothing done.
+            # What is overdue ends at any time: before this, or with nothing done.
             with self._naming:
                 self._forgotten.set()
             self._forgotten = threading.Event()
@@ -198,7 +200,7 @@ class Keeper:
     def _write(self, taken: Checkpoint, recorder: Recorder, started: float) -> None:
         run, step, best_step = self._job.run, self._progress.step, self._progress.best.step
         # Text, here and now: nothing that changes later can leak in.
-        state = json.dumps(taken.state).encode()
+        state, guard = json.dumps(taken.state).encode(), self._guard()
         weights = {run.weights("last"): weights_in(taken.tensors)}
         if self._parts.ema is not None:
             weights[run.weights("last_ema")] = weights_in(taken.tensors, ema=True)
@@ -212,10 +214,13 @@ class Keeper:
                     commit.sync_file(path)
             self._await_best()
             commit.sync_ancestors(run.path)
-            # The weights first: a run that ends in between is trained again up to here, and they with it.
-            for path, names in weights.items():
-                commit.replace_file(path, image.part(names), guard=run.guard)
-            checkpoint.write(run.checkpoint(step), image, state, guard=run.guard)
+            try:
+                # The weights first: a run that ends in between is trained again up to here, and they with it.
+                for path, names in weights.items():
+                    commit.replace_file(path, image.part(names), guard=guard, turn=self._naming)
+                checkpoint.write(run.checkpoint(step), image, state, guard=guard, turn=self._naming)
+            except _Forgotten:
+                return
             checkpoint.prove(run, step)
             of_best = run.checkpoint(best_step)
             recorder.status(latest=run.checkpoint(step).name, best=of_best.name if of_best.exists() else None)
@@ -256,13 +261,7 @@ class Keeper:
             self._look_after_best()
 
     def _write_best(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        run, names = self._job.run, {name: name for name in state}
-        forgotten = self._forgotten
-
-        def guard() -> None:
-            run.guard()
-            if forgotten.is_set():
-                raise _Forgotten
+        run, names, guard = self._job.run, {name: name for name in state}, self._guard()
 
         def write(image: Image) -> None:
             pieces = image.part(names, best_weights.labelled(step))
@@ -270,6 +269,17 @@ class Keeper:
                 commit.replace_file(run.weights("best"), pieces, guard=guard, turn=self._naming)
 
         self._best_writer.start(state, write)
+
+    def _guard(self) -> Callable[[], None]:
+        """Asked before what is taken now is put in place: it may be too late for that."""
+        forgotten, run = self._forgotten, self._job.run
+
+        def guard() -> None:
+            run.guard()
+            if forgotten.is_set():
+                raise _Forgotten
+
+        return guard
 
     def _background(self, what: str) -> BackgroundWriter:
         def failed(reason: str, again_s: float) -> None:

@@ -224,8 +224,8 @@ class Loop:
 
     def _roll_back(self, trouble: Trouble) -> Asked:
         self._keeper.settle()
-        self._remedy.roll_back(trouble)
         self._keeper.forget()
+        self._remedy.roll_back(trouble)
         best_weights.reconcile(self._parts, self._progress)
         self._begin()
         return Asked(rolled_back=True)
