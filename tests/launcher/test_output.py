@@ -3,17 +3,22 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
+import threading
+import tty
 from collections.abc import Callable
 from pathlib import Path
 
 import rich.console
 import rich.progress
 
+from launcher import copier
 from launcher.copier import PlainLines
 from tests.launcher.conftest import Job
 from tests.trainer_command import ROOT, environment
+from tests.waiting import until
 from trainer.rundir import RunDir
 
 MakeJob = Callable[[str], Job]
@@ -137,6 +142,99 @@ rich.console.Console(stderr=True).print("[red]coloured[/red]")
     assert "\ncoloured\n" in log
     assert log.count("work") == 1
     assert "100%" in log
+
+
+def test_a_terminal_that_takes_nothing_keeps_neither_the_log_nor_the_job_from_its_end(make_job: MakeJob) -> None:
+    job = make_job(
+        """
+import os
+if os.environ["RANK"] == "0":
+    print("up", flush=True)
+    for number in range(20_000):
+        print(number, "x" * 100)
+"""
+    )
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "launcher", "run", "run.name=job", "device=cpu", "--", "script.py"]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=job.folder, env=surroundings, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"up" not in seen:
+            seen += os.read(ours, 1 << 10)
+        # And nothing more is read.
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert [line.split()[0] for line in job.run.log(0, 0).read_text().splitlines()[1:]] == [*map(str, range(20_000))]
+
+
+def copying(log: Path, target: int) -> "tuple[subprocess.Popen[bytes], int]":
+    """A copier to a target, which becomes its own, and where to write."""
+    source, worker = os.pipe()
+    command = [sys.executable, "-I", "-S", copier.__file__, str(log), f"{source}:{target}"]
+    process = subprocess.Popen(command, pass_fds=(source, target))
+    os.close(source)
+    os.close(target)
+    return process, worker
+
+
+def writing(descriptor: int, data: bytes, *, close: bool = False) -> threading.Thread:
+    def write() -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        if close:
+            os.close(descriptor)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_what_a_terminal_has_not_taken_is_counted_when_it_takes_lines_again(tmp_path: Path) -> None:
+    ours, target = pty.openpty()
+    tty.setraw(target)
+    log = tmp_path / "log"
+    process, worker = copying(log, target)
+    lines = [f"{number} {'x' * 100}\n".encode() for number in range(50_000)]
+    data = b"".join(lines)
+    writer = writing(worker, data)
+    writer.join(30)
+    assert not writer.is_alive(), "the worker waits for somebody who does not look"
+    until(lambda: log.stat().st_size == len(data), "all is in the log", process)
+    memory = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+    assert memory is not None
+    assert int(memory[1]) < 40_000
+    seen = b""
+    while lines[-1] not in seen:
+        seen += os.read(ours, 1 << 16)
+    os.write(worker, b"again\n")
+    os.close(worker)
+    seen += _read_all(ours)
+    assert process.wait(10) == 0
+    before, count, after = re.split(rb"\n\[(\d+) lines not shown while this took nothing: [^\n]+ has all\]\n", seen)
+    assert after.endswith(lines[-1] + b"again\n")
+    after = after.removesuffix(b"again\n")
+    assert data.startswith(before)
+    assert data.endswith(b"\n" + after)
+    assert data[len(before) : -len(after)].count(b"\n") == int(count) > 45_000
+
+
+def test_who_reads_slowly_gets_everything(tmp_path: Path) -> None:
+    ours, target = os.pipe()
+    process, worker = copying(tmp_path / "log", target)
+    data = os.urandom(1 << 21)
+    writing(worker, data, close=True)
+    seen = bytearray()
+    while piece := os.read(ours, 1 << 13):
+        seen += piece
+    assert process.wait(10) == 0
+    os.close(ours)
+    assert seen == data
 
 
 def _read_all(terminal: int) -> bytes:
