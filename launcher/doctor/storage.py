@@ -231,12 +231,16 @@ def room(folder: Path) -> Finding:
     return Finding("room", PASS, message)
 
 
-def speed(folder: Path) -> Finding:
-    """How fast a large file is written to the disk, and read back from there."""
+def measure_speed(folder: Path, most_bytes: int) -> tuple[float, float, int] | None:
+    """How fast a large file is written to the disk, and read back from there: bytes/s of both, and its MiB.
+
+    Returns:
+        None where there is too little room.
+    """
     path, block = folder / "large", os.urandom(1 << 20)
-    count = min(_SPEED_BYTES, shutil.disk_usage(folder).free // 4) >> 20
+    count = min(most_bytes, shutil.disk_usage(folder).free // 4) >> 20
     if count == 0:
-        return Finding("speed", WARN, "too little room to measure it")
+        return None
     begin = time.perf_counter()
     with path.open("wb") as stream:
         for _ in range(count):
@@ -250,8 +254,20 @@ def speed(folder: Path) -> Finding:
         while stream.read(1 << 20):
             pass
     read = time.perf_counter() - begin
-    rates = [wording.size((count << 20) / max(seconds, 1e-9)) for seconds in (written, read)]
-    return Finding("speed", PASS, f"writes {rates[0]}/s to the disk, reads {rates[1]}/s ({count} MiB)")
+    return (count << 20) / max(written, 1e-9), (count << 20) / max(read, 1e-9), count
+
+
+def speed(folder: Path) -> Finding:
+    """How fast a large file is written to the disk, and read back from there."""
+    found = measure_speed(folder, _SPEED_BYTES)
+    if found is None:
+        return Finding("speed", WARN, "too little room to measure it")
+    return Finding("speed", PASS, in_words(*found))
+
+
+def in_words(written: float, read: float, mib: int) -> str:
+    """What `measure_speed` has found."""
+    return f"writes {wording.size(written)}/s to the disk, reads {wording.size(read)}/s ({mib} MiB)"
 
 
 def clock(folder: Path) -> Finding:

@@ -69,10 +69,11 @@ def examine_environment(overrides: Sequence[str], config_dir: str | None) -> lis
         ConfigError: the settings cannot be composed.
     """
     from launcher.doctor import environment
+    from launcher.doctor.surroundings import Surroundings
     from trainer.config.compose import compose
 
     config = compose(list(overrides), config_dir=Path(config_dir) if config_dir else None)
-    return examine(environment.CHECKS, environment.Surroundings(config, os.environ))
+    return examine(environment.checks(), Surroundings(config, os.environ))
 
 
 def _storage_verdict(path: Path, findings: Sequence[Finding]) -> str:

@@ -1,20 +1,25 @@
 """`paceline doctor`: what it says about this machine, and about machines that are worse."""
 
 import json
+import os
 import resource
 import shutil
 import socket
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launcher.doctor import environment
-from launcher.doctor.environment import Surroundings
-from launcher.doctor.finding import FAIL, PASS, WARN
+from launcher.doctor import environment, graphics, host, network, places, software
+from launcher.doctor.finding import FAIL, PASS, WARN, Finding
+from launcher.doctor.gpu_facts import GpuFacts
+from launcher.doctor.surroundings import Surroundings
 from tests import stand_in_nvml
 from tests.trainer_command import ROOT
 from trainer.config import ClusterConfig, Config, DataConfig, RunConfig, TrackingConfig, WandbConfig
@@ -40,7 +45,7 @@ def test_this_machine_is_looked_at_from_all_sides_without_torch() -> None:
     done = doctor("--json")
     found = json.loads(done.stdout)
     states = {row["name"]: row["state"] for row in found["findings"]}
-    assert len(states) == len(environment.CHECKS)
+    assert len(states) == len(environment.checks())
     assert [states[name] for name in ("python", "packages", "module names", "torch", "rendezvous")] == [PASS] * 5
     assert (done.returncode == 3) == (FAIL in states.values())
     assert doctor("optim.lrr=1").returncode == 2
@@ -50,6 +55,8 @@ def test_a_driver_too_old_for_torch_and_a_busy_gpu_are_named(tmp_path: Path) -> 
     library = stand_in_nvml.build(tmp_path)
     # A CUDA build of torch is what pip installs here; a CPU build on a machine with a GPU is no better.
     figures = stand_in_nvml.busy_gpus(2) | {"cuda_version": 11040, "gpu1.memory_v1_used_bytes": 70 << 30}
+    figures |= {"gpu0.nvlinks": 4, "gpu1.nvlinks": 4, "gpu0.p2p_status": 1, "gpu0.process": 77}
+    figures |= {"gpu1.event_reasons": 0x41, "gpu1.ecc_uncorrected": 3, "gpu0.rows_failed.error": 3}
     stand_in_nvml.write_figures(tmp_path / "figures", figures)
     surroundings = stand_in_nvml.environment(library, tmp_path / "figures")
     done = doctor(surroundings=surroundings)
@@ -57,6 +64,10 @@ def test_a_driver_too_old_for_torch_and_a_busy_gpu_are_named(tmp_path: Path) -> 
     assert "driver 999.1 is for CUDA up to 11.4" in done.stdout
     assert "2 visible; in use already: GPU 1 (70.0 GiB)" in done.stdout
     assert "unfit: torch" in done.stdout
+    assert "4 NVLinks each; no direct access between GPU 0 and 1" in done.stdout
+    assert "held down: GPU 1 by heat (hardware) at 61 °C" in done.stdout
+    assert "process 77 on GPU 0" in done.stdout
+    assert "GPU 1: 3 uncorrectable errors" in done.stdout
     stand_in_nvml.write_figures(tmp_path / "figures", {"init.error": 18})
     assert "the NVIDIA driver does not answer" in doctor(surroundings=surroundings).stdout
 
@@ -64,23 +75,23 @@ def test_a_driver_too_old_for_torch_and_a_busy_gpu_are_named(tmp_path: Path) -> 
 def test_limits_that_are_too_low_are_warnings_with_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 26, 0, 64 << 20))
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 65536))
-    found = environment.shared_memory(here())
+    found = host.shared_memory(here())
     assert (found.state, "64.0 MiB free" in found.message, "--shm-size" in found.fix) == (WARN, True, True)
-    found = environment.open_files(here())
+    found = host.open_files(here())
     assert (found.state, found.fix) == (WARN, "ulimit -n 65536 (the hard limit is 65536)")
-    assert environment.processes(here()).state == WARN
+    assert host.processes(here()).state == WARN
 
 
 def test_a_small_machine_for_the_job_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "count_cpus", lambda: 4)
-    monkeypatch.setattr(environment, "memory_limit", lambda: 3 << 30)
+    monkeypatch.setattr(host, "count_cpus", lambda: 4)
+    monkeypatch.setattr(host, "memory_limit", lambda: 3 << 30)
     four = Config(cluster=ClusterConfig(gpus_per_node=4))
-    assert environment.memory(here(four)).state == WARN
-    assert "limit 3.0 GiB" in environment.memory(here(four)).message
-    assert environment.cores(here(four)).state == PASS
-    assert environment.cores(here(Config(cluster=ClusterConfig(gpus_per_node=8)))).fix == "cluster.gpus_per_node=4"
+    assert host.memory(here(four)).state == WARN
+    assert "limit 3.0 GiB" in host.memory(here(four)).message
+    assert host.cores(here(four)).state == PASS
+    assert host.cores(here(Config(cluster=ClusterConfig(gpus_per_node=8)))).fix == "cluster.gpus_per_node=4"
     greedy = Config(cluster=ClusterConfig(gpus_per_node=2), data=DataConfig(workers=16))
-    assert environment.cores(here(greedy)).fix == "data.workers=2"
+    assert host.cores(here(greedy)).fix == "data.workers=2"
 
 
 def test_a_run_directory_that_cannot_be_and_one_without_room_fail(
@@ -88,15 +99,15 @@ def test_a_run_directory_that_cannot_be_and_one_without_room_fail(
 ) -> None:
     (tmp_path / "file").touch()
     inside = Config(run=RunConfig(dir=str(tmp_path / "file" / "runs")))
-    assert environment.run_directory(here(inside)).state == FAIL
+    assert places.run_directory(here(inside)).state == FAIL
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 1 << 20))
-    found = environment.run_directory(here(Config(run=RunConfig(dir=str(tmp_path / "deep" / "er")))))
+    found = places.run_directory(here(Config(run=RunConfig(dir=str(tmp_path / "deep" / "er")))))
     assert (found.state, "1.0 MiB free" in found.message) == (FAIL, True)
 
 
 def test_data_that_are_not_there_or_are_no_images_fail(tmp_path: Path) -> None:
     def found(root: str | None) -> tuple[str, str]:
-        finding = environment.data(here(Config(data=DataConfig(root=root))))
+        finding = places.data(here(Config(data=DataConfig(root=root))))
         return finding.state, finding.message
 
     assert found(f"{tmp_path}/nope") == (FAIL, f"data.root={tmp_path / 'nope'} does not exist")
@@ -109,26 +120,143 @@ def test_data_that_are_not_there_or_are_no_images_fail(tmp_path: Path) -> None:
 
 def test_other_packages_of_our_names_and_versions_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99", "no-such-thing", "other; extra == 'test'"])
-    message = environment.packages(here()).message
+    message = software.packages(here()).message
     assert "wanted >=99" in message
     assert "no-such-thing is missing" in message
     assert "other" not in message
-    monkeypatch.setattr(environment, "__file__", "/elsewhere/launcher/doctor/environment.py")
-    found = environment.module_names(here())
+    monkeypatch.setattr(software, "__file__", "/elsewhere/launcher/doctor/software.py")
+    found = software.module_names(here())
     assert (found.state, str(ROOT / "trainer") in found.message) == (FAIL, True)
 
 
 def test_a_busy_port_fails_and_hidden_gpus_fail_only_who_needs_them() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = Config(cluster=ClusterConfig(port=taken.getsockname()[1]))
-        assert environment.rendezvous(here(config)).state == FAIL
-    assert environment.gpus(here()).state == PASS
-    assert environment.gpus(here(Config(device="cuda"))).state == FAIL
+        assert network.rendezvous(here(config)).state == FAIL
+    assert graphics.gpus(here()).state == PASS
+    assert graphics.gpus(here(Config(device="cuda"))).state == FAIL
 
 
 def test_whether_a_key_for_wandb_is_set_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_has_login", lambda: False)
+    monkeypatch.setattr(software, "_has_login", lambda: False)
     used = Config(tracking=TrackingConfig(wandb=WandbConfig()))
-    assert "offline" in environment.wandb(here(used)).message
-    assert "online" in environment.wandb(here(used, WANDB_API_KEY="x" * 40)).message
-    assert environment.wandb(here()).message == "not used"
+    assert "offline" in software.wandb(here(used)).message
+    insists = Config(tracking=TrackingConfig(wandb=WandbConfig(mode="online")))
+    assert software.wandb(here(insists)).state == FAIL
+    assert "online" in software.wandb(here(used, WANDB_API_KEY="x" * 40)).message
+    assert software.wandb(here()).message == "not used"
+
+
+GOOD = GpuFacts(
+    0, uncorrected=0, rows_pending=False, rows_failed=False, brakes=1, persistent=True, lanes=16, most_lanes=16
+)
+
+
+@pytest.mark.parametrize(
+    ("judge", "changed", "state", "words"),
+    [
+        (graphics.judge_memory, {}, PASS, "no uncorrectable errors"),
+        (graphics.judge_memory, {"uncorrected": None}, PASS, "without ECC"),
+        (graphics.judge_memory, {"uncorrected": 1}, FAIL, "GPU 0: 1 uncorrectable error since"),
+        (graphics.judge_memory, {"rows_failed": True}, FAIL, "GPU 0: a defect row"),
+        (graphics.judge_memory, {"rows_pending": True}, WARN, "rows of GPU 0 wait"),
+        (graphics.judge_clocks, {}, PASS, "nothing holds them down"),
+        (graphics.judge_clocks, {"brakes": 0x88, "celsius": 90}, WARN, "by hardware slowdown, power brake at 90 °C"),
+        (graphics.judge_clocks, {"persistent": False}, WARN, "GPU 0 without persistence mode"),
+        (graphics.judge_links, {}, PASS, "PCI Express"),
+        (graphics.judge_links, {"lanes": 4}, WARN, "GPU 0 has 4 lanes of 16"),
+        (graphics.judge_links, {"lanes": None}, PASS, "PCI Express"),
+        (graphics.judge_links, {"nvlinks": 18}, PASS, "18 NVLinks each"),
+    ],
+)
+def test_a_gpus_health_is_judged(
+    judge: Callable[[list[GpuFacts]], Finding], changed: dict[str, Any], state: str, words: str
+) -> None:
+    found = judge([replace(GOOD, **changed)])
+    assert (found.state, words in found.message, bool(found.fix)) == (state, True, state != PASS), found
+
+
+def test_links_that_differ_and_gpus_that_cannot_reach_each_other_are_warnings() -> None:
+    differ = graphics.judge_links([replace(GOOD, nvlinks=18), replace(GOOD, index=1, nvlinks=17)])
+    assert (differ.state, differ.message) == (WARN, "NVLinks differ: 18, 17")
+    apart = graphics.judge_links([replace(GOOD, unreachable=(1,)), replace(GOOD, index=1)])
+    assert (apart.state, apart.message) == (WARN, "PCI Express; no direct access between GPU 0 and 1")
+
+
+def test_xids_in_the_kernels_log_are_named_and_those_of_hardware_fail() -> None:
+    # As the driver prints them.
+    lost = "[74889.644138] NVRM: Xid (PCI:0000:02:00): 79, GPU has fallen off the bus.\n"
+    own = "[12.1] NVRM: Xid (PCI:0000:65:00): 31, pid=7, name=python, Ch 00000008, intr 00000000. MMU Fault\n"
+    assert graphics.judge_xids("nothing of ours").state == PASS
+    found = graphics.judge_xids(own * 3)
+    assert (found.state, found.message) == (
+        WARN,
+        "Xid 31 on 0000:65:00 (a kernel's access to memory that is not its own) x3",
+    )
+    found = graphics.judge_xids(own + lost)
+    assert (found.state, "Xid 79 on 0000:02:00 (the GPU has fallen off the bus)" in found.message) == (FAIL, True)
+
+
+def test_the_limits_of_the_control_group_and_of_locked_memory_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pids.max").write_text("max\n")
+    monkeypatch.setattr(host, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY,) * 2)
+    assert host.processes(here()).message == "unlimited"
+    assert host.locked_memory(here()).state == PASS
+    (tmp_path / "pids.max").write_text("100\n")
+    assert host.processes(here()).message == "at most 100"
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (8 << 20, 8 << 20))
+    monkeypatch.setattr(host, "_INFINIBAND", tmp_path)
+    assert (host.locked_memory(here()).state, host.locked_memory(here()).fix) == (WARN, "ulimit -l unlimited")
+
+
+def test_a_name_of_this_machine_that_others_cannot_reach_is_a_warning_with_several_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    several = Config(cluster=ClusterConfig(nodes=2))
+    assert (network.host_name(here()).state, network.host_name(here(several)).state) == (PASS, WARN)
+
+    def unknown(name: str) -> str:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    assert "has no address" in network.host_name(here()).message
+
+
+def test_what_a_job_of_ours_listens_on_is_listed_and_every_interface_is_a_warning() -> None:
+    serves = (
+        "import socket, sys; s = socket.create_server((sys.argv[1], 0)); print(s.getsockname()[1], flush=True); input()"
+    )
+    for address, state in (("127.0.0.1", PASS), ("0.0.0.0", WARN)):
+        with subprocess.Popen(
+            [sys.executable, "-c", serves, address],
+            env={**os.environ, "PACELINE_RUN_DIR": "/runs/x"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as job:
+            assert job.stdout is not None
+            place = f"{address}:{job.stdout.readline().strip()}"
+            found = network.listening(here())
+            assert (found.state, place in found.message) == (state, True)
+            job.communicate("\n")
+
+
+def test_a_disk_that_is_slow_and_a_queue_that_is_half_there_are_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here_ = here(Config(run=RunConfig(dir=str(tmp_path))))
+    assert "/s to the disk, reads" in places.run_directory(here_).message
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(places, "measure_speed", lambda folder, most: (1 << 20, 1 << 30, 16))
+    assert places.run_directory(here_).state == WARN
+    (tmp_path / "one").write_bytes(bytes(1000))
+    rate = places.read_rate(tmp_path)
+    assert rate is not None
+    assert rate[1] == pytest.approx(1000 * rate[0])
+    assert software.slurm(here(PATH=str(tmp_path))).message == "not here"
+    (tmp_path / "sbatch").touch(0o755)
+    assert software.slurm(here(PATH=str(tmp_path))).message == "without srun, scancel, squeue, sacct, scontrol"

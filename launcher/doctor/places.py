@@ -1,0 +1,91 @@
+"""Where runs are written and data are read: whether they may be, how much room there is, and how fast it really is."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding
+from launcher.doctor.storage import in_words, measure_speed, trial_folder
+from launcher.doctor.surroundings import Surroundings
+from trainer import wording
+from trainer.config.sources import data_problems
+from trainer.errors import PacelineError, UnfitError
+
+_LEAST_DISK, _FEW_DISK = 1 << 30, 10 << 30
+_TRIAL_BYTES = 16 << 20
+_SLOW_WRITE = 20 << 20
+_READ_FILES, _READ_BYTES, _READ_S = 256, 64 << 20, 3.0
+_SLOW_READ, _FEW_FILES = 10 << 20, 500
+
+
+def run_directory(here: Surroundings) -> Finding:
+    """Where runs are kept."""
+    wanted = Path(here.config.run.dir).expanduser()
+    place = next(path for path in (wanted.absolute(), *wanted.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        return Finding("run.dir", FAIL, f"{wanted} cannot be written", "run.dir=/a/directory/you/can/write")
+    free = shutil.disk_usage(place).free
+    text = f"{wanted}, {wording.size(free)} free"
+    if free < _LEAST_DISK:
+        return Finding("run.dir", FAIL, text, "free some, or run.dir=/a/disk/with/space")
+    if free < _FEW_DISK:
+        return Finding("run.dir", WARN, text, "checkpoint.keep=1, or run.dir=/a/disk/with/space")
+    with trial_folder(place) as folder:
+        speed = measure_speed(folder, _TRIAL_BYTES)
+    if speed is None:
+        return Finding("run.dir", PASS, text)
+    if speed[0] < _SLOW_WRITE:
+        return Finding("run.dir", WARN, f"{text}; {in_words(*speed)}: slow", "run.dir=/a/faster/disk: saves will wait")
+    return Finding("run.dir", PASS, f"{text}; {in_words(*speed)} (paceline doctor --storage {wanted} tries more)")
+
+
+def data(here: Surroundings) -> Finding:
+    """The data set that a job is given, as far as a look at it tells."""
+    chosen = here.config.data
+    if chosen.root is None:
+        return Finding("data", PASS, "no data.root given")
+    try:
+        problems: list[PacelineError] = list(data_problems(here.config))
+    except UnfitError as error:
+        problems = [error]
+    if problems:
+        return Finding("data", FAIL, problems[0].problem, problems[0].fix)
+    root = Path(chosen.root).expanduser()
+    text = f"data.root={chosen.root} can be read, {wording.size(shutil.disk_usage(root).free)} free there"
+    rate = read_rate(root)
+    if rate is None:
+        return Finding("data", PASS, text)
+    files, bytes_ = rate
+    text += f"; reads {wording.number(files)} files/s, {wording.size(bytes_)}/s from the disk"
+    # Of small files a disk gives few bytes a second and still more images than a core decodes.
+    if bytes_ < _SLOW_READ and files < _FEW_FILES:
+        return Finding("data", WARN, f"{text}: slow", "copy it to a local disk: data.root=/local/copy")
+    return Finding("data", PASS, text)
+
+
+def read_rate(root: Path) -> tuple[float, float] | None:
+    """How fast the first files below a folder are read past the page cache: files/s and bytes/s; None without any."""
+    count = size = 0
+    begin = time.perf_counter()
+    for path in islice(_files(root), _READ_FILES):
+        with path.open("rb", buffering=0) as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            size += len(stream.read())
+        count += 1
+        if size > _READ_BYTES or time.perf_counter() - begin > _READ_S:
+            break
+    seconds = max(time.perf_counter() - begin, 1e-9)
+    return (count / seconds, size / seconds) if size else None
+
+
+def _files(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names)
+
+
+CHECKS: tuple[Check[Surroundings], ...] = (run_directory, data)
