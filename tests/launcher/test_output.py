@@ -228,7 +228,9 @@ def test_who_reads_slowly_gets_everything(tmp_path: Path) -> None:
     ours, target = os.pipe()
     process, worker = copying(tmp_path / "log", target)
     data = os.urandom(1 << 21)
-    writing(worker, data, close=True)
+    writer = writing(worker, data, close=True)
+    writer.join(1)
+    assert writer.is_alive(), "the worker does not wait for its reader"
     seen = bytearray()
     while piece := os.read(ours, 1 << 13):
         seen += piece
