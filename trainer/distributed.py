@@ -20,6 +20,11 @@ from trainer.wording import plural
 T = TypeVar("T")
 
 # torch 2.13 renamed broadcast_buffers.
+# What both gloo and NCCL send.
+_SENT = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
+    torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
+}  # fmt: skip
 _HAS_FORWARD_SYNC = "forward_sync_buffers" in signature(nn.parallel.DistributedDataParallel.__init__).parameters
 
 
@@ -196,6 +201,7 @@ def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, 
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     # Sending rank 0's buffers at every step would only cost time: they are averaged where they are used.
     buffers: dict[str, Any] = {"forward_sync_buffers" if _HAS_FORWARD_SYNC else "broadcast_buffers": False}
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, _send_as_bytes(model))
     wrapped = nn.parallel.DistributedDataParallel(
         model,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
@@ -210,6 +216,19 @@ def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, 
         hooks = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
         wrapped.register_comm_hook(None, hooks[config.compression])
     return wrapped
+
+
+@torch.no_grad()
+def _send_as_bytes(model: nn.Module) -> list[str]:
+    """Gives all ranks rank 0's buffers of the dtypes that DDP cannot send; returns their names."""
+    rare = {name: buffer for name, buffer in model.named_buffers() if buffer.dtype not in _SENT}
+    for buffer in rare.values():
+        mine = buffer.reshape(-1).view(torch.uint8)
+        sent = mine.clone()
+        dist.broadcast(sent, src=0)
+        if not torch.equal(sent, mine):
+            buffer.copy_(sent.view(buffer.dtype).view(buffer.shape))
+    return list(rare)
 
 
 def averaged_statistics(model: nn.Module, world: World) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Buffers of any dtype, persistent or not, and different on each rank, come back bit for bit."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,31 @@ class Counting(runs.Stretching):
         return super().forward(images) * (1 + factor.float() / 100)
 
 
-def parts_of(world: World, folder: Path) -> Any:
-    config = runs.configuration([], model=ModelConfig(_target_=f"{__name__}.Counting"))
+class Rare(runs.Stretching):
+    """Has buffers that no file of safetensors holds, or that DDP does not send."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("tiny", torch.zeros(2, 3).to(torch.float8_e4m3fnuz).T, persistent=False)
+        self.register_buffer("short", torch.full((2, 3), int(os.environ.get("RANK", "0")), dtype=torch.int16).T)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.tiny.copy_(self.tiny.float() + 8 * images.mean())
+            self.short.add_(3)
+        return super().forward(images) * (1 + (self.tiny.float().sum() + self.short.sum()) / 100)
+
+
+def parts_of(world: World, folder: Path, model: str = "Counting") -> Any:
+    config = runs.configuration([], model=ModelConfig(_target_=f"{__name__}.{model}"))
     return assemble(config, world, RunDir(folder))
 
 
-def buffers_after(world: World, folder: Path, steps: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def buffers_after(
+    world: World, folder: Path, steps: int, model: str = "Counting"
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """This rank's buffers after some steps, and what other parts have that go on from a checkpoint of it."""
-    parts = parts_of(world, folder)
+    parts = parts_of(world, folder, model)
     batches = parts.batches(0)
     for step in range(steps):
         parts.stepper(parts.plan.share(step), batches)
@@ -62,7 +80,7 @@ def buffers_after(world: World, folder: Path, steps: int) -> tuple[list[torch.Te
     if world.is_rank_zero:
         checkpoint.save(RunDir(folder).checkpoint(steps), taken)
     world.from_rank_zero(None)
-    again = parts_of(world, folder)
+    again = parts_of(world, folder, model)
     put_back(again, checkpoint.load(RunDir(folder).checkpoint(steps)))
     return before, list(again.model.buffers())
 
@@ -79,6 +97,22 @@ def test_each_rank_goes_on_with_its_own_buffers(tmp_path: Path, world_size: int)
     saved = checkpoint.load(RunDir(tmp_path).checkpoint(3))
     assert "hidden" not in weights_in(saved.tensors)
     assert saved.tensors["model.total"].dtype == torch.float64
+
+
+def rare_buffers_after(world: World, folder: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """As `buffers_after`, in a dtype that can be handed to another process."""
+    before, after = buffers_after(world, folder, 3, "Rare")
+    assert [buffer.dtype for buffer in after] == [buffer.dtype for buffer in before]
+    return [buffer.double() for buffer in before], [buffer.double() for buffer in after]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_buffers_of_rare_dtypes_begin_as_rank_0s_and_are_kept(tmp_path: Path, world_size: int) -> None:
+    for before, after in on_each(world_size, rare_buffers_after, tmp_path):
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        tiny, short = before[-2:]
+        assert bool(tiny.all())
+        assert torch.equal(short, torch.full((3, 2), 9.0, dtype=torch.float64))
 
 
 def test_a_rank_that_is_new_begins_with_the_average(tmp_path: Path) -> None:

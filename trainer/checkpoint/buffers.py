@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from trainer.checkpoint.image import HOLDABLE
 from trainer.distributed import World
 
 _PREFIX = "each_rank."
@@ -12,7 +13,7 @@ _FLAT = "ranks.buffers"
 
 
 def own_to_ranks(model: nn.Module, world: World) -> dict[str, torch.Tensor]:
-    """Every rank's buffers, [world_size, ...] each, of complex ones the real view; all ranks must call it.
+    """Every rank's buffers, [world_size, ...] each, as `_plain` views them; all ranks must call it.
 
     Running statistics differ between ranks, and with each rank's own resume is exact. A single worker's persistent
     buffers are in its state dict.
@@ -79,7 +80,7 @@ def _row(rows: torch.Tensor, world: World) -> torch.Tensor:
 def changeable(model: nn.Module) -> dict[str, torch.Tensor]:
     """Those that a step can change in place; an expanded view has several elements in one place of memory."""
     return {
-        name: _real(buffer)
+        name: _plain(buffer)
         for name, buffer in model.named_buffers()
         if buffer.layout == torch.strided
         and buffer.numel()
@@ -87,5 +88,9 @@ def changeable(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _real(buffer: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_real(buffer) if buffer.is_complex() else buffer
+def _plain(buffer: torch.Tensor) -> torch.Tensor:
+    """A view of a buffer that a file can hold: the real one of a complex one, the bytes of some rare dtypes."""
+    if buffer.is_complex():
+        return torch.view_as_real(buffer)
+    rare = buffer.dtype not in HOLDABLE and buffer.element_size() == 1
+    return buffer.view(torch.uint8) if rare else buffer
