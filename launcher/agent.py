@@ -12,11 +12,13 @@ import os
 import sys
 from typing import NoReturn
 
+from launcher.company import Alone, Company, JobOver, Member
 from launcher.conclusion import Account
+from launcher.outcome import Outcome
 from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.stop import Stop, StoppedEarly
-from trainer.errors import PacelineError
+from trainer.errors import STOPPED, PacelineError
 
 
 def main() -> NoReturn:
@@ -33,32 +35,69 @@ def run_plan() -> int:
     die_with_parent(int(sys.argv[1]))
     adopt_orphans()
     plan = JobPlan.from_json(sys.stdin.read())
-    account, stop = Account(plan), Stop(plan.stop_grace_s)
+    stop = Stop(plan.stop_grace_s)
     stop.listen()
+    return _run_member(plan, stop) if plan.hub else _run_alone(plan, stop)
+
+
+def _run_alone(plan: JobPlan, stop: Stop) -> int:
+    account = Account(plan)
     try:
         with stop.raising():
             _preload(plan)
-        return _run(plan, stop, account)
+        account.begin()
+        outcome = _run(plan, stop, Alone(account, stop))
     except StoppedEarly:
         return account.conclude_early(stop)
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    return account.conclude(outcome, stop)
 
 
-def _run(plan: JobPlan, stop: Stop, account: Account) -> int:
+def _run_member(plan: JobPlan, stop: Stop) -> int:
+    """Runs one of several nodes; the account is the hub's, and what is printed here is for this agent's log."""
+    try:
+        # Before the imports, which take long, so that whoever waits for this node knows of it.
+        member = Member(plan, stop)
+    except StoppedEarly:
+        return STOPPED
+    except PacelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        with stop.raising():
+            _preload(plan)
+        _run(plan, stop, member)
+    except JobOver:
+        pass
+    except StoppedEarly:
+        member.leave()
+    except PacelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        member.leave(error)
+    return 1 if member.code is None else member.code
+
+
+def _run(plan: JobPlan, stop: Stop, company: Company) -> Outcome:
+    """Runs this node's workers until nothing is left to be decided; returns how the last attempt ended.
+
+    Raises:
+        JobOver: the job has ended before this node had workers.
+        StoppedEarly: likewise, because somebody asked it to.
+        UnfitError: the workers cannot meet.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
 
     from launcher.elastic import Agent
     from launcher.rendezvous import Meeting
 
-    account.begin()
-    agent = Agent(plan, Meeting(plan, lambda endpoint: endpoint), stop, account)
+    agent = Agent(plan, Meeting(plan, company.agree), stop, company)
     try:
-        result = agent.run()
+        return agent.outcome(agent.run())
     except SignalException as error:
-        return 128 + error.sigval
-    return account.conclude(agent.outcome(result), stop)
+        # SIGQUIT, for which the engine has ended the workers.
+        os._exit(128 + error.sigval)
 
 
 def _preload(plan: JobPlan) -> None:

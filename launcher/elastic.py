@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import memory, verdict, worker
-from launcher.conclusion import Account
+from launcher.company import Company, Next
 from launcher.hangs import HangWatch, Watched
 from launcher.outcome import Outcome
 from launcher.output import Output
@@ -49,7 +49,7 @@ class Agent(LocalElasticAgent):
         plan: what to run.
         rendezvous: where the agents meet.
         stop: the requests to stop; the workers are asked once, and killed at its deadline.
-        account: asked whether another attempt is worth it, and told of it when what the workers have printed is out.
+        company: the job's other agents, who have a say in what this one does.
 
     Attributes:
         killed: global ranks of workers that had not ended when their time to stop was over.
@@ -62,7 +62,7 @@ class Agent(LocalElasticAgent):
         plan: JobPlan,
         rendezvous: RendezvousHandler,
         stop: Stop,
-        account: Account,
+        company: Company,
     ) -> None:
         spec = WorkerSpec(
             role="trainer",
@@ -80,10 +80,12 @@ class Agent(LocalElasticAgent):
         self.hang: Exit | None = None
         self._watch: HangWatch | None = None
         self.ended: dict[int, int] = {}
-        self._account = account
+        self._company = company
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
         self._peaks: dict[int, int] = {}
-        self._failed = Outcome(plan.attempt)
+        self._end_at: float | None = None
+        self._result = RunResult(WorkerState.HEALTHY)
+        self._outcome: Outcome | None = None
         self._next_look = 0.0
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
         self._plan = plan
@@ -142,8 +144,9 @@ class Agent(LocalElasticAgent):
         die_with_parent(os.getppid(), _PARENT_DIED)
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
         self._peaks.clear()
-        output = Output(self._log(self._worker_group.workers[0].global_rank))
-        self._output = output
+        self._end_at, self._result, self._outcome = None, RunResult(WorkerState.HEALTHY), None
+        # The job's first worker alone has the terminal.
+        self._output = output = Output(self._log(0)) if self._plan.node == 0 else None
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
         self.hang, self._watch = None, HangWatch(self._plan, self.attempt)
         worker_group.spec.args = (self._plan, output, self._good_ends, self._watch)
@@ -155,7 +158,8 @@ class Agent(LocalElasticAgent):
             pids = super()._start_workers(worker_group)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            output.close()
+            if output:
+                output.close()
         group: Any = self._context()._pc
         # The engine calls it without a grace period, which then is 30 s.
         group.join = partial(group.join, grace_period=FAILURE_GRACE_S)
@@ -177,28 +181,53 @@ class Agent(LocalElasticAgent):
         if left:
             print(f"warning: cannot be ended: process {', '.join(map(str, left))}", file=sys.stderr)
 
-    def _restart_workers(self, worker_group: WorkerGroup) -> None:
-        self._stop_workers(worker_group)
-        self._account.tell_restart(self._failed)
-        super()._restart_workers(worker_group)
+    def _exit_barrier(self) -> None:
+        """None: the company has decided that this agent ends."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._note_peaks()
         self._look_for_stop_file()
         self._pass_on_stop()
+        if self._outcome is None:
+            self._result = self._look_at_workers(worker_group)
+            if self._result.state is WorkerState.HEALTHY:
+                return self._result
+            # Who judges shall find everything ended, and everything printed.
+            self._shutdown()
+            self._outcome = self.outcome(self._result)
+        self._company.look(failing=False)
+        decision = self._company.decide(self._outcome)
+        if decision is Next.WAIT:
+            return RunResult(WorkerState.HEALTHY)
+        if decision is Next.END:
+            self._end_restarts()
+            return self._result
+        return RunResult(WorkerState.FAILED)
+
+    def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """How the workers are; when one has failed, or the company demands it, all of them are ended."""
         self._count_good_ends()
         self.ended = self.exit_codes()
-        if self._is_stopping_in_order():
+        bad = any(code not in (0, STOPPED) for code in self.ended.values())
+        failing = bad and not self._is_stopping_in_order()
+        self._company.look(failing=failing)
+        if self._company.must_end:
+            return self._end_workers()
+        self._look_for_hang()
+        if not failing and any(process.is_alive() for process in self._processes()):
             # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and
             # end the others, which may still be saving.
             return RunResult(WorkerState.HEALTHY)
-        self._look_for_hang()
-        result = super()._monitor_workers(worker_group)
-        if result.failures and not self._asked:
-            self._failed = self.outcome(result)
-            if not self._account.is_worth(self._failed):
-                self._end_restarts()
-        return result
+        return super()._monitor_workers(worker_group)
+
+    def _end_workers(self) -> RunResult:
+        """Ends workers who are at a loss without another node's; they have a moment to say what they know of it."""
+        now = time.monotonic()
+        self._end_at = self._end_at or now + FAILURE_GRACE_S
+        if now < self._end_at and any(process.is_alive() for process in self._processes()):
+            return RunResult(WorkerState.HEALTHY)
+        self._context().close(signal.SIGTERM, FAILURE_GRACE_S)
+        return RunResult(WorkerState.FAILED)
 
     def _end_restarts(self) -> None:
         self._worker_group.spec.max_restarts = self.restarts
@@ -220,7 +249,8 @@ class Agent(LocalElasticAgent):
 
     def _look_for_stop_file(self) -> None:
         """Our trainer looks for `stop` in the run directory itself; for other programs the agent does."""
-        if self._plan.program.kind == "trainer" or self._stop.signal is not None or time.monotonic() < self._next_look:
+        looks = self._plan.program.kind != "trainer" and self._plan.node == 0
+        if not looks or self._stop.signal is not None or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _FILE_PERIOD_S
         file = RunDir(self._plan.run_dir).stop
@@ -245,8 +275,8 @@ class Agent(LocalElasticAgent):
                     os.kill(process.pid, signal.SIGKILL)
 
     def _is_stopping_in_order(self) -> bool:
-        """Whether workers that were asked to stop are still at it, and all that have ended did so as asked."""
-        if not self._asked or self._stop.is_over or not any(process.is_alive() for process in self._processes()):
+        """Whether workers were asked to stop and have their time, and all that have ended did so as asked."""
+        if not self._asked or self._stop.is_over:
             return False
         if self._plan.program.kind == "trainer":
             return all(code in (0, STOPPED) for code in self.ended.values())

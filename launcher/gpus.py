@@ -80,6 +80,18 @@ def busy_gpus() -> list[str]:
     return busy
 
 
+def share(mask: str | None, *, number: int, size: int) -> str:
+    """CUDA_VISIBLE_DEVICES of one of several nodes that share a machine.
+
+    Args:
+        mask: the machine's, None without one; `count_gpus` has found enough for all nodes behind it.
+        number: the node's.
+        size: GPUs of each node.
+    """
+    whole = [str(index) for index in range((number + 1) * size)] if mask is None else mask.split(",")
+    return ",".join(entry.strip() for entry in whole[number * size : (number + 1) * size])
+
+
 def _identifiers() -> list[str]:
     import pynvml
 

@@ -7,6 +7,8 @@ from typing import Any
 from launcher import verdict
 from launcher.verdict import Exit
 
+_CLOCKS_AGREE_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -27,6 +29,11 @@ class Outcome:
     killed: tuple[int, ...] = ()
 
     @property
+    def is_failed(self) -> bool:
+        """Whether any worker has failed."""
+        return verdict.first_failure(self.exits) is not None
+
+    @property
     def judged(self) -> list[Exit]:
         """The exits, with one that came too early for the others as their cause."""
         return verdict.with_early_end(self.exits, self.early)
@@ -45,6 +52,19 @@ class Outcome:
             early=tuple(values["early"]),
             killed=tuple(values["killed"]),
         )
+
+
+def by_our_clock(outcome: Outcome, ahead_s: float) -> Outcome:
+    """The outcome with times as this machine's clock had them; clocks that agree within 0.1 s are left alone.
+
+    Args:
+        outcome: of another machine.
+        ahead_s: how much our clock is ahead of its.
+    """
+    if abs(ahead_s) < _CLOCKS_AGREE_S:
+        return outcome
+    exits = (exit if exit.time is None else replace(exit, time=exit.time + ahead_s) for exit in outcome.exits)
+    return replace(outcome, exits=tuple(exits))
 
 
 def merged(outcomes: Sequence[Outcome]) -> Outcome:

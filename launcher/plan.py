@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ _NCCL = {
     "TORCH_FR_BUFFER_SIZE": ("2000", "collectives in that record"),
 }
 """What makes failures of NCCL visible; torch's own defaults have changed from version to version."""
+
+_USUAL_PORT = 29500
 
 _RELEVANT = re.compile(
     r"^(CUDA_|NCCL_|GLOO_|TORCH|PYTORCH_|OMP_|MKL_|KMP_|WANDB_|HF_|HYDRA_|PACELINE_|PYTHONPATH$|LD_PRELOAD$)"
@@ -87,6 +89,8 @@ class JobPlan:
         again: the command that continues the run.
         debug: whether tracebacks and the engine's own messages are shown.
         node: the number of the node that this is the plan of.
+        hub: host:port where the agents of several nodes meet; empty with one.
+        secret: what they must know there: in no file, no argv, no log.
     """
 
     nodes: int
@@ -105,6 +109,8 @@ class JobPlan:
     again: str = ""
     debug: bool = False
     node: int = 0
+    hub: str = ""
+    secret: str = field(default="", repr=False)
 
     @property
     def world_size(self) -> int:
@@ -155,21 +161,22 @@ def plan_job(
         debug: whether tracebacks are shown.
 
     Raises:
-        ConfigError: more than one machine.
+        ConfigError: fewer than one worker.
         UnfitError: fewer GPUs than asked for.
     """
-    if config.cluster.nodes > 1:
-        raise ConfigError(
-            f"cluster.nodes={config.cluster.nodes}, but paceline run starts workers on this machine only",
-            "leave cluster.nodes out",
+    nodes = config.cluster.nodes
+    if 0 < gpus < nodes and config.device != "cpu":
+        raise UnfitError(
+            f"cluster.nodes={nodes} on this machine, but only {wording.plural(gpus, 'GPU')} for them",
+            "cluster.nodes=1, or device=cpu to try several nodes without GPUs",
         )
-    workers, on_gpus = workers_per_node(config, gpus), gpus > 0 and config.device != "cpu"
+    workers, on_gpus = workers_per_node(config, gpus // nodes), gpus > 0 and config.device != "cpu"
     return JobPlan(
-        nodes=1,
+        nodes=nodes,
         workers_per_node=workers,
         program=program,
         overrides=tuple(redact_words(overrides)),
-        environment=_environment(environment, cpus=cpus, workers=workers, on_gpus=on_gpus),
+        environment=_environment(environment, cpus=cpus, workers=nodes * workers, on_gpus=on_gpus),
         endpoint=f"127.0.0.1:{config.cluster.port or 0}",
         max_restarts=config.cluster.max_restarts,
         stop_grace_s=config.cluster.grace_seconds,
@@ -203,7 +210,8 @@ def workers_per_node(config: "Config", gpus: int) -> int:
         return asked or CPU_WORKERS
     if asked is not None and asked > gpus:
         raise UnfitError(
-            f"cluster.gpus_per_node={asked}, but only {gpus} GPU{'s are' if gpus > 1 else ' is'} visible",
+            f"cluster.gpus_per_node={asked}, but only {gpus} GPU{'s are' if gpus > 1 else ' is'} visible"
+            + (f" for each of {config.cluster.nodes} nodes" if config.cluster.nodes > 1 else ""),
             f"cluster.gpus_per_node={gpus}, or device=cpu for {wording.plural(asked, 'worker')} without GPUs",
         )
     return asked or gpus
@@ -219,13 +227,14 @@ def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
     ]
     return "\n".join(
         [
-            f"nodes        {plan.nodes} (this machine)",
-            f"workers      {plan.workers_per_node}{', one for each GPU' if plan.device else ''}",
+            f"nodes        {plan.nodes} ({'all on ' if plan.nodes > 1 else ''}this machine)",
+            f"workers      {plan.workers_per_node}{', one for each GPU' if plan.device else ''}"
+            f"{' on each node' if plan.nodes > 1 else ''}",
             f"rendezvous   {plan.endpoint if plan.port else '127.0.0.1, a free port'}",
             f"run          {plan.run_dir}, attempt {plan.attempt}",
             "",
             "the same by hand",
-            f"  {torchrun_command(plan)}",
+            *(f"  {torchrun_command(plan, node)}" for node in range(plan.nodes)),
             "",
             "environment of the workers",
             *(shown or ["  yours, unchanged"]),
@@ -234,9 +243,12 @@ def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
     )
 
 
-def torchrun_command(plan: JobPlan) -> str:
-    """A command line that starts the same workers with torchrun alone."""
+def torchrun_command(plan: JobPlan, node: int = 0) -> str:
+    """A command line that starts the same workers of a node with torchrun alone."""
     where = f"--rdzv-backend=c10d --rdzv-endpoint={plan.endpoint}" if plan.port else "--standalone"
+    if plan.nodes > 1:
+        host, port = plan.endpoint.rpartition(":")[0], plan.port or _USUAL_PORT
+        where = f"--nnodes={plan.nodes} --node-rank={node} --master-addr={host} --master-port={port}"
     ours = [f"{v.name}={shlex.quote(v.value)}" for v in plan.environment if v.value and v.source != "you"]
     program = plan.program
     target = [program.target] if program.kind == "script" else ["-m", program.target]

@@ -36,7 +36,7 @@ class Stop:
     def listen(self) -> None:
         """Takes the requests from now on, those that were held back too; not SIGHUP where it is ignored (nohup)."""
         for number in heard():
-            signal.signal(number, self._note)
+            signal.signal(number, self.note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     @contextmanager
@@ -67,13 +67,25 @@ class Stop:
     def ask(self, why: str) -> None:
         """A request that came by another way than a signal: it counts as SIGTERM."""
         self.reason = self.reason or why
-        self._note(signal.SIGTERM, None)
+        self.note(signal.SIGTERM, None)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def hear(self, number: int, reason: str, *, insisted: bool) -> None:
+        """A request that another agent got; one that is known already changes nothing."""
+        # Not counted: the same Ctrl-C may come here, too.
+        self._begin(number, reason)
+        if insisted and not self.is_insisted_on:
+            self._interrupts = 2
+            self.deadline = time.monotonic()
+
+    def _begin(self, number: int, reason: str) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
-            self.reason = self.reason or asked_by(number)
+            self.reason = self.reason or reason
             self.deadline = time.monotonic() + self._grace_s
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """A signal has come; a handler's signature."""
+        self._begin(number, asked_by(number))
         # Schedulers repeat SIGTERM; only a person who asks twice means "at once".
         if number == signal.SIGINT:
             self._interrupts += 1

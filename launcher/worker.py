@@ -33,12 +33,13 @@ _FINISH_LIMIT_S = 2.0
 _TOLD = [field.name for field in fields(Exit) if field.name not in ("rank", "code")]
 
 
-def run(plan: JobPlan, output: Output, good_ends: mmap.mmap, watch: "HangWatch") -> NoReturn:
+def run(plan: JobPlan, output: Output | None, good_ends: mmap.mmap, watch: "HangWatch") -> NoReturn:
     """Runs the plan's program in a forked worker of torchrun's agent.
 
     Args:
         plan: the job.
-        output: where the node's first worker writes; the others' output goes to their logs only.
+        output: where the job's first worker writes; the others' output goes to their logs only. None on the other
+            nodes.
         good_ends: shared with the agent, a byte for each local rank: the exit code (0 or 75) of one that ended well.
             The process itself then ends with 0, since for the engine anything else is a failure. Returning to
             the engine would keep the process until all have ended, and with it the connections in which a worker
@@ -78,7 +79,7 @@ def append_traceback(log: Path, record: dict[str, Any]) -> None:
             stream.write(record["traceback"])
 
 
-def _enter(plan: JobPlan, output: Output) -> int:
+def _enter(plan: JobPlan, output: Output | None) -> int:
     """Makes the forked process a worker; returns the attempt, which counts the agent's restarts."""
     agent = multiprocessing.parent_process()
     assert agent is not None
@@ -91,10 +92,11 @@ def _enter(plan: JobPlan, output: Output) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     attempt = plan.attempt + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     os.environ["PACELINE_ATTEMPT"] = str(attempt)
-    if int(os.environ["LOCAL_RANK"]) == 0:
+    if output and int(os.environ["RANK"]) == 0:
         output.become()
     else:
-        output.close()
+        if output:
+            output.close()
         _redirect(RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"])))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIOWrapper outside of tests
@@ -185,11 +187,11 @@ def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
             "place": f"{place.filename}:{place.lineno} in {place.name}" if place else "",
             "traceback": text,
         }
-        if show and int(os.environ["LOCAL_RANK"]) == 0:
+        if show and int(os.environ["RANK"]) == 0:
             sys.stderr.write(text)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        if int(os.environ["LOCAL_RANK"]) != 0:
+        if int(os.environ["RANK"]) != 0:
             append_traceback(log, row)
         write_json(error_beside(log), row)
     except OSError as problem:

@@ -149,6 +149,10 @@ class RunDir:
         """The output of one rank in one attempt."""
         return self.path / "logs" / f"attempt-{attempt}" / f"rank-{rank}.log"
 
+    def agent_log(self, attempt: int, node: int) -> Path:
+        """What the agent of a node other than the first has to say, from the job's first attempt on."""
+        return self.log(attempt, 0).with_name(f"agent-{node}.log")
+
     @property
     def code_diff(self) -> Path:
         """What the working tree had beyond the commit that job.json names."""

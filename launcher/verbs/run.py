@@ -75,7 +75,8 @@ def main(arguments: Sequence[str]) -> int:
     for note in notes:
         print(note, file=sys.stderr)
     attempt = f", attempt {plan.attempt}" if plan.attempt else ""
-    workers = plural(plan.world_size, "worker")
+    nodes = f"{plan.nodes} nodes on this machine, " if plan.nodes > 1 else ""
+    workers = nodes + plural(plan.world_size, "worker")
     print(f"{workers}, run directory {short_path(Path(plan.run_dir))}{attempt}", file=sys.stderr)
     return local.run(plan)
 

@@ -55,6 +55,7 @@ class Job:
         self.script = folder / "script.py"
         self.script.write_text(script)
         self.run = RunDir(folder / "runs" / "job")
+        self.command = [sys.executable, "-m", "launcher"]
         os.mkfifo(folder / "told")
         # For writing, too: the workers do not wait for a reader then, and it does not end between two of them.
         self._told = os.open(folder / "told", os.O_RDWR)
@@ -62,15 +63,7 @@ class Job:
         self._processes: list[subprocess.Popen[str]] = []
 
     def start(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "launcher",
-            "run",
-            "run.name=job",
-            "cluster.gpus_per_node=2",
-            "device=cpu",
-        ]
+        command = [*self.command, "run", "run.name=job", "cluster.gpus_per_node=2", "device=cpu"]
         process = subprocess.Popen(
             [*command, *overrides, "--", self.script.name, *arguments],
             cwd=self.folder,
@@ -90,17 +83,17 @@ class Job:
     def go(self, *overrides: str, arguments: tuple[str, ...] = (), **environment: str) -> tuple[int, str, str]:
         return self.finish(self.start(*overrides, arguments=arguments, **environment))
 
-    def hears(self, word: str) -> list[int]:
-        """Waits until both workers have told the word; their pids, by rank."""
+    def hears(self, word: str, *, workers: int = 2) -> list[int]:
+        """Waits until so many workers have told the word; their pids, by rank."""
         pids: dict[int, int] = {}
-        while len(pids) < 2:
+        while len(pids) < workers:
             if not self._heard:
                 assert select.select([self._told], [], [], DEADLINE_S)[0], f"not within {DEADLINE_S} s: {word}"
                 self._heard = [line.split() for line in os.read(self._told, 1 << 16).decode().splitlines()]
             said, rank, pid = self._heard.pop(0)
             assert said == word
             pids[int(rank)] = int(pid)
-        return [pids[0], pids[1]]
+        return [pid for _, pid in sorted(pids.items())]
 
     def alive(self) -> list[int]:
         """Every process of this job that is still there; a zombie has no environment left."""

@@ -96,7 +96,7 @@ def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
         (["run", "--", "absent.py"], 2, ["no such script: absent.py"]),
         (["run", "--", "-m"], 2, ["-m needs the name of a module"]),
         (["run", "--", "-m", "trainer", "epochs=1"], 2, ["starts our trainer by itself", "paceline run epochs=1"]),
-        (["run", "cluster.nodes=2", "--", "mine.py"], 2, ["cluster.nodes=2", "this machine only"]),
+        (["run", "cluster.nodes=0", "--", "mine.py"], 2, ["cluster.nodes=0 is out of range"]),
         (["run", "run.name=a/b", "--", "mine.py"], 2, ["run.name='a/b' has a path separator"]),
         (["run", "cluster.port=70000", "--", "mine.py"], 2, ["cluster.port=70000 is out of range"]),
         (["run", "cluster.max_restarts=-1", "--", "mine.py"], 2, ["cluster.max_restarts=-1 is out of range"]),
