@@ -251,9 +251,16 @@ def _start(task: Task) -> tuple[int, list[str]]:
         raise UnfitError(
             f"there is no {'good ' if told else ''}checkpoint between step {task.after:,}, where attempt "
             f"{task.setup.attempt} went on with another set-up, and step {task.first:,}",
-            "a later step that has one before it; checkpoint.keep and checkpoint.keep_every keep more of them",
+            f"{_later(task)}; checkpoint.keep and checkpoint.keep_every keep more of them",
         )
     return 0, [line.replace("from an older one", "from the start") for line in told]
+
+
+def _later(task: Task) -> str:
+    """The next step that can be done again."""
+    trained = max(trace_of(task.run).losses, default=0)
+    later = [step + 1 for step in checkpoint.steps(task.run) if task.first <= step < trained]
+    return f"--step {later[0]} has one before it" if later else "no later step has one before it"
 
 
 def _replay(task: Task, world: World, *, start: int) -> Replay:

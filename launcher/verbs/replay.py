@@ -26,11 +26,14 @@ paceline replay RUN --step N [--steps K] [--workers W] [--dir DIR] [data.root=DI
 With the same samples, up to the next row of metrics; the run is not touched. Says whether
 losses and weights come out as recorded, and if not: data, code or hardware.
 
-  --workers W   processes (as many as the run had, where this machine has the devices; else 1)
+  --workers W   processes (as many as the run had, where this machine has the GPUs; else 1)
   --dir DIR     where the runs are (runs)
   data.root=DIR where the data is now, if it has moved since the last attempt
 
 Exit codes: 0 as recorded, 1 not, 2 wrong arguments, 3 cannot be done here."""
+
+
+_TURNS = 4
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,8 +108,8 @@ def _last_step(run: RunDir, last: int, until: int | None) -> int:
 
 
 def _workers(setup: Setup) -> int:
-    """As many as the attempt had, where they fit on this machine."""
+    """As many as the attempt had, where they fit on this machine; several take turns on a core, slowly but exactly."""
     from launcher.gpus import count_gpus
     from trainer.cores import count_cpus
 
-    return setup.workers if setup.workers <= (count_gpus() if setup.gpus else count_cpus()) else 1
+    return setup.workers if setup.workers <= (count_gpus() if setup.gpus else _TURNS * count_cpus()) else 1

@@ -14,17 +14,18 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from launcher.cli import main
+from launcher.verbs import replay as verb
 from tests.numerics.runs import Stretching, configuration, train_in
 from tests.numerics.test_nonfinite import BLANK, step_of
 from tests.test_bad_input import image_folder
 from tests.workers import alone, run_workers
-from trainer import checkpoint, replay
+from trainer import checkpoint, cores, replay
 from trainer.config import CheckpointConfig, Config, DataConfig, ModelConfig
 from trainer.data import order
 from trainer.distributed import World
 from trainer.evaluate import request
 from trainer.numerics import remedy
-from trainer.run import environment, provenance
+from trainer.run import environment, history, provenance
 from trainer.run.rows import json_line, read_json_lines
 from trainer.rundir import RunDir
 from trainer.stop import StopRequest
@@ -230,6 +231,12 @@ def is_as_recorded(lines: list[str], *, after: int, last: int) -> bool:
     return int(words[1]) > after
 
 
+def test_more_workers_than_cores_replay_as_they_have_trained(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "count_cpus", lambda: 1)
+    setup = history.setup_of(RunDir(resumed), 0)
+    assert [verb._workers(replace(setup, seen=(), workers=workers)) for workers in (2, 4, 5)] == [2, 4, 1]
+
+
 def test_steps_of_two_set_ups_are_done_again_up_to_the_border(resumed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(resumed), "--step", "20", "--steps", "20"]) == 0
     *lines, border = capfd.readouterr().out.splitlines()
@@ -268,6 +275,7 @@ def test_what_the_record_does_not_say_is_no_verdict(
     found = judged(copy.path, 12, 12)
     assert found["code"] == 3
     assert "no checkpoint between step 11, where attempt 1 went on with another set-up, and step 12" in str(found)
+    assert "--step 13 has one before it" in str(found)
     copy.events.unlink()
     assert main(["replay", str(copy.path), "--step", "15"]) == 3
     assert "does not say which attempt trained which steps, and they differ in " in capfd.readouterr().err
