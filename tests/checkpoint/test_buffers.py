@@ -110,7 +110,7 @@ def rare_buffers_after(world: World, folder: Path) -> tuple[list[torch.Tensor], 
 def test_buffers_of_rare_dtypes_begin_as_rank_0s_and_are_kept(tmp_path: Path, world_size: int) -> None:
     for before, after in on_each(world_size, rare_buffers_after, tmp_path):
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-        tiny, short = before[-2:]
+        tiny, short = before[:2]
         assert bool(tiny.all())
         assert torch.equal(short, torch.full((3, 2), 9.0, dtype=torch.float64))
 
