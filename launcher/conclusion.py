@@ -202,9 +202,14 @@ class Account:
             print(verdict.panel(row, again=self._plan.again, ours=self._is_ours), file=sys.stderr)
 
     def _settle(self, code: int, reason: str) -> None:
-        """Leaves no run that claims to be running; a state that the trainer wrote at its end stays."""
-        state = self._run.read_status().get("state", "pending")
-        if state in ("running", "pending"):
+        """Leaves no run that claims to be running, or to wait for an attempt that has come to nothing.
+
+        A state that the trainer wrote at its end stays.
+        """
+        status = self._run.read_status()
+        state = status.get("state", "pending")
+        came_to_nothing = status == self._before and state != "finished" and code != 0
+        if state in ("running", "pending") or came_to_nothing:
             end = "finished" if code == 0 else "stopped" if code == STOPPED or reason else "failed"
             with _telling_of("status.json"):
                 self._run.update_status(state=end, attempt=self._plan.attempt, exit_code=code, reason=reason)

@@ -22,15 +22,18 @@ def lines(run: RunDir, config: "Config", overrides: Sequence[str]) -> list[str]:
         config: that it was asked to go on with.
         overrides: what that was composed from.
     """
-    words = continuing(overrides, run.name)
-    goal = "max_steps" if config.max_steps is not None else "epochs"
-    others = [word for word in words if word.lstrip("+").partition("=")[0] != goal]
-    further = f"{goal}={2 * (config.max_steps or config.epochs or 1)}"
+    view, words = runs.look(run), continuing(overrides, run.name)
+    goals = {"max_steps": config.max_steps, "epochs": config.epochs}
+    if (view.step or 0) < (view.total_steps or 0):
+        # It has ended early.
+        goals = {"evaluate.patience": config.evaluate.patience} | goals
+    key, value = next((key, value) for key, value in goals.items() if value is not None)
+    others = [word for word in words if word.lstrip("+").partition("=")[0] != key]
     told = {
-        "longer": _typed([*others, further, "run.accept_changes=true"]),
+        "longer": _typed([*others, f"{key}={2 * value}", "run.accept_changes=true"]),
         "anew": _typed([*words, "run.fresh=true"]) + "   (beside it)",
     }
-    _, *known = details(runs.look(run))
+    _, *known = details(view)
     return [
         f"run {run.name} is finished: nothing was started",
         *known,

@@ -116,6 +116,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_is_refused(whole: RunDir
     assert "run whole is finished: nothing was started" in said
     assert "epochs=6 run.accept_changes=true" in said
     assert "run.fresh=true" in said
+    assert "run.fresh=true" in said
     assert f"{whole.weights('best')}" in said
     assert "worker" not in said
     assert whole.next_attempt() == attempts

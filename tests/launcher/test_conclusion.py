@@ -35,26 +35,30 @@ ENDS = pytest.mark.parametrize(
 )
 
 
-def begun(folder: Path) -> tuple[RunDir, Account]:
+def begun(folder: Path, before: str = "running") -> tuple[RunDir, Account]:
     run = RunDir(folder / "x")
     run.path.mkdir()
-    run.update_status(state="running", attempt=2)
+    run.update_status(state=before, attempt=2)
     program = Program("trainer", "trainer")
     plan = JobPlan(nodes=1, workers_per_node=1, program=program, run_dir=str(run.path), attempt=ATTEMPT, max_restarts=1)
     return run, Account(plan)
 
 
 @ENDS
+@pytest.mark.parametrize("before", ["running", "preempted"])
 def test_the_end_of_a_job_that_has_the_run_is_written_also_when_it_never_came_to_train(
-    tmp_path: Path, end: Callable[[Account], int], code: int, state: str
+    tmp_path: Path, end: Callable[[Account], int], code: int, state: str, before: str
 ) -> None:
-    run, account = begun(tmp_path)
+    run, account = begun(tmp_path, before)
     assert end(account) == code
     assert (run.read_status()["state"], run.read_status()["attempt"]) == (state, ATTEMPT)
     assert run.failure.exists() == (end is fail)
     run.update_status(state="running", attempt=ATTEMPT)
     end(account)
     assert run.read_status()["state"] == state
+    run.update_status(state="preempted", attempt=ATTEMPT)
+    end(account)
+    assert run.read_status()["state"] == "preempted"
 
 
 @ENDS
