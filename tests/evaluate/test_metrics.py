@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from tests.numerics import runs
 from tests.workers import alone, run_workers
+from trainer.config import ModelConfig
 from trainer.data.datasets import TensorImages
 from trainer.data.samples import IGNORED_TARGET
 from trainer.distributed import World
@@ -195,3 +197,25 @@ def test_a_validation_image_of_no_class_is_an_error_and_not_left_out(tmp_path: P
     parts.splits.val.targets[[3, 5]] = -1
     with pytest.raises(UnfitError, match=r"the targets of 2 of 177 validation images are none of the 10 classes"):
         parts.evaluate(lambda: (False, False))
+
+
+class Restless(nn.Module):
+    """Forgets to ask whether it trains."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.dropout(images.flatten(1), 0.5))
+
+
+def test_what_is_random_in_a_model_that_is_evaluated_depends_on_nothing_but_the_seed(tmp_path: Path) -> None:
+    config = runs.configuration([], model=ModelConfig(_target_=f"{__name__}.Restless"))
+    found = set()
+    for loading in (0, 1):
+        parts = assemble(replace(config, data=replace(config.data, workers=loading)), alone(), RunDir(tmp_path))
+        for past in (1, 2):
+            torch.manual_seed(past)
+            found.add(parts.evaluate(lambda: (False, False))["val/"].figures["loss"])
+    assert len(found) == 1

@@ -10,7 +10,7 @@ from torch import nn
 from trainer.agreement import Agreement, Asked
 from trainer.config import Config
 from trainer.data import datasets, loader, transforms
-from trainer.data.sampler import Indices, contiguous_slice
+from trainer.data.sampler import Indices, contiguous_slice, mix_seed, seed_generators
 from trainer.data.samples import Samples
 from trainer.distributed import World
 from trainer.errors import UnfitError
@@ -93,6 +93,7 @@ class Validation:
     ) -> None:
         self._normaliser, self._precision, self._world = normaliser, precision, world
         self._classes, self._samples = len(splits.classes), len(splits.val)
+        self._seed = config.seed
         self._may_lack = config.data.on_bad_image == "skip"
         largest = -(-config.global_batch_size // world.world_size)
         self.batch_size = config.evaluate.batch_size or config.micro_batch_size or largest
@@ -134,6 +135,7 @@ class Validation:
             self._world,
             classes=self._classes,
             most_batches=self._shard.most_batches,
+            seed=self._seed,
             wishes=wishes,
         )
         counted = next(iter(scores.values())).samples
@@ -156,6 +158,7 @@ def evaluate(
     *,
     classes: int,
     most_batches: int,
+    seed: int = 0,
     wishes: Wishes = lambda: (False, False),
 ) -> dict[str, Scores]:
     """Scores over the whole validation split, which is read once for all models; the same on all ranks.
@@ -168,6 +171,7 @@ def evaluate(
         world: the workers.
         classes: how many there are.
         most_batches: batches of the rank that has the most.
+        seed: decides what is random in the models: it must depend neither on the past nor on how images are loaded.
         wishes: asked about once a second whether this rank must stop.
 
     Returns:
@@ -186,6 +190,7 @@ def evaluate(
             if batch is not None and len(batch[1]):
                 images, targets = batch
                 for name, model in models.items():
+                    seed_generators(world.device, mix_seed(seed, world.rank, number))
                     with precision.autocast(world.device):
                         logits, _ = logits_and_aux(model(normaliser(images)))
                     tallies[name].update(logits, targets)
