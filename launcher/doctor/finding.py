@@ -9,6 +9,7 @@ T = TypeVar("T")
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 LIMIT_S = 30.0
+_NAME_WIDTH = 14
 """Seconds that a check may take: storage that hangs must not hang the doctor."""
 
 
@@ -43,7 +44,7 @@ def examine(checks: Iterable[Check[T]], subject: T, *, limit_s: float = LIMIT_S)
 
 def lines(findings: Sequence[Finding]) -> list[str]:
     """Findings for a person: a line each, and what to do below it."""
-    width = max((len(finding.name) for finding in findings), default=0)
+    width = max((_NAME_WIDTH, *(len(finding.name) for finding in findings)))
     shown = []
     for finding in findings:
         shown.append(f"  {finding.state}  {finding.name:<{width}}  {finding.message}")

@@ -23,6 +23,7 @@ class GpuFacts:
         persistent: whether the driver stays loaded between two jobs.
         lanes: PCI Express lanes in use.
         most_lanes: those that GPU and slot could use.
+        pcie_generation: the PCI Express generation that GPU and slot could use.
         nvlinks: active links.
         unreachable: indices of higher-numbered GPUs whose memory it cannot read directly.
         processes: pids of programs on it.
@@ -37,6 +38,7 @@ class GpuFacts:
     persistent: bool | None = None
     lanes: int | None = None
     most_lanes: int | None = None
+    pcie_generation: int | None = None
     nvlinks: int = 0
     unreachable: tuple[int, ...] = ()
     processes: tuple[int, ...] = ()
@@ -81,6 +83,7 @@ def _read(nvml: ModuleType, index: int, handles: dict[int, Any]) -> GpuFacts:
         persistent=None if persistent is None else bool(persistent),
         lanes=_ask(nvml, "nvmlDeviceGetCurrPcieLinkWidth", device),
         most_lanes=_ask(nvml, "nvmlDeviceGetMaxPcieLinkWidth", device),
+        pcie_generation=_ask(nvml, "nvmlDeviceGetMaxPcieLinkGeneration", device),
         nvlinks=sum(1 for state in links if state == 1),
         unreachable=tuple(
             other

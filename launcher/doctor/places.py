@@ -19,6 +19,7 @@ _TRIAL_BYTES = 16 << 20
 _SLOW_WRITE = 20 << 20
 _READ_FILES, _READ_BYTES, _READ_S = 256, 64 << 20, 3.0
 _SLOW_READ, _FEW_FILES = 10 << 20, 500
+_ENOUGH_FILES, _ENOUGH_BYTES = 64, 1 << 20
 
 
 def run_directory(here: Surroundings) -> Finding:
@@ -67,7 +68,11 @@ def data(here: Surroundings) -> Finding:
 
 
 def read_rate(root: Path) -> tuple[float, float] | None:
-    """How fast the first files below a folder are read past the page cache: files/s and bytes/s; None without any."""
+    """How fast the first files below a folder are read past the page cache: files/s and bytes/s.
+
+    Returns:
+        None where there are too few to tell.
+    """
     count = size = 0
     begin = time.perf_counter()
     for path in islice(_files(root), _READ_FILES):
@@ -78,7 +83,7 @@ def read_rate(root: Path) -> tuple[float, float] | None:
         if size > _READ_BYTES or time.perf_counter() - begin > _READ_S:
             break
     seconds = max(time.perf_counter() - begin, 1e-9)
-    return (count / seconds, size / seconds) if size else None
+    return (count / seconds, size / seconds) if count >= _ENOUGH_FILES or size >= _ENOUGH_BYTES else None
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.arguments import Parser, check_overrides
@@ -12,12 +12,13 @@ from launcher.doctor.finding import FAIL, WARN, Finding, examine, lines
 from trainer.errors import UnfitError
 
 HELP = """\
-paceline doctor [KEY=VALUE ...] [--storage DIR] [--json]
+paceline doctor [KEY=VALUE ...] [--quick] [--storage DIR] [--json]
 
   paceline doctor                     Python, packages, GPUs, memory, limits, ports, disk
   paceline doctor data.workers=16     the same for a job with these settings
   paceline doctor --storage /scratch  tries whether a disk keeps what checkpoints rely on
 
+  --quick        without the trials of torch: matmul, memory, all-reduce, decoding; seconds
   --storage DIR  replace, rename, sync, lock, append, links, room, speed, clock; leaves nothing there
   --json         for programs
 
@@ -26,23 +27,29 @@ Each line is pass, warn or fail. Exit code 3 when one is fail."""
 
 def main(arguments: Sequence[str]) -> int:
     """Examines the environment or a disk; returns 0, or 3 where something is unfit."""
-    parser = Parser("doctor", HELP, flags=["--json"], values=["--storage", "--config-dir"], overrides=True)
+    parser = Parser("doctor", HELP, flags=["--json", "--quick"], values=["--storage", "--config-dir"], overrides=True)
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
     check_overrides(options.words)
+
+    def show(findings: Sequence[Finding]) -> None:
+        if not options.json:
+            print("\n".join(lines(findings)), flush=True)
+
     if options.storage is not None:
         subject = Path(options.storage).expanduser()
         findings = examine_storage(subject)
+        show(findings)
         verdict = _storage_verdict(subject, findings)
     else:
-        findings = examine_environment(options.words, options.config_dir)
+        findings = examine_environment(options.words, options.config_dir, live=not options.quick, show=show)
         verdict = _environment_verdict(findings)
     if options.json:
         rows = [finding.to_json() for finding in findings]
         print(json.dumps({"version": 1, "findings": rows, "verdict": verdict}, indent=2, ensure_ascii=False))
     else:
-        print("\n".join([*lines(findings), "", verdict]))
+        print(f"\n{verdict}")
     return UnfitError.exit_code if _named(findings, FAIL) else 0
 
 
@@ -62,18 +69,33 @@ def examine_storage(path: Path) -> list[Finding]:
         return examine(storage.CHECKS if enough else [storage.room], folder)
 
 
-def examine_environment(overrides: Sequence[str], config_dir: str | None) -> list[Finding]:
+def examine_environment(
+    overrides: Sequence[str], config_dir: str | None, *, live: bool, show: Callable[[Sequence[Finding]], None]
+) -> list[Finding]:
     """Looks at this machine for a job with these settings.
+
+    Args:
+        overrides: the settings.
+        config_dir: where the user's own configurations lie.
+        live: whether torch is tried, too.
+        show: called with findings as soon as they are known.
 
     Raises:
         ConfigError: the settings cannot be composed.
     """
     from launcher.doctor import environment
+    from launcher.doctor import live as trials
     from launcher.doctor.surroundings import Surroundings
     from trainer.config.compose import compose
 
     config = compose(list(overrides), config_dir=Path(config_dir) if config_dir else None)
-    return examine(environment.checks(), Surroundings(config, os.environ))
+    here = Surroundings(config, os.environ)
+    findings = examine(environment.checks(), here)
+    show(findings)
+    for finding in trials.examine(here) if live else ():
+        show([finding])
+        findings.append(finding)
+    return findings
 
 
 def _storage_verdict(path: Path, findings: Sequence[Finding]) -> str:

@@ -41,11 +41,15 @@ def doctor(*arguments: str, surroundings: dict[str, str] | None = None) -> "subp
     )
 
 
-def test_this_machine_is_looked_at_from_all_sides_without_torch() -> None:
-    done = doctor("--json")
+def test_this_machine_is_looked_at_from_all_sides_and_torch_is_tried_in_processes_of_its_own() -> None:
+    done = doctor("--json", "device=cpu", "cluster.gpus_per_node=2")
     found = json.loads(done.stdout)
     states = {row["name"]: row["state"] for row in found["findings"]}
-    assert len(states) == len(environment.checks())
+    trials = ["libraries", "matmul", "memory trial", "all-reduce", "decoding"]
+    assert len(states) == len(environment.checks()) + len(trials)
+    assert [states[name] for name in trials[:4]] == [PASS] * 4
+    assert "/s bus bandwidth" in done.stdout
+    assert "images/s a core" in done.stdout
     assert [states[name] for name in ("python", "packages", "module names", "torch", "rendezvous")] == [PASS] * 5
     assert (done.returncode == 3) == (FAIL in states.values())
     assert doctor("optim.lrr=1").returncode == 2
@@ -59,7 +63,7 @@ def test_a_driver_too_old_for_torch_and_a_busy_gpu_are_named(tmp_path: Path) -> 
     figures |= {"gpu1.event_reasons": 0x41, "gpu1.ecc_uncorrected": 3, "gpu0.rows_failed.error": 3}
     stand_in_nvml.write_figures(tmp_path / "figures", figures)
     surroundings = stand_in_nvml.environment(library, tmp_path / "figures")
-    done = doctor(surroundings=surroundings)
+    done = doctor("--quick", surroundings=surroundings)
     assert done.returncode == 3
     assert "driver 999.1 is for CUDA up to 11.4" in done.stdout
     assert "2 visible; in use already: GPU 1 (70.0 GiB)" in done.stdout
@@ -69,7 +73,7 @@ def test_a_driver_too_old_for_torch_and_a_busy_gpu_are_named(tmp_path: Path) -> 
     assert "process 77 on GPU 0" in done.stdout
     assert "GPU 1: 3 uncorrectable errors" in done.stdout
     stand_in_nvml.write_figures(tmp_path / "figures", {"init.error": 18})
-    assert "the NVIDIA driver does not answer" in doctor(surroundings=surroundings).stdout
+    assert "the NVIDIA driver does not answer" in doctor("--quick", surroundings=surroundings).stdout
 
 
 def test_limits_that_are_too_low_are_warnings_with_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +257,9 @@ def test_a_disk_that_is_slow_and_a_queue_that_is_half_there_are_warnings(
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(places, "measure_speed", lambda folder, most: (1 << 20, 1 << 30, 16))
     assert places.run_directory(here_).state == WARN
-    (tmp_path / "one").write_bytes(bytes(1000))
+    assert places.read_rate(tmp_path) is None
+    for number in range(64):
+        (tmp_path / f"{number}").write_bytes(bytes(1000))
     rate = places.read_rate(tmp_path)
     assert rate is not None
     assert rate[1] == pytest.approx(1000 * rate[0])
