@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from launcher import folding, verdict
 from launcher.outcome import Outcome
-from launcher.output import tidy_terminal
+from launcher.output import say, tidy_terminal
 from launcher.plan import JobPlan
 from launcher.restarts import Decision, Failed, decide
 from launcher.stop import Stop
@@ -81,11 +81,10 @@ class Account:
         attempt, plan = outcome.attempt, self._plan
         count = f"restart {attempt - plan.attempt + 1} of {plan.max_restarts}"
         message = failure.message.strip().splitlines()
-        print(
+        say(
             f"✗ attempt {attempt} failed: {failure.what} on rank {failure.rank}"
             f"{': ' + message[0] if message else ''}\n"
-            f"  log     {self._run.log(attempt, failure.rank)}\n  {count}: the workers are started again",
-            file=sys.stderr,
+            f"  log     {self._run.log(attempt, failure.rank)}\n  {count}: the workers are started again"
         )
         row = {"event": "attempt_failed", "attempt": attempt, "rank": failure.rank, "type": failure.what}
         with _telling_of("events.jsonl"):
@@ -105,7 +104,13 @@ class Account:
             exits = own or list(outcome.exits)
         code = verdict.exit_code(exits, stop.signal if reason else None)
         failure = verdict.first_failure(exits)
-        keep = self._may_write(outcome.attempt)
+        # Written before it is said: a terminal that takes nothing may hold this process up from here on.
+        if keep := self._may_write(outcome.attempt):
+            self._settle(code, reason)
+        if keep and failure is not None and code == verdict.HANG:
+            with _telling_of("status.json"):
+                why = failure.message.partition("\n")[0]
+                self._run.update_status(state="failed", attempt=outcome.attempt, exit_code=code, reason=why)
         if reason:
             self._say_stopped(code, reason)
         elif code == STOPPED:
@@ -116,12 +121,6 @@ class Account:
             self._say_failed(failure, outcome.attempt, code, keep=keep, others=others)
             if self._decision.why:
                 print(f"  {self._decision.why}", file=sys.stderr)
-        if keep:
-            self._settle(code, reason)
-        if keep and failure is not None and code == verdict.HANG:
-            with _telling_of("status.json"):
-                why = failure.message.partition("\n")[0]
-                self._run.update_status(state="failed", attempt=outcome.attempt, exit_code=code, reason=why)
         return code
 
     def conclude_killed(self, number: int, reason: str) -> int:
@@ -131,11 +130,11 @@ class Account:
             number: the signal.
             reason: who asked for the end; empty where nobody did.
         """
+        if self._may_write(self._plan.attempt + self._plan.max_restarts):
+            self._settle(128 + number, reason and f"{reason}; the agent was killed")
         tidy_terminal()
         if not reason:
             print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)
-        if self._may_write(self._plan.attempt + self._plan.max_restarts):
-            self._settle(128 + number, reason and f"{reason}; the agent was killed")
         return 128 + number
 
     def conclude_early(self, stop: Stop) -> int:
@@ -144,9 +143,9 @@ class Account:
         Nothing was begun, hence nothing was lost: running it again goes on where the last attempt stopped.
         """
         reason = f"{stop.reason} before the workers were up"
-        print(f"{reason}\n  again   {self._plan.again}", file=sys.stderr)
         if self._may_write(self._plan.attempt):
             self._settle(STOPPED, reason)
+        print(f"{reason}\n  again   {self._plan.again}", file=sys.stderr)
         return STOPPED
 
     def _may_write(self, attempt: int) -> bool:
@@ -182,7 +181,6 @@ class Account:
             keep: whether failure.json is this job's.
             others: the failures that followed, in a line.
         """
-        tidy_terminal()
         row = self._run.read_failure(attempt)
         log = str(self._run.log(attempt, failure.rank))
         hung = failure.code == verdict.HANG
@@ -194,6 +192,7 @@ class Account:
         if keep:
             with _telling_of("failure.json"):
                 write_json(self._run.failure, row)
+        tidy_terminal()
         if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung:
             # Rank 0 has the terminal and has said it.
             told = {"more": others, "log": row["log"], **verdict.next_step(code, self._plan.again, ours=True)}

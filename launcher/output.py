@@ -4,12 +4,14 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 import tty
 from pathlib import Path
 
 from launcher import copier
 
 _DRAIN_LIMIT_S = 3.0
+_SAYING_LIMIT_S = 1.0
 
 
 class Output:
@@ -62,7 +64,7 @@ class Output:
         try:
             self._copier.wait(_DRAIN_LIMIT_S)
         except subprocess.TimeoutExpired:
-            # A writer that cannot be ended, or a terminal that takes nothing: the verdict must not wait for it.
+            # A writer that cannot be ended: the verdict must not wait for it.
             self._copier.kill()
 
 
@@ -79,6 +81,13 @@ def _channel(target: int) -> tuple[int, int]:
 
 def _is_same(one: int, other: int) -> bool:
     return os.path.sameopenfile(one, other)
+
+
+def say(text: str) -> None:
+    """Prints to stderr in the midst of a job, which a terminal that takes nothing holds up for a second at most."""
+    thread = threading.Thread(target=lambda: print(text, file=sys.stderr, flush=True), daemon=True)
+    thread.start()
+    thread.join(_SAYING_LIMIT_S)
 
 
 def tidy_terminal() -> None:

@@ -1,6 +1,9 @@
 """What is written of a job's end, and that none of it lands in a run that another job has taken meanwhile."""
 
 import fcntl
+import io
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from launcher.outcome import Outcome
 from launcher.plan import JobPlan, Program
 from launcher.stop import Stop
 from launcher.verdict import Exit
+from tests.waiting import until
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json, write_json
 
 ATTEMPT = 3
@@ -78,3 +83,40 @@ def test_the_end_of_a_job_that_was_overtaken_leaves_the_other_ones_run_alone(
         account.begin()
         assert end(account) == code
     assert (run.status.read_bytes(), read_json(run.failure)) == before
+
+
+class Stopped(io.StringIO):
+    """A terminal after Ctrl-S, until `goes_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.goes_on.wait(10)
+        return super().write(text)
+
+
+@ENDS
+def test_a_terminal_that_takes_nothing_holds_up_neither_a_restart_nor_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Account], int], code: int, state: str
+) -> None:
+    run, account = begun(tmp_path)
+    terminal = Stopped()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    account.tell_restart(Outcome(ATTEMPT + 1, exits=(Exit(0, 1, type="ValueError", message="no"),)))
+    assert not terminal.getvalue(), "the restart has waited for the terminal"
+    assert [row["event"] for row in read_json_lines(run.events)] == ["attempt_failed"]
+    codes: list[int] = []
+    ending = threading.Thread(target=lambda: codes.append(end(account)), daemon=True)
+    ending.start()
+    until(lambda: run.read_status()["state"] == state, "the end is written", deadline_s=5)
+    until(lambda: run.failure.exists() == (end is fail), "the failure is, too", deadline_s=10)
+    assert ending.is_alive()
+    terminal.goes_on.set()
+    ending.join()
+    assert codes == [code]
+    assert "the workers are started again" in terminal.getvalue()
