@@ -64,7 +64,6 @@ class HangWatch:
         self._clock = Clock(time.monotonic())
         self._dog = Watchdog(plan.hang_timeout_s)
         self._activity = Activity(plan.hang_timeout_s or IDLE_LIMIT_S, self._glance)
-        self._workers: Collection[Watched] = ()
 
     def join(self, local_rank: int) -> None:
         """Makes this process one that is watched; called in the worker."""
@@ -112,27 +111,26 @@ class HangWatch:
         return said
 
     def _look(self, workers: Collection[Watched], ended: Collection[int]) -> Exit | None:
-        now = self._clock.tick(time.monotonic())
-        if self._plan.hang_timeout_s == 0 or not workers:
-            return None
-        self._workers = workers
-        silence = self._dog.look(now, self._signs(now, workers))
-        if silence is None:
-            return None
-        if self._all_stopped(workers):
-            self._dog.excuse(now)
+        if self._plan.hang_timeout_s == 0 or not workers or self._silence(workers) is None:
             return None
         seen = self._see(workers)
-        if self._excuse(seen, silence):
-            self._dog.excuse(now)
+        # That took a moment, in which some may have gone on.
+        silence = self._silence(workers)
+        if silence is None:
+            return None
+        if self._all_stopped(workers) or self._excuse(seen, silence):
+            self._dog.excuse(self._clock.time)
             return None
         return self._found([*seen, *(Sighting(rank, Stacks(""), ended=True) for rank in ended)], silence)
 
     def _gave_up(self, workers: Collection[Watched], silent: Mapping[int, str], ended: Collection[int]) -> Exit | None:
-        self._workers = workers
         gone = [Sighting(rank, Stacks(""), gave_up=message) for rank, message in silent.items()]
         seen = [*self._see(workers), *gone, *(Sighting(rank, Stacks(""), ended=True) for rank in ended)]
         return self._found(seen, None) if blame.culprits(seen) and workers else None
+
+    def _silence(self, workers: Collection[Watched]) -> Silence | None:
+        now = self._clock.tick(time.monotonic())
+        return self._dog.look(now, self._signs(now, workers))
 
     def _signs(self, now: float, workers: Collection[Watched]) -> dict[int, Sign]:
         phases = {one.rank: self._hearts[one.local_rank].phase if self._tells else None for one in workers}
