@@ -13,6 +13,8 @@ from launcher.doctor.surroundings import Surroundings
 from launcher.gpus import driver
 
 _PYTHONS = ((3, 10), (3, 13))
+_NAMESAKES = ("trainer", "launcher", "coqui-tts-trainer")
+"""Packages of the index that install a module `trainer` or `launcher`."""
 _SLURM = ("sbatch", "srun", "scancel", "squeue", "sacct", "scontrol")
 
 
@@ -60,9 +62,16 @@ def module_names(here: Surroundings) -> Finding:
         found = importlib.util.find_spec(name)
         place = Path(found.origin).resolve().parent if found and found.origin else None
         if place != ours / name:
-            return Finding(
-                "module names", FAIL, f"{name} is {place}, not ours", "pip uninstall trainer launcher; pip install -e ."
-            )
+            culprits = sorted(set(metadata.packages_distributions().get(name, [])) - {"paceline"})
+            whose = f"of the package {', '.join(culprits)}" if culprits else "not ours"
+            fix = f"pip uninstall {' '.join(culprits) or name}; pip install -e {ours}"
+            return Finding("module names", FAIL, f"{name} is {place}, {whose}", fix)
+    # Where both lie in site-packages, the one that was installed last has overwritten the other's files.
+    namesakes = [name for name in _NAMESAKES if _is_installed(name)]
+    if namesakes and "site-packages" in ours.parts:
+        names = " ".join(namesakes)
+        message = f"the package {names} installs modules of our names over ours"
+        return Finding("module names", FAIL, message, f"pip uninstall {names}; pip install --force-reinstall paceline")
     return Finding("module names", PASS, f"trainer and launcher are those of {ours}")
 
 
@@ -107,6 +116,14 @@ def slurm(here: Surroundings) -> Finding:
     if missing:
         return Finding("Slurm", WARN, f"without {', '.join(missing)}", "install the client package whole")
     return Finding("Slurm", PASS, f"{', '.join(_SLURM)} are here")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _has_login() -> bool:

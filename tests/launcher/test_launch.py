@@ -360,6 +360,12 @@ if rank == 1:
         ctypes.string_at(0)
     if way == "exit":
         os._exit(7)
+    if way == "heap":
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        place = ctypes.c_void_p(libc.malloc(24))
+        libc.free(place)
+        libc.free(place)
     if way == "memory":
         bytearray(1 << 60)
     if way == "loud":
@@ -371,17 +377,25 @@ dist.all_reduce(torch.ones(1))
 
 
 @pytest.mark.parametrize(
-    ("way", "expected", "type_", "message", "last_in_log"),
+    ("way", "expected", "type_", "message", "means", "last_in_log"),
     [
-        ("import", 1, "ModuleNotFoundError", "No module named 'no_such_module_here'", "no_such_module_here'\n"),
-        ("segfault", 128 + 11, "SIGSEGV", "killed by SIGSEGV", ""),
-        ("exit", 1, "exit code 7", "the script ended with exit code 7", ""),
-        ("memory", 1, "MemoryError", "MemoryError", "MemoryError\n"),
-        ("loud", 1, "ValueError", "after all that", "ValueError: after all that\n"),
+        (
+            "import",
+            1,
+            "ModuleNotFoundError",
+            "No module named 'no_such_module_here'",
+            "Python does not find no_such_module_here",
+            "no_such_module_here'\n",
+        ),
+        ("segfault", 128 + 11, "SIGSEGV", "killed by SIGSEGV", "native code touched memory", ""),
+        ("heap", 128 + 6, "SIGABRT", "killed by SIGABRT", "native code has damaged its own memory", ""),
+        ("exit", 1, "exit code 7", "the script ended with exit code 7", "", ""),
+        ("memory", 1, "MemoryError", "MemoryError", "memory (not the GPU's)", "MemoryError\n"),
+        ("loud", 1, "ValueError", "after all that", "", "ValueError: after all that\n"),
     ],
 )
-def test_the_rank_that_misbehaves_is_named_with_its_own_error(
-    make_job: MakeJob, way: str, expected: int, type_: str, message: str, last_in_log: str
+def test_the_rank_that_misbehaves_is_named_with_its_own_error_and_what_it_means(
+    make_job: MakeJob, way: str, expected: int, type_: str, message: str, means: str, last_in_log: str
 ) -> None:
     job = make_job(MISBEHAVES)
     code, out, err = job.go(arguments=(way,))
@@ -390,7 +404,10 @@ def test_the_rank_that_misbehaves_is_named_with_its_own_error(
     failure = job.failure
     assert (failure["rank"], failure["type"], failure["message"], failure["exit_code"]) == (1, type_, message, code)
     assert len(err.splitlines()) < 12
-    assert "memory (not the GPU's)" in err or way != "memory"
+    assert means in failure["meaning"]
+    assert (failure["meaning"] in err, failure["meaning"] == "") == (True, means == "")
+    # Before the first collective the other rank only waits, and is ended.
+    assert "+ 1 more: 1x connection" in err or way == "import"
     log = job.run.log(0, 1).read_text()
     assert log.endswith(last_in_log)
     assert log.count("x" * 99 + "\n") == (500_000 if way == "loud" else 0)

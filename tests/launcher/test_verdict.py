@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.folding import fold, line
+from launcher.outcome import Outcome, merged
 from launcher.verdict import (
     Exit,
     exit_code,
@@ -317,3 +318,17 @@ def _calls_to_judge(ranks: int) -> int:
 def test_the_work_to_judge_a_job_grows_with_its_ranks_and_no_faster() -> None:
     few, many = _calls_to_judge(512), _calls_to_judge(4096)
     assert many < 8.5 * few
+
+
+@given(exits=jobs(), nodes=st.integers(1, 4), data=st.data())
+def test_the_verdict_is_the_same_however_the_ranks_lie_on_nodes(
+    exits: list[Exit], nodes: int, data: st.DataObject
+) -> None:
+    places = data.draw(st.lists(st.integers(0, nodes - 1), min_size=len(exits), max_size=len(exits)))
+    outcomes = [
+        Outcome(0, exits=tuple(exit for exit, place in zip(exits, places, strict=True) if place == node))
+        for node in range(nodes)
+    ]
+    together = merged(data.draw(st.permutations(outcomes)))
+    assert first_failure(together.judged) == first_failure(exits)
+    assert exit_code(together.exits) == exit_code(exits)

@@ -1,5 +1,6 @@
 """`paceline doctor`: what it says about this machine, and about machines that are worse."""
 
+import importlib.util
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +131,27 @@ def test_other_packages_of_our_names_and_versions_that_do_not_fit_are_named(monk
     assert "no-such-thing is missing" in message
     assert "other" not in message
     monkeypatch.setattr(software, "__file__", "/elsewhere/launcher/doctor/software.py")
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"trainer": ["coqui-tts-trainer"]})
     found = software.module_names(here())
     assert (found.state, str(ROOT / "trainer") in found.message) == (FAIL, True)
+    assert "of the package coqui-tts-trainer" in found.message
+    assert found.fix.startswith("pip uninstall coqui-tts-trainer;")
+
+
+def test_a_package_of_the_index_that_was_installed_over_ours_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "site-packages"
+    for name in ("trainer", "launcher", "launcher/doctor"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "__init__.py").touch()
+    monkeypatch.setattr(software, "__file__", str(packages / "launcher" / "doctor" / "software.py"))
+    place = {name: packages / name / "__init__.py" for name in ("trainer", "launcher")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None, origin=str(place[name])))
+    assert software.module_names(here()).state == PASS
+    monkeypatch.setattr(software, "_is_installed", lambda name: name == "trainer")
+    found = software.module_names(here())
+    assert (found.state, found.fix.startswith("pip uninstall trainer;")) == (FAIL, True)
 
 
 def test_a_busy_port_fails_and_hidden_gpus_fail_only_who_needs_them() -> None:
