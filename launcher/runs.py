@@ -116,7 +116,7 @@ def is_script(run: RunDir) -> bool:
 
 def again(run: RunDir) -> list[str] | None:
     """The words behind `paceline run` that go on with a run as it was last trained; None where another way began it."""
-    words = [str(word) for word in _launch(run, run.read_status()).get("argv") or []]
+    words = [str(word) for word in _launch(run, run.read_status(), held=run.is_held()).get("argv") or []]
     if words[:2] != ["paceline", "run"]:
         return None
     own = words.index("--") if "--" in words else len(words)
@@ -126,13 +126,13 @@ def again(run: RunDir) -> list[str] | None:
 def look(run: RunDir, *, now: float | None = None) -> RunView:
     """A run as it stands now, from its files and its lock alone."""
     now = time.time() if now is None else now
-    status = run.read_status()
-    launched = _launch(run, status)
-    attempt = max(int(status.get("attempt") or 0), int(launched.get("attempt") or 0))
+    status, held = run.read_status(), run.is_held()
+    launched = _launch(run, status, held=held)
+    attempt = _last_restart(run, max(int(status.get("attempt") or 0), int(launched.get("attempt") or 0)))
     failure = run.read_failure(attempt)
     # The holder of a run renews its record, also in an evaluation of an hour.
     updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
-    state = _state(run, str(status.get("state", "pending")), launched, failure, updated, now)
+    state = "running" if held else _state(str(status.get("state", "pending")), launched, failure, updated, now)
     best = status.get("best_accuracy")
     running = state == "running"
     eta = status.get("eta_s") if running else None
@@ -156,22 +156,26 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     )
 
 
-def _launch(run: RunDir, status: dict[str, Any]) -> dict[str, Any]:
+def _launch(run: RunDir, status: dict[str, Any], *, held: bool) -> dict[str, Any]:
     """The launch that a run's status is of, or the latest, where that came after the last word of the status.
 
-    One that found the run taken has its row, too.
+    One that found the run taken has its row, too; so while somebody has it who says so in the status, it is that one's.
     """
     rows = run.launches()
     is_newer = float(rows[-1].get("time") or 0) >= float(status.get("time") or 0)
-    return rows[-1] if is_newer else row_of(rows, int(status.get("attempt") or 0))
+    told = held and status.get("state") == "running"
+    return rows[-1] if is_newer and not told else row_of(rows, int(status.get("attempt") or 0))
 
 
-def _state(
-    run: RunDir, state: str, launched: dict[str, Any], failure: dict[str, Any], updated: float, now: float
-) -> str:
-    if run.is_held():
-        # Between the start of an attempt and its first word the status is the last attempt's.
-        return "running"
+def _last_restart(run: RunDir, attempt: int) -> int:
+    """The last attempt in a row of restarts by a launcher: those have logs, but no launch of their own."""
+    while run.log(attempt + 1, 0).parent.is_dir() and not run.attempt_job(attempt + 1).exists():
+        attempt += 1
+    return attempt
+
+
+def _state(state: str, launched: dict[str, Any], failure: dict[str, Any], updated: float, now: float) -> str:
+    """The state of a run that nobody has; between the start of an attempt and its first word it is pending."""
     if state in ("running", "pending") and failure:
         # Told by a worker that was not the one to write the state.
         return "failed"

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         return parser.print_text()
     (run,) = runs.chosen("logs", options)
     attempt = _number(options.attempt, "--attempt")
-    latest = attempt if attempt is not None else max(0, run.next_attempt() - 1)
+    latest = runs.look(run).attempt if attempt is None else attempt
     failed_first = int(run.read_failure(latest).get("rank", 0))
     rank = _number(options.rank, "--rank")
     rank = failed_first if rank is None else rank
@@ -57,14 +57,13 @@ def _follow(run: RunDir, rank: int, attempt: int) -> None:
     position = 0
     while True:
         # Asked before the log is read: what was printed before the end is still shown.
-        live = runs.look(run).is_live
+        view = runs.look(run)
         position = _copy(run.log(attempt, rank), position)
-        newest = run.next_attempt() - 1
-        if newest > attempt:
+        if view.attempt > attempt:
             position = _copy(run.log(attempt, rank), position)
-            attempt, position = newest, 0
+            attempt, position = view.attempt, 0
             print(f"{run.log(attempt, rank)}", file=sys.stderr)
-        elif not live:
+        elif not view.is_live:
             return
         else:
             time.sleep(_PERIOD_S)

@@ -17,6 +17,7 @@ import pytest
 from launcher import runs
 from launcher.cli import main
 from tests.launcher.conftest import ROOT, TELLS, Job
+from trainer.run import launches
 from trainer.run.rows import append_json_line
 from trainer.rundir import RELEASED, RunDir, write_json
 
@@ -92,6 +93,27 @@ def test_a_new_attempt_that_has_said_nothing_yet_is_pending_and_not_what_the_las
     write_json(run.job, {"attempts": [{"attempt": 3, "time": time.time() - 10, "host": HERE}]})
     assert runs.look(run, now=time.time()).state == "pending"
     assert runs.look(run, now=time.time() + 3600).state == "lost"
+
+
+def test_a_restart_is_an_attempt_of_the_run_and_a_launch_that_found_it_taken_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "x")
+    for attempt, is_launch in ((0, True), (1, False), (2, True)):
+        log = run.log(attempt, 0)
+        log.parent.mkdir(parents=True)
+        log.write_text(f"said in {attempt}\n")
+        if is_launch:
+            launches.note(run, {"attempt": attempt, "argv": [], "time": time.time() + attempt, "host": f"h{attempt}"})
+    run.update_status(state="running", attempt=0)
+    write_json(run.failure, {"attempt": 1, "type": "ValueError", "message": "no"})
+    with run.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        view = runs.look(run)
+        assert (view.state, view.attempt, view.host) == ("running", 1, "h0")
+        assert said(capsys, "logs", "x", "--dir", str(tmp_path))[1] == "said in 1\n"
+    write_json(run.status, {**run.read_status(), "state": "failed", "time": time.time() + 10})
+    assert runs.look(run).failure["type"] == "ValueError"
 
 
 def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_one(
