@@ -122,7 +122,9 @@ def check_overrides(words: Sequence[str]) -> None:
         ConfigError: see above.
     """
     from trainer.config.keys import leaves
+    from trainer.config.problems import check_blanks
 
+    check_blanks(words)
     for word, following in zip(words, [*words, "VALUE"][1:], strict=True):
         if "=" in word or word.startswith("~"):
             continue

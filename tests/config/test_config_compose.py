@@ -70,6 +70,14 @@ def test_values_arrive_with_the_types_of_the_schema() -> None:
         ("run.name=a=b", "the value of run.name cannot be read: a=b", "\"run.name='a=b'\""),
         ("epochs=1,2", "epochs takes one value here, got 1,2", "--multirun epochs=1,2"),
         ("optim.step_epochs=1,2", "takes one value here", "a list is written optim.step_epochs=[1,2]"),
+        ("optim.lr=0,01", "optim.lr takes one value here", "with a decimal point: optim.lr=0.01; or"),
+        ("optim.lr=0.1,", "optim.lr takes a number, got '0.1,'", "config explain optim.lr"),
+        ("data.workers=auto", "data.workers takes a whole number, got 'auto'", "data.workers=null: "),
+        ("tracking=false", "tracking=false: there is no tracking of that name", "take one of: none, wandb"),
+        ("+epochs=2", "epochs is a key that is there already", "epochs=VALUE"),
+        ("recipe=digits,", "recipe=digits,: there is no recipe of that name", "did you mean recipe=digits?"),
+        ("recipe:digits", "missing '='", "write recipe=digits"),
+        ("data=5", "data=5: there is no data of that name", "take one of: "),
         ("data.root=/a,b", "takes one value here", "if the comma belongs to it, quote it"),
         ("device=cuda:0,1", "device=cuda:0,1 is not a choice", "CUDA_VISIBLE_DEVICES=0,1 in front of the command"),
         ("data.root=~nobody-of-this-name/x", "names the home of nobody", "data.root=/the/whole/path"),
@@ -119,6 +127,16 @@ def test_an_unknown_key_offers_the_one_that_was_meant(written: str, meant: str) 
 
 def test_a_key_that_resembles_nothing_offers_nothing() -> None:
     assert "Did you mean" not in refusal("xyzzy_plugh=1").problem
+
+
+def test_blanks_around_the_sign_are_named() -> None:
+    error = refusal("seed=1", "epochs", "=", "3")
+    assert str(error) == "there are blanks around the '=' of epochs\n  write epochs=3"
+    error = refusal("seed=1", "model.args={width:", "8,", "depth:", "[1,", "2]}", "epochs=3")
+    assert str(error).splitlines() == [
+        "the shell has cut model.args={width: off at a blank",
+        "  quote it: 'model.args={width: 8, depth: [1, 2]}'",
+    ]
 
 
 def test_a_path_from_home_is_the_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:

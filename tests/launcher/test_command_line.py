@@ -86,6 +86,7 @@ def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
         (["run", "--dryrun"], 2, ["unknown option --dryrun. Did you mean --dry-run?"]),
         (["run", "optim.lrr=0.1"], 2, ["optim.lrr. Did you mean optim.lr?"]),
         (["run", "epochs=abc"], 2, ["epochs"]),
+        (["run", "epochs", "=", "3"], 2, ["blanks around the '=' of epochs\n  write epochs=3\n"]),
         (["run", "word"], 2, ["'word' is no override", "for example epochs=3"]),
         (["run", "data._target_=mine.build"], 2, ["mine.py has no build"]),
         (["run", "data._target_=absent.build"], 2, ["there is no module absent", "working directory"]),

@@ -152,6 +152,7 @@ def rewrite(overrides: Sequence[str], *, config_dir: Path | None = None, sweep: 
     """
     if config_dir is not None:
         config_dir = directory(config_dir)
+    problems.check_blanks(overrides)
     overrides = [at_home(text) for text in overrides]
     parsed = [parse(text) for text in overrides]
     groups = group_names(config_dir)
@@ -215,8 +216,8 @@ def _check_options(override: "Override", options: list[str]) -> None:
             return
         names = value if isinstance(value, list) else [value]
     for name in names:
-        if name is None and not override.is_delete():
-            raise problems.unknown_option(group, "null", options)
+        if isinstance(name, (bool, int, float)) or (name is None and not override.is_delete()):
+            raise problems.unknown_option(group, (override.input_line or "").partition("=")[2], options)
         if isinstance(name, str) and not name.startswith("$") and name and name not in options:
             raise problems.unknown_option(group, name, options)
 

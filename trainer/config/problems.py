@@ -3,14 +3,20 @@
 import re
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config.keys import all_keys
+from trainer.config.names import group_names, group_options
 from trainer.config.plain import unknown_key, wrong_type
 from trainer.config.suggest import closest, did_you_mean, gpus_by_number, suggest_key
 from trainer.errors import ConfigError, UnfitError
 
+# What people write where they want something decided for them, or nothing at all.
+_UNDECIDED = ("auto", "all", "default", "none", "off", "false", "max", "")
 _FULL_KEY = re.compile(r"full_key:\s*(\S+)")
+_ADDED = re.compile(r"Could not append to config\. An item is already at '([^']+)'")
+_DECIMAL_COMMA = re.compile(r"\d+,\d+")
 _FILE = re.compile(r"^In '([^']+)'")
 _VALUE = re.compile(r"(?:Value|value:) '?(.*?)'?(?: of type |$| is not a valid| \(type)", re.MULTILINE)
 
@@ -57,6 +63,8 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
     path = re.sub(r"\[.*", "", full_key or "")
     if path in all_keys() and "does not support deletion" not in str(inner):
         return _wrong_type(path, inner, where, overrides)
+    if added := _ADDED.search(str(error)):
+        return ConfigError(f"{added[1]} is a key that is there already, and + adds new ones", f"{added[1]}=VALUE")
     if full_key and "deletion" in str(inner):
         return ConfigError(f"{full_key} cannot be removed", f"set it: {full_key}=null or another value")
     return ConfigError(_first_line(error) + where, "`paceline config` lists all keys")
@@ -71,15 +79,43 @@ def malformed(override: str) -> ConfigError:
     """The error for an override that Hydra's grammar does not take."""
     key, equals, value = override.partition("=")
     if not equals:
+        key, _, value = key.partition(":")
         known = key if key in all_keys() else suggest_key(key)
-        return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {known or key}=VALUE")
+        return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {known or key}={value or 'VALUE'}")
     if not key.strip("+~ "):
         return ConfigError(f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys")
     if value.startswith("~"):
         return ConfigError(f"{key}={value} names the home of nobody", f"{key}=/the/whole/path")
+    entry = all_keys().get(key)
+    if entry is not None and entry.type in (int, float, bool):
+        return wrong_type(key, entry.type, f"'{value}'")
+    if key in group_names():
+        return unknown_option(key, value, group_options(key))
     return ConfigError(
         f"the value of {key} cannot be read: {value}", f"quote it for Hydra and for the shell: {_quoted(key, value)}"
     )
+
+
+def check_blanks(words: Sequence[str]) -> None:
+    """Refuses what a shell has cut at its blanks: a `=` by itself, a list or `{...}` in parts.
+
+    Raises:
+        ConfigError: there is such a thing.
+    """
+    for at, word in enumerate(words):
+        whole, rest = word, list(words[at + 1 :])
+        while _is_open(whole) and rest:
+            whole += f" {rest.pop(0)}"
+        if whole != word and not _is_open(whole):
+            raise ConfigError(f"the shell has cut {word} off at a blank", f"quote it: '{whole}'")
+    if "=" in words[1:-1]:
+        at = words.index("=", 1)
+        key, value = words[at - 1], words[at + 1]
+        raise ConfigError(f"there are blanks around the '=' of {key}", f"write {key}={value}")
+
+
+def _is_open(text: str) -> bool:
+    return text.count("{") > text.count("}") or text.count("[") > text.count("]")
 
 
 def unknown_option(group: str, name: str, options: list[str]) -> ConfigError:
@@ -96,6 +132,8 @@ def several_values(key: str, value: str) -> ConfigError:
     if key == "device" and (by_number := gpus_by_number(value)):
         return ConfigError(f"{key}={value} is not a choice", by_number)
     fix = f"python -m trainer --multirun {key}={value} sweeps over them"
+    if entry is not None and entry.type is float and _DECIMAL_COMMA.fullmatch(value):
+        fix = f"with a decimal point: {key}={value.replace(',', '.')}; or {fix}"
     if entry is not None and typing.get_origin(entry.type) is list:
         fix += f"; a list is written {key}=[{value}]"
     elif "/" in value:
@@ -148,7 +186,10 @@ def _wrong_type(path: str, inner: BaseException, where: str, overrides: list[str
             f"{path} is a section and takes no value of its own, got '{value}'{where}",
             f"set a key in it; `paceline config {path}` lists them",
         )
-    return wrong_type(path, entry.type, f"'{value}'", where=where)
+    error = wrong_type(path, entry.type, f"'{value}'", where=where)
+    if entry.optional and value.lower() in _UNDECIDED:
+        return ConfigError(error.problem, f"{path}=null: {entry.doc}")
+    return error
 
 
 def _full_key(text: str) -> str | None:

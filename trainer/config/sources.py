@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config import names, targets
 from trainer.config.schema import Config
-from trainer.config.suggest import did_you_mean
+from trainer.config.suggest import choice, did_you_mean
 from trainer.data.glance import Sight, glance
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import check_metric
@@ -36,7 +36,7 @@ def data_problems(config: Config) -> Iterator[ConfigError]:
     else:
         yield ConfigError(
             f"data.name={data.name} is not a data set",
-            did_you_mean(data.name, names.dataset_names(), prefix="data.name="),
+            choice("data.name", data.name, names.dataset_names()),
         )
     if data.channels == 2:
         yield ConfigError("data.channels=2 is neither grey nor colour", "data.channels=1 or data.channels=3")
@@ -124,7 +124,7 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
         elif model.weights not in known:
             yield ConfigError(
                 f"model.weights={model.weights}: {model.name} has no weights of that name",
-                did_you_mean(model.weights, known, prefix="model.weights="),
+                choice("model.weights", model.weights, known),
             )
 
 

@@ -149,6 +149,11 @@ WORDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("bfloat16", "bfloat", "bf16_mixed"), "bf16"),
         **dict.fromkeys(("amp", "mixed", "true"), "auto"),
     },
+    "data.name": {"imagefolder": "folder", "image_folder": "folder", "custom": "folder", "fake": "synthetic"},
+    "model.weights": {
+        **dict.fromkeys(("none", "false", "random", "scratch", "no"), "null"),
+        **dict.fromkeys(("true", "pretrained", "imagenet", "imagenet1k", "yes"), "DEFAULT"),
+    },
     "optim.schedule": {"none": "constant", "multistep": "step", "multi_step": "step"},
     "data.augment": {"false": "none", "off": "none", "no": "none", "true": "auto", "on": "auto", "rrc": "resized_crop"},
     "data.on_bad_image": {"ignore": "skip", "warn": "skip", "raise": "error", "stop": "error", "fail": "error"},

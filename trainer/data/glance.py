@@ -17,6 +17,7 @@ from trainer.data.scan import (
     scan,
     unreadable,
 )
+from trainer.errors import ConfigError
 
 _MOST_READ = 64
 
@@ -46,6 +47,11 @@ def glance(root: Path) -> Sight:
     places = layout(root)
     classes = folders_in(places.train)
     if not _may_have_classes(classes, FEWEST_CLASSES):
+        if not classes and _peek(root)[0] and len(_with_images(folders_in(root.absolute().parent))[0]) > 1:
+            raise ConfigError(
+                f"data.root={root} holds images, but no folder per class",
+                f"if it is one of several classes, data.root={root.parent}",
+            )
         check_classes(scan(places.train))
     if places.val is not None:
         others = folders_in(places.val)

@@ -73,7 +73,13 @@ def layout(root: Path) -> Layout:
     except PermissionError as error:
         raise unreadable(root, error) from error
     if not root.is_dir():
-        raise ConfigError(f"data.root={root} is a file", "unpack it, and give the folder that it was unpacked to")
+        is_image = root.name.lower().endswith(EXTENSIONS)
+        raise ConfigError(
+            f"data.root={root} is a file",
+            "give the folder that holds a folder per class"
+            if is_image
+            else "unpack it, and give the folder that it was unpacked to",
+        )
     folders = {path.name.lower(): path for path in folders_in(root)}
     train = next((folders[name] for name in _TRAIN_NAMES if name in folders and folders_in(folders[name])), None)
     _check_names(train or root)
