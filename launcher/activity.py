@@ -11,7 +11,10 @@ from launcher.waiting import waits_for_others
 
 _BUSY_SHARE = 0.02
 _BUSY_BYTES_PER_S = 200_000
-_PERIODS_S = (0.25, 5.0)
+_LEAST_BUSY_S = 0.03
+"""The kernel counts in hundredths of a second, of which one falls to an idle process now and then."""
+
+_PERIODS_S = (1.0, 5.0)
 _LEAST_PROBE_S = 1.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -74,7 +77,7 @@ class Activity:
             before = worker.used_s, worker.moved, worker.printed
             worker.used_s, worker.moved, worker.printed = used.get(pid, 0.0), _moved(pid), _size(logs[rank])
             worker.busy = (
-                worker.used_s - before[0] >= _BUSY_SHARE * past_s
+                worker.used_s - before[0] >= max(_BUSY_SHARE * past_s, _LEAST_BUSY_S)
                 or worker.moved - before[1] >= _BUSY_BYTES_PER_S * past_s
             )
             printed = worker.printed != before[2]

@@ -50,7 +50,8 @@ def _run_alone(plan: JobPlan, stop: Stop) -> int:
     except StoppedEarly:
         return account.conclude_early(stop)
     except PacelineError as error:
-        return account.conclude_refused(error)
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return account.conclude(outcome, stop)
 
 

@@ -98,7 +98,7 @@ def culprits(seen: Sequence[Sighting]) -> list[int]:
     for test in tests:
         if any(test) and not all(test):
             return [one.rank for one, apart in zip(seen, test, strict=True) if apart]
-    return [seen[0].rank] if len(seen) == 1 else []
+    return [] if any(one.waits for one in seen) else [one.rank for one in seen]
 
 
 def groups(seen: Sequence[Sighting]) -> list[list[Sighting]]:
@@ -143,6 +143,7 @@ def judge(
         meaning=f"{meaning}; {collectives}" if collectives else meaning,
         advice=advice,
         stacks=stacks,
+        is_vague=not named,
     )
 
 

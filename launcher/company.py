@@ -61,6 +61,14 @@ class Company(Protocol):
             failing: whether one has failed, and the others here are being ended.
         """
 
+    def all_silent(self, silent: bool) -> bool:
+        """Whether the workers of all nodes are silent for too long; a hang of the job, not of one node.
+
+        Args:
+            silent: whether those of this one are.
+        """
+        ...
+
     def decide(self, outcome: Outcome) -> Next:
         """To be called again and again when the workers have ended, until it is decided."""
         ...
@@ -85,6 +93,10 @@ class Alone:
 
     def look(self, *, failing: bool) -> None:
         """See `Company`."""
+
+    def all_silent(self, silent: bool) -> bool:
+        """See `Company`."""
+        return silent
 
     def decide(self, outcome: Outcome) -> Next:
         """See `Company`."""
@@ -120,6 +132,7 @@ class Member:
         self._endpoint = ""
         self._decision = Next.WAIT
         self._has_failed = self._has_ended = False
+        self._is_silent = self._are_all_silent = False
         self._told: tuple[Any, ...] = ()
         self._next_beat = 0.0
         self.must_end = False
@@ -133,6 +146,7 @@ class Member:
         """See `Company`."""
         self._endpoint = ""
         self.must_end = self._has_failed = self._has_ended = False
+        self._is_silent = self._are_all_silent = False
         self._say("ready", endpoint=endpoint)
         while not self._endpoint:
             self._exchange()
@@ -148,6 +162,13 @@ class Member:
         if failing and not self._has_failed:
             self._has_failed = True
             self._say("failing")
+
+    def all_silent(self, silent: bool) -> bool:
+        """See `Company`."""
+        if silent != self._is_silent:
+            self._is_silent = silent
+            self._say("silent" if silent else "lively")
+        return silent and self._are_all_silent
 
     def decide(self, outcome: Outcome) -> Next:
         """See `Company`."""
@@ -222,6 +243,8 @@ class Member:
             self._stop.hear(message["signal"], message["reason"], insisted=message["insisted"])
         elif kind == "go":
             self._endpoint = message["endpoint"]
+        elif kind == "hang":
+            self._are_all_silent = True
         elif kind == "down":
             self.must_end = True
         elif kind == "again":

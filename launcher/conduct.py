@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+_END_GRACE_S = 30.0
+
 Order = tuple[int, dict[str, Any]]
 """A node's number, and what it is told."""
 
@@ -55,6 +57,7 @@ class _Node:
     heard: float
     has_been_ready: bool = False
     fails: bool = False
+    silent: bool = False
     endpoint: str = ""
     why: str = ""
 
@@ -76,7 +79,7 @@ class Conduct:
     def __init__(self, nodes: int, *, attempt: int, limits: Limits, now: float) -> None:
         self._nodes = [_Node(State.ABSENT, now) for _ in range(nodes)]
         self._limits = limits
-        self._ending_since = now
+        self._ending_since = self._ended_at = now
         self._orders: list[Order] = []
         self._code = 1
         self.attempt = attempt
@@ -97,7 +100,8 @@ class Conduct:
         Args:
             number: the node.
             kind: `join`; `ready` to start workers; `failing`: a worker has failed, the others are being ended;
-                `ended`: all its workers have; `beat` and anything else: it is there.
+                `silent`: they give no sign of life for too long; `lively`: they do again; `ended`: all have ended;
+                `beat` and anything else: it is there.
             now: the time.
             endpoint: with `ready`, from the first node: where the workers will find one another.
         """
@@ -113,8 +117,10 @@ class Conduct:
             node.state, node.has_been_ready, node.endpoint = State.READY, True, endpoint
         elif kind == "failing" and node.state is State.WORKING:
             node.fails = True
+        elif kind in ("silent", "lively") and node.state is State.WORKING:
+            node.silent = kind == "silent"
         elif kind == "ended" and self.phase is not Phase.OVER:
-            node.state = State.ENDED
+            node.state, self._ended_at = State.ENDED, now
 
     def lose(self, number: int, why: str) -> None:
         """A node has gone; it does not come back."""
@@ -139,6 +145,11 @@ class Conduct:
         elif self.phase is Phase.WORKING and (State.LOST in states or any(node.fails for node in self._nodes)):
             self.phase, self._ending_since = Phase.ENDING, now
             self._tell({"kind": "down"}, self._in(State.WORKING))
+        elif self.phase is Phase.WORKING and (working := self._in(State.WORKING)) and self._are_silent(working, now):
+            # Every agent says itself where its workers are, and ends them.
+            self._tell({"kind": "hang"}, working)
+            for number in working:
+                self._nodes[number].silent = False
         if self.phase in (Phase.WORKING, Phase.ENDING) and states <= {State.ENDED, State.LOST}:
             self.phase = Phase.COMPLETE
         orders, self._orders = self._orders, []
@@ -152,7 +163,7 @@ class Conduct:
         self.attempt += 1
         self.phase = Phase.MEETING
         for node in self._nodes:
-            node.state, node.fails = State.JOINED, False
+            node.state, node.fails, node.silent = State.JOINED, False, False
 
     def finish(self, code: int) -> None:
         """The job is over, with this exit code for all."""
@@ -171,6 +182,11 @@ class Conduct:
                 self.lose(number, f"it {what} within {limits.join_s:g} s")
             elif self.phase is Phase.ENDING and node.state is State.WORKING and now - self._ending_since > limits.end_s:
                 self.lose(number, f"its workers have not ended within {limits.end_s:g} s")
+
+    def _are_silent(self, nodes: Iterable[int], now: float) -> bool:
+        # When workers have ended elsewhere, what these waited for may just have come.
+        just_ended = len(self._in(State.ENDED)) and now - self._ended_at < _END_GRACE_S
+        return not just_ended and all(self._nodes[number].silent for number in nodes)
 
     def _in(self, state: State) -> list[int]:
         return [number for number, node in enumerate(self._nodes) if node.state is state]

@@ -78,6 +78,7 @@ class Agent(LocalElasticAgent):
         self._asked = False
         self.killed: list[int] = []
         self.hang: Exit | None = None
+        self._suspect: Exit | None = None
         self._watch: HangWatch | None = None
         self.ended: dict[int, int] = {}
         self._company = company
@@ -148,7 +149,7 @@ class Agent(LocalElasticAgent):
         # The job's first worker alone has the terminal.
         self._output = output = Output(self._log(0)) if self._plan.node == 0 else None
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
-        self.hang, self._watch = None, HangWatch(self._plan, self.attempt)
+        self.hang, self._suspect, self._watch = None, None, HangWatch(self._plan, self.attempt)
         worker_group.spec.args = (self._plan, output, self._good_ends, self._watch)
         # The engine would turn these into a shutdown; SIGQUIT remains for that.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
@@ -211,9 +212,9 @@ class Agent(LocalElasticAgent):
         bad = any(code not in (0, STOPPED) for code in self.ended.values())
         failing = bad and not self._is_stopping_in_order()
         self._company.look(failing=failing)
+        self._look_for_hang()
         if self._company.must_end:
             return self._end_workers()
-        self._look_for_hang()
         if not failing and any(process.is_alive() for process in self._processes()):
             # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and
             # end the others, which may still be saving.
@@ -241,7 +242,11 @@ class Agent(LocalElasticAgent):
             for member, process in zip(self._worker_group.workers, self._processes(), strict=True)
             if process.is_alive()
         ]
-        self.hang = self._watch.find(here, self.ended)
+        if self._company.must_end:
+            if here and not self._end_at:
+                self._suspect = self._watch.suspect(here)
+            return
+        self.hang = self._watch.find(here, self.ended, self._company.all_silent)
         if self.hang is not None:
             # At once: what one that waits would say of the others' end is no news.
             for one in here:
@@ -307,7 +312,7 @@ class Agent(LocalElasticAgent):
         if result.return_values:
             host = socket.gethostname()
             return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
-        exits = []
+        exits = [self._suspect] if self._suspect is not None else []
         for rank, code in self.exit_codes().items():
             exit = worker.exit_of(self._log(rank), rank, code)
             if exit.time is not None or rank in result.failures or rank in self.ended:

@@ -5,7 +5,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +63,7 @@ class HangWatch:
         self._flights = FlightRecorder(self._folder) if plan.device == "cuda" else None
         self._clock = Clock(time.monotonic())
         self._dog = Watchdog(plan.hang_timeout_s)
+        self._examined_until = 0.0
         self._activity = Activity(plan.hang_timeout_s or IDLE_LIMIT_S, self._glance)
 
     def join(self, local_rank: int) -> None:
@@ -80,7 +81,9 @@ class HangWatch:
         if self._flights is not None:
             self._flights.close()
 
-    def find(self, workers: Collection[Watched], ended: Mapping[int, int]) -> Exit | None:
+    def find(
+        self, workers: Collection[Watched], ended: Mapping[int, int], all_silent: Callable[[bool], bool]
+    ) -> Exit | None:
         """A hang of this job as the end of the rank that is its cause, if it has come to that.
 
         Where a rank has ended since it waited for another one in vain, this tells for which one, while that is there.
@@ -88,10 +91,11 @@ class HangWatch:
         Args:
             workers: that have not ended.
             ended: rank -> exit code, of those that have.
+            all_silent: told whether these are silent for too long, it knows whether those of all machines are.
         """
         well = [rank for rank, code in ended.items() if code == 0]
         if len(well) == len(ended):
-            return self._look(workers, well)
+            return self._look(workers, well, all_silent)
         silent = self._silent(ended)
         return self._gave_up(workers, silent, well) if silent else None
 
@@ -110,16 +114,27 @@ class HangWatch:
                 said[exit.rank] = line
         return said
 
-    def _look(self, workers: Collection[Watched], ended: Collection[int]) -> Exit | None:
-        if self._plan.hang_timeout_s == 0 or not workers or self._silence(workers) is None:
+    def suspect(self, workers: Collection[Watched]) -> Exit | None:
+        """Who might be the cause where workers of another machine have failed; counts if those only gave up waiting."""
+        seen = self._see(workers)
+        named = blame.culprits(seen)
+        return replace(self._found(seen, None), is_vague=True) if named else None
+
+    def _look(
+        self, workers: Collection[Watched], ended: Collection[int], all_silent: Callable[[bool], bool]
+    ) -> Exit | None:
+        if self._plan.hang_timeout_s == 0 or not workers:
+            return None
+        silence = self._silence(workers)
+        if silence is None or self._is_excused(workers, silence):
+            all_silent(False)
+            return None
+        if not all_silent(True):
             return None
         seen = self._see(workers)
         # That took a moment, in which some may have gone on.
         silence = self._silence(workers)
-        if silence is None:
-            return None
-        if self._all_stopped(workers) or self._excuse(seen, silence):
-            self._dog.excuse(self._clock.time)
+        if silence is None or not all(one.stacks.state for one in seen):
             return None
         return self._found([*seen, *(Sighting(rank, Stacks(""), ended=True) for rank in ended)], silence)
 
@@ -159,23 +174,22 @@ class HangWatch:
             for one in workers
         ]
 
-    def _all_stopped(self, workers: Collection[Watched]) -> bool:
-        """Whether somebody has halted the whole job, be it of one worker: nobody hangs, and nobody waits in vain."""
-        return all(stacks.state_of(one.pid)[0] == "T" for one in workers)
-
-    def _excuse(self, seen: Collection[Sighting], silence: Silence) -> str:
-        """Why the silence is none: of those for whom the others wait, one has a good reason."""
-        if any(one.stacks.traced for one in seen):
-            return "a debugger holds it"
-        return next(
-            (
-                why
-                for one in seen
-                if not one.is_stopped
-                and (why := waiting.excuse(one.frames, silent_s=silence.seconds, data_timeout_s=self._data_timeout_s()))
-            ),
-            "",
+    def _is_excused(self, workers: Collection[Watched], silence: Silence) -> bool:
+        """Whether there is a good reason for a silence; looked for again after as much time as is granted at least."""
+        now = self._clock.time
+        if now < self._examined_until:
+            return False
+        # All of them, be it the only one: somebody has paused the job. Nobody hangs, and nobody waits in vain.
+        excused = all(stacks.state_of(one.pid)[0] == "T" for one in workers) or any(
+            one.stacks.traced
+            or (not one.is_stopped and waiting.excuse(one.frames, silence.seconds, self._data_timeout_s()))
+            for one in self._see(workers)
         )
+        if excused:
+            self._dog.excuse(now)
+        else:
+            self._examined_until = now + self._dog.least_s
+        return excused
 
     def _data_timeout_s(self) -> float | None:
         # Who sets a time for all means the data, too.
@@ -189,7 +203,7 @@ class HangWatch:
         records = self._flights.dump([one.rank for one in seen]) if self._flights is not None else {}
         behind, collectives = flights.compare(records)
         seen = sorted((replace(one, missing=one.rank in behind) for one in seen), key=lambda one: one.rank)
-        file = self._folder / "stacks.txt"
+        file = self._folder / ("stacks.txt" if self._plan.nodes == 1 else f"stacks-node-{self._plan.node}.txt")
         # The verdict must be heard on a full disk, too.
         with suppress(OSError):
             file.write_text("\n".join(part for part in (collectives, blame.report(seen)) if part))

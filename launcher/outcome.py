@@ -69,11 +69,15 @@ def by_our_clock(outcome: Outcome, ahead_s: float) -> Outcome:
 
 def merged(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcome of a job from those of its nodes, in any order; there is at least one."""
-    first = outcomes[0]
+    exits = [exit for outcome in outcomes for exit in outcome.exits]
+    first = verdict.first_failure(exits)
+    if first is not None and not (first.is_vague or first.is_silence):
+        # Where ranks were that had to end for it explains nothing.
+        exits = [exit for exit in exits if not exit.is_vague]
     return replace(
-        first,
+        outcomes[0],
         seconds=max(outcome.seconds for outcome in outcomes),
-        exits=tuple(sorted((exit for outcome in outcomes for exit in outcome.exits), key=lambda exit: exit.rank)),
+        exits=tuple(sorted(exits, key=lambda exit: exit.rank)),
         early=tuple(sorted(rank for outcome in outcomes for rank in outcome.early)),
         killed=tuple(sorted(rank for outcome in outcomes for rank in outcome.killed)),
     )

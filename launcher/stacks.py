@@ -17,7 +17,7 @@ from pathlib import Path
 STACKS_SIGNAL = signal.SIGRTMIN + 6
 """Makes a worker write its stacks, through faulthandler: without Python's lock, whatever the process does."""
 
-_SPY_LIMIT_S = 10.0
+_SPY_LIMIT_S = 5.0
 _WRITTEN_LIMIT_S = 2.0
 _HEADING = re.compile(r"^(Current thread|Thread) 0x[0-9a-f]+(?: \[(?P<name>[^\]]*)\])?")
 _WRITTEN_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.*)$')

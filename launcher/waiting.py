@@ -44,7 +44,7 @@ def waits_for_others(frames: Sequence[Frame]) -> bool:
     return False
 
 
-def excuse(frames: Sequence[Frame], *, silent_s: float, data_timeout_s: float | None) -> str:
+def excuse(frames: Sequence[Frame], silent_s: float, data_timeout_s: float | None) -> str:
     """Why a process that gives no sign of life may be silent for longer, in words; empty: there is no reason.
 
     Args:

@@ -91,11 +91,14 @@ class Watchdog:
 
     Args:
         timeout_s: silence that is granted in every phase; None: learnt from the beats.
+
+    Attributes:
+        least_s: what is granted in any phase at least.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
-        self._least_s = LEAST_LIMIT_S if timeout_s is None else timeout_s
+        self.least_s = LEAST_LIMIT_S if timeout_s is None else timeout_s
         self._seen: dict[int, _Seen] = {}
         self._excused_until = 0.0
         self._gaps = {phase: _Gaps() for phase in _BEATING}
@@ -115,8 +118,12 @@ class Watchdog:
             now: of a `Clock`.
             signs: of every worker that has not ended, by rank.
         """
-        for rank in self._seen.keys() - signs.keys():
-            del self._seen[rank]
+        if ended := self._seen.keys() - signs.keys():
+            # What the others waited for may just have come.
+            for rank in ended:
+                del self._seen[rank]
+            for seen in self._seen.values():
+                seen.since = now
         for rank, sign in signs.items():
             seen = self._seen.get(rank)
             if seen is None or seen.sign != sign:
@@ -132,9 +139,9 @@ class Watchdog:
 
     def excuse(self, now: float) -> None:
         """The silence has a good reason: nothing is said of it for as long again as is granted at least."""
-        self._excused_until = now + self._least_s
+        self._excused_until = now + self.least_s
 
     def _is_overdue(self, seen: _Seen, now: float) -> bool:
         silent = now - seen.since
         # Learnt limits are not computed twenty times a second.
-        return silent >= self._least_s and silent >= self.limit_s(seen.sign.phase)
+        return silent >= self.least_s and silent >= self.limit_s(seen.sign.phase)

@@ -92,7 +92,7 @@ def test_a_debugger_and_a_compiler_are_left_alone_and_data_loading_has_a_watch_o
         (loaded, 400.0, False),
         (REDUCE, 31.0, False),
     ]:
-        assert bool(waiting.excuse(frames, silent_s=silent_s, data_timeout_s=300.0)) == excused
+        assert bool(waiting.excuse(frames, silent_s, 300.0)) == excused
 
 
 FORBIDDEN = """

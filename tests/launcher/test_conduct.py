@@ -222,3 +222,21 @@ def test_a_node_that_does_not_come_ends_the_wait_of_the_others(present: bool) ->
 def test_the_defaults_notice_a_lost_node_and_end_the_others_within_the_promised_30_seconds() -> None:
     # After the silence: 2 s for last words, 2 s from SIGTERM to SIGKILL, and a second to notice.
     assert Limits().silence_s + 2 + 2 + 1 <= 30
+
+
+def test_a_job_hangs_when_all_nodes_that_have_workers_are_silent_and_not_before() -> None:
+    conduct = Conduct(3, attempt=0, limits=LIMITS, now=0.0)
+    for number in range(3):
+        conduct.hear(number, "join", now=0.0)
+        conduct.hear(number, "ready", now=0.0, endpoint="first:1")
+    assert [message["kind"] for _, message in conduct.orders(0.0)] == ["go"] * 3
+    for number, kind in [(0, "silent"), (1, "silent"), (1, "lively"), (2, "silent")]:
+        conduct.hear(number, kind, now=1.0)
+        assert conduct.orders(1.0) == []
+    conduct.hear(1, "ended", now=1.0)
+    assert conduct.orders(1.0) == []
+    # Whoever waited for the one that has ended has had time to go on.
+    for number in range(3):
+        conduct.hear(number, "beat", now=31.0)
+    assert [(node, message["kind"]) for node, message in conduct.orders(31.0)] == [(0, "hang"), (2, "hang")]
+    assert conduct.orders(31.0) == []

@@ -111,6 +111,38 @@ dist.all_reduce(torch.ones(1))
     assert job.alive() == []
 
 
+def test_on_two_nodes_one_that_works_speaks_for_all_and_the_other_nodes_rank_is_named(make_job: MakeJob) -> None:
+    job = make_job(
+        TELLS
+        + """
+import datetime
+import torch, torch.distributed as dist
+attempt = int(os.environ["PACELINE_ATTEMPT"])
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=(60, 2)[attempt]))
+def asleep():
+    time.sleep(600)
+if rank == 1 and attempt == 0:
+    while time.process_time() < 5.5: pass
+if rank == 1:
+    asleep()
+dist.all_reduce(torch.ones(1))
+"""
+    )
+    nodes = ["cluster.nodes=2", "cluster.gpus_per_node=1", "cluster.max_restarts=1"]
+    process = job.start(f"cluster.hang_timeout={TIMEOUT_S}", *nodes)
+    code, _, err = job.finish(process)
+    assert code == 124, err
+    (event,) = [row for row in read_json_lines(job.run.events) if row["event"] == "attempt_failed"]
+    assert (event["type"], event["rank"]) == ("Hang", 1)
+    assert "rank 1 hangs: no output and no work for" in event["message"]
+    assert "is in asleep (script.py:14)" in event["message"]
+    # In the second attempt the other node's rank gives up waiting first.
+    assert (job.failure["type"], job.failure["rank"], job.failure["attempt"]) == ("Hang", 1, 1)
+    assert "rank 1 has not answered in time" in job.failure["message"]
+    assert Path(job.failure["stacks"]).name == "stacks-node-1.txt"
+    assert job.alive() == []
+
+
 OWN_DATA = """
 import dataclasses, os, threading, time
 from trainer.config import DataConfig
