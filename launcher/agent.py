@@ -50,8 +50,7 @@ def _run_alone(plan: JobPlan, stop: Stop) -> int:
     except StoppedEarly:
         return account.conclude_early(stop)
     except PacelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return account.conclude_refused(error)
     return account.conclude(outcome, stop)
 
 

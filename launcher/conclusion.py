@@ -15,7 +15,7 @@ from launcher.plan import JobPlan
 from launcher.restarts import Decision, Failed, decide
 from launcher.stop import Stop
 from launcher.verdict import Exit
-from trainer.errors import STOPPED, InUseError
+from trainer.errors import STOPPED, InUseError, PacelineError
 from trainer.run import launches
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, write_json
@@ -136,6 +136,13 @@ class Account:
         if not reason:
             print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)
         return 128 + number
+
+    def conclude_refused(self, error: PacelineError) -> int:
+        """Tells an error that came before there was a worker; returns the exit code."""
+        if self._may_write(self._plan.attempt):
+            self._settle(error.exit_code, "")
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
 
     def conclude_early(self, stop: Stop) -> int:
         """Tells that a request came before there was a worker to hand it to; returns the exit code.

@@ -61,15 +61,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     notes = validate(config, world_size=plan.world_size) if ours else []
     recipe = (config.recipe or config.model.name) if ours else program.stem
-    path = runname.choose(config.run, recipe)
+    run = RunDir(runname.choose(config.run, recipe))
     if ours:
-        notes += provenance.agree(RunDir(path), config)
+        notes += provenance.agree(run, config)
     if options.dry_run:
-        plan = replace(plan, run_dir=str(path), attempt=RunDir(path).next_attempt())
-        print(render(replace(plan, again=again_command(plan, path.name)), notes))
+        plan = replace(plan, run_dir=str(run.path), attempt=run.next_attempt())
+        print(render(replace(plan, again=again_command(plan, run.name)), notes))
         return 0
-    if ours and not config.run.accept_changes and saved.is_complete(RunDir(path)):
-        print("\n".join(finished.lines(RunDir(path), config, plan.overrides)), file=sys.stderr)
+    if ours and not config.run.accept_changes and saved.is_complete(run):
+        print("\n".join(finished.lines(run, config, plan.overrides)), file=sys.stderr)
         return 0
     plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
     for note in notes:

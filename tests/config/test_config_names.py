@@ -45,7 +45,7 @@ def test_the_arguments_of_an_optimizer_are_those_of_its_constructor(name: str) -
     expected = [
         argument for argument in inspect.signature(getattr(torch.optim, name)).parameters if argument != "params"
     ]
-    assert names.optimizer_arguments(name.lower()) == expected
+    assert list(names.optimizer_arguments(name.lower())) == expected
 
 
 def test_reading_the_names_takes_no_time() -> None:

@@ -92,6 +92,14 @@ def test_the_batch_is_said_in_a_line() -> None:
         ({"model__name": "vit_b_16", "data__image_size": 100}, "patches of 16 x 16", "data.image_size=96 or "),
         ({"model__name": "VGG11", "data__image_size": 31}, "at least 32 pixels a side", "data.image_size=32"),
         ({"model__name": "resnet18", "data__channels": 1}, "resnet18 takes images of 3 channels", "data.channels=3"),
+        ({"optim__args": {"momentum": "high"}}, "optim.args.momentum takes a number, got 'high'", "leave it out"),
+        ({"optim__args": {"nesterov": 1}}, "optim.args.nesterov takes true or false, got 1", "leave it out"),
+        (
+            {"optim__name": "adamw", "optim__args": {"betas": 0.9}},
+            "optim.args.betas takes two numbers such as [0.9,0.999], got 0.9",
+            "leave it out",
+        ),
+        ({"model__args": {"widht": 8}}, "model.args.widht is not an argument of small_resnet", "model.args.width?"),
         ({"model__args": {"num_classes": 3}}, "model.args.num_classes cannot be given", "comes from the data"),
         ({"model__weights": "DEFAULT"}, "small_resnet has no pretrained weights", "model.weights=null"),
         ({"model__name": "resnet18", "model__weights": "none"}, "has no weights of that name", "model.weights=null"),
@@ -386,6 +394,14 @@ def test_the_weights_of_a_torchvision_model_are_checked_by_name() -> None:
     check_accepted(with_values(model__name="ResNet18", model__weights="IMAGENET1K_V1"))
     error = refusal(with_values(model__name="resnet18", model__weights="IMAGENET1K_V2"))
     assert "did you mean model.weights=IMAGENET1K_V1?" in error.fix
+
+
+def test_the_arguments_of_optimizers_and_models_are_accepted() -> None:
+    check_accepted(
+        with_values(optim__args={"momentum": 1, "nesterov": False, "foreach": None}, model__args={"width": 8})
+    )
+    check_accepted(with_values(optim__name="Adafactor", optim__args={"eps": [None, 0.001]}))
+    check_accepted(with_values(model__name="resnet18", model__args={"zero_init_residual": True}))
 
 
 def test_own_targets_need_no_known_name() -> None:

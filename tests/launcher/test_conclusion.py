@@ -15,6 +15,7 @@ from launcher.plan import JobPlan, Program
 from launcher.stop import Stop
 from launcher.verdict import Exit
 from tests.waiting import until
+from trainer.errors import UnfitError
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json, write_json
 
@@ -31,12 +32,17 @@ def stop_early(account: Account) -> int:
     return account.conclude_early(stop)
 
 
+def refuse(account: Account) -> int:
+    return account.conclude_refused(UnfitError("the port is taken", "another one"))
+
+
 def kill(account: Account) -> int:
     return account.conclude_killed(9, "")
 
 
 ENDS = pytest.mark.parametrize(
-    ("end", "code", "state"), [(fail, 1, "failed"), (stop_early, 75, "stopped"), (kill, 137, "failed")]
+    ("end", "code", "state"),
+    [(fail, 1, "failed"), (stop_early, 75, "stopped"), (refuse, 3, "failed"), (kill, 137, "failed")],
 )
 
 
@@ -119,4 +125,4 @@ def test_a_terminal_that_takes_nothing_holds_up_neither_a_restart_nor_the_state(
     terminal.goes_on.set()
     ending.join()
     assert codes == [code]
-    assert "the workers are started again" in terminal.getvalue()
+    until(lambda: "the workers are started again" in terminal.getvalue(), "all is said", deadline_s=10)

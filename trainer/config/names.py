@@ -120,19 +120,38 @@ def optimizer_class(name: str) -> str | None:
     return next((known for known in _optimizers() if known.lower() == name.lower()), None)
 
 
-def optimizer_arguments(name: str) -> list[str]:
-    """The keyword arguments of an optimizer's constructor without `params`; empty for an unknown one."""
+def model_arguments(model: str) -> list[str] | None:
+    """The arguments of one of our models; None for others, or where it takes any."""
+    found = _ours().get(model.lower())
+    for node in ast.parse(found.source).body if found else []:
+        if isinstance(node, ast.FunctionDef) and node.name == model.lower() and node.args.kwarg is None:
+            return [argument.arg for argument in _arguments(node)]
+    return None
+
+
+def optimizer_arguments(name: str) -> dict[str, str]:
+    """The keyword arguments of an optimizer's constructor without `params`, with their types as they are written.
+
+    Empty for an unknown one.
+    """
     wanted = optimizer_class(name)
     if wanted is None:
-        return []
+        return {}
     tree = ast.parse((_location("torch") / "optim" / f"{_optimizers()[wanted]}.py").read_text())
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == wanted:
             for part in node.body:
                 if isinstance(part, ast.FunctionDef) and part.name == "__init__":
-                    arguments = [*part.args.posonlyargs, *part.args.args, *part.args.kwonlyargs]
-                    return [argument.arg for argument in arguments if argument.arg not in ("self", "params")]
-    return []
+                    return {
+                        argument.arg: ast.unparse(argument.annotation) if argument.annotation else ""
+                        for argument in _arguments(part)
+                        if argument.arg not in ("self", "params")
+                    }
+    return {}
+
+
+def _arguments(function: ast.FunctionDef) -> list[ast.arg]:
+    return [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
 
 
 def _weights_body(model: str) -> str:

@@ -108,6 +108,7 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
         return
     else:
         yield from _told(lambda: demands.check_arguments(model.args))
+        yield from _unknown_arguments(model.name, model.args)
         if names.is_torchvision(model.name):
             yield from _form(config)
     if model.weights is None:
@@ -126,6 +127,18 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
                 f"model.weights={model.weights}: {model.name} has no weights of that name",
                 choice("model.weights", model.weights, known),
             )
+
+
+def _unknown_arguments(name: str, args: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Arguments that one of our models does not take; those of torchvision's are told by their constructors."""
+    accepted = names.model_arguments(name)
+    if accepted is None:
+        return
+    free = [option for option in accepted if option not in demands.DERIVED_ARGUMENTS]
+    for given in args:
+        if given not in accepted and given not in demands.DERIVED_ARGUMENTS:
+            offer = did_you_mean(given, free, prefix="model.args.")
+            yield ConfigError(f"model.args.{given} is not an argument of {name}", offer)
 
 
 def _form(config: Config) -> Iterator[ConfigError]:

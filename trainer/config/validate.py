@@ -173,7 +173,8 @@ def _optimizer(config: Config) -> Iterator[ConfigError]:
             "optim.name=sgd or adamw",
         )
         return
-    accepted = [name for name in names.optimizer_arguments(known) if name not in _OWN_KEYS]
+    kinds = names.optimizer_arguments(known)
+    accepted = [name for name in kinds if name not in _OWN_KEYS]
     for name, value in optim.args.items():
         if name in _OWN_KEYS:
             yield ConfigError(f"optim.args.{name} has a key of its own", f"{_OWN_KEYS[name]}=VALUE")
@@ -183,6 +184,32 @@ def _optimizer(config: Config) -> Iterator[ConfigError]:
         elif not _is_finite(value):
             # torch.optim's own checks, such as momentum < 0, let nan pass.
             yield ConfigError(f"optim.args.{name}={value} is not a finite number", "take a finite one, or leave it out")
+        elif wanted := _wanted_instead(kinds[name], value):
+            yield ConfigError(f"optim.args.{name} takes {wanted}, got {value!r}", "write such, or leave it out")
+
+
+def _wanted_instead(kind: str, value: Any) -> str:
+    """What an optimizer's argument takes, in words, where the value is something else; else empty.
+
+    Args:
+        kind: its type as torch writes it, such as `float | Tensor` or `tuple[float, float]`.
+        value: what it is given.
+    """
+
+    def is_number(item: Any) -> bool:
+        return isinstance(item, (int, float)) and not isinstance(item, bool)
+
+    if value is None and kind.endswith("None"):
+        return ""
+    if kind.startswith("float"):
+        return "" if is_number(value) else "a number"
+    if kind.startswith("bool"):
+        return "" if isinstance(value, bool) else "true or false"
+    if kind.startswith("tuple"):
+        pair = isinstance(value, (list, tuple)) and len(value) == 2
+        fits = pair and all(is_number(item) or (item is None and "None" in kind) for item in value)
+        return "" if fits else "two numbers such as [0.9,0.999]"
+    return ""
 
 
 def _is_finite(value: Any) -> bool:

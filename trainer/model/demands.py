@@ -5,13 +5,15 @@ from collections.abc import Container
 from trainer.config import names
 from trainer.errors import ConfigError
 
-_DERIVED_ARGUMENTS = {
+DERIVED_ARGUMENTS = {
     "num_classes": "the number of classes comes from the data",
     "in_channels": "set data.channels instead",
     "image_size": "set data.image_size instead",
     "weights": "set model.weights instead",
     "pretrained": "set model.weights instead",
 }
+"""Names that are none in `model.args`, and what gives them their values."""
+
 # Four halvings after the stem's, and windows of 7 x 7 after each of them.
 _MAXVIT_MULTIPLE = 224
 
@@ -22,7 +24,7 @@ def check_arguments(args: Container[str]) -> None:
     Raises:
         ConfigError: there is one.
     """
-    for name, instead in _DERIVED_ARGUMENTS.items():
+    for name, instead in DERIVED_ARGUMENTS.items():
         if name in args:
             raise ConfigError(f"model.args.{name} cannot be given", instead)
 
