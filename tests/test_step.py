@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from tests.workers import alone, check_weights, on_each, run_workers
 from trainer.config import DistributedConfig
@@ -298,3 +301,48 @@ def test_a_micro_batch_without_an_image_leaves_no_trace_in_running_statistics(
     for before, after, same in others:
         assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
         assert torch.equal(weights, same)
+
+
+class Shared(nn.SyncBatchNorm):
+    """torch's works on GPUs only: the same here, from the sums over all ranks, whose shares may be empty."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        def over_all(values: torch.Tensor) -> torch.Tensor:
+            return all_reduce(values) if dist.is_initialized() else values
+
+        count = over_all(input.new_tensor([float(len(input))]))
+        mean = over_all(input.sum(0)) / count
+        deviation = over_all((input - mean).square().sum(0)) / count
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, 0.1)
+            self.running_var.lerp_(deviation * count / (count - 1), 0.1)
+        return (input - mean) / (deviation + self.eps).sqrt() * self.weight + self.bias
+
+
+def shared_statistics(world: World, *, nobody: bool) -> list[torch.Tensor]:
+    """Weights and running statistics after three steps, in the second of which the last rank, or each, has no image."""
+    if world.world_size > 1:
+        # In this process alone: it refuses such layers where there is no GPU.
+        nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # type: ignore[method-assign]
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(FEATURES, 7), Shared(7), nn.Tanh(), nn.Linear(7, 7), Shared(7), nn.Linear(7, 3))
+    model = model.double()
+    plan = StepPlan(SAMPLES, 8, world.world_size, world.rank)
+    take = stepper(world, model, plan, counts_targets=True, clip=None)
+    for step, seen in enumerate((8, 0 if nobody else 4, 8)):
+        share = plan.share(step)
+        mine = slice(4 * world.rank, min(4 * world.rank + 4, seen)) if world.world_size > 1 else slice(seen)
+        batch = INPUTS[:8][mine], TARGETS[:8][mine]
+        take(share, iter([batch if len(batch[1]) else NO_SAMPLES]))
+    return [value.detach().clone() for value in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_a_rank_without_an_image_adds_nothing_to_statistics_that_all_ranks_share(*, nobody: bool) -> None:
+    expected = shared_statistics(alone(), nobody=nobody)
+    assert all(value.isfinite().all() for value in expected)
+    for found in run_workers(2, partial(shared_statistics, nobody=nobody)):
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-10)

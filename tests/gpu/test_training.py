@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainer_command import free_port
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
@@ -169,3 +170,38 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_pa
     weights = [load_file(RunDir(tmp_path / name).weights("last")) for name in ("whole", "cut")]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
+
+
+def _share(rank: int, port: int, half: bool, folder: str) -> None:
+    import torch.distributed as dist
+
+    from trainer.training.standing_in import without_trace
+
+    # Over gloo, so that both may have the same GPU.
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    layer = torch.nn.SyncBatchNorm(4).cuda()
+    inputs = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
+    values = inputs.half() if half else inputs
+    if rank == 1:
+        with without_trace(layer):
+            (0 * layer(values[:2] + 100).float().sum()).backward()
+    else:
+        layer(values).float().square().sum().backward()
+    torch.save([layer.running_mean, layer.running_var, layer.weight.grad, inputs.grad], f"{folder}/{rank}.pt")
+    dist.barrier()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_rank_without_an_image_adds_nothing_to_statistics_that_all_ranks_share(tmp_path: Path, *, half: bool) -> None:
+    torch.multiprocessing.spawn(_share, (free_port(), half, str(tmp_path)), nprocs=2)
+    busy, idle = (torch.load(tmp_path / f"{rank}.pt", map_location="cuda") for rank in range(2))
+    layer = torch.nn.BatchNorm2d(4).cuda()
+    inputs = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).cuda().requires_grad_()
+    layer(inputs.half() if half else inputs).float().square().sum().backward()
+    whole = [*layer.buffers()][:2] + [parameter.grad for parameter in (layer.weight, inputs)]
+    for found, expected in zip(busy, whole, strict=True):
+        assert expected is not None
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    for mine, others in zip(idle[:2], busy[:2], strict=True):
+        assert torch.equal(mine, others)
+    assert not idle[2].any()

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from trainer.checkpoint.buffers import changeable
 from trainer.data.mixing import Mixing
 from trainer.data.sampler import StepShare, mix_seed, seed_generators
-from trainer.data.samples import IGNORED_TARGET, Batch
+from trainer.data.samples import Batch
 from trainer.distributed import World
 from trainer.model.ema import Ema
 from trainer.numerics.figures import MOST_STEPS, NO_SAMPLE, PASSED_OVER, StepRecords
 from trainer.numerics.gate import Gate, may_update
 from trainer.precision import Precision, Scaler
+from trainer.training.standing_in import stand_in, without_trace
 
 Criterion = Callable[[object, torch.Tensor], torch.Tensor]
 """(model output, targets [B]) -> sum of the losses, a scalar."""
@@ -157,23 +157,18 @@ class Stepper:
             batch = next(batches)
             fetched = time.perf_counter()
             clock.data += fetched - started
-            statistics: list[torch.Tensor] = []
-            before: list[torch.Tensor] = []
+            aside: AbstractContextManager[None] = nullcontext()
             if not len(batch[1]):
-                statistics = list(changeable(self.model).values())
-                before = [buffer.clone() for buffer in statistics]
-                batch = _stand_in(batch)
+                batch, aside = stand_in(batch), without_trace(self.model)
             # Dropout and the like depend on step, rank and micro-batch, not on what was drawn before (loading draws,
             # too, when it happens in this process): resume is exact, and so is another number of data workers.
             seed_generators(self.world.device, mix_seed(self.seed, share.step, self.world.rank, index))
-            with nullcontext() if index == last else self._without_exchange():
+            with aside, nullcontext() if index == last else self._without_exchange():
                 with self.precision.autocast(self.world.device):
                     loss = self._loss(batch, share.step)
                 forwarded = time.perf_counter()
                 clock.forward += forwarded - fetched
                 self.scaler.scale(loss).backward(self._weight_of(share.samples, loss.dtype))
-            if statistics:
-                torch._foreach_copy_(statistics, before)
             self.records.losses[place].add_(loss.detach())
             clock.backward += time.perf_counter() - forwarded
 
@@ -216,13 +211,3 @@ class Stepper:
         # The true number is known on the device only: correcting the gradients afterwards keeps the host free.
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         torch._foreach_mul_(gradients, (share.samples / total).to(gradients[0].dtype))
-
-
-def _stand_in(nothing: Batch) -> Batch:
-    """Images that count for nothing, with which a rank without samples takes part in the exchange of gradients.
-
-    Real ones, since what a network makes of a constant image may not be finite; two, since BatchNorm refuses one.
-    """
-    images = nothing[0][:1].expand(2, *nothing[0].shape[1:]).contiguous()
-    targets = nothing[1].new_full((2,), IGNORED_TARGET)
-    return (images, targets) if len(nothing) == 2 else (images, targets, targets.new_zeros(2), targets)
