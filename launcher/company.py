@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from launcher.channel import Channel, ChannelLost
 from launcher.conclusion import Account
-from launcher.conduct import Limits
-from launcher.hub import BEAT_S
+from launcher.conduct import BEAT_S, Limits
 from launcher.outcome import Outcome
 from launcher.plan import JobPlan
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
+from launcher.watchdog import Clock
 from trainer.errors import PacelineError, UnfitError
 
 _POLL_S = 0.05
@@ -139,7 +139,8 @@ class Member:
         self.code: int | None = None
         self.why_lost = ""
         self._channel = Channel(self._connect(), plan.secret, is_server=False)
-        self._heard = time.monotonic()
+        self._clock = Clock(time.monotonic())
+        self._heard = 0.0
         self._say("join", node=plan.node, host=socket.gethostname())
 
     def agree(self, endpoint: str) -> str:
@@ -217,14 +218,14 @@ class Member:
         """Hears the hub, and shows it that this agent is there."""
         if self.why_lost:
             return
+        now = self._clock.tick(time.monotonic())
         try:
             for message in self._channel.receive():
-                self._heard = time.monotonic()
+                self._heard = now
                 self._take(message)
         except (ChannelLost, ValueError) as error:
             self._lose(str(error))
             return
-        now = time.monotonic()
         if now - self._heard > self._limits.silence_s and self._channel.is_proven:
             self._lose(f"it has given no sign of life for {self._limits.silence_s:g} s")
             return

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+BEAT_S = 1.0
+"""Seconds between two signs of life, both ways."""
+
 _END_GRACE_S = 30.0
 
 Order = tuple[int, dict[str, Any]]

@@ -27,7 +27,8 @@ from launcher.output import Output
 from launcher.plan import JobPlan
 from launcher.postmortem import Evidence, examined
 from launcher.processes import die_with_parent, end_descendants, peak_memory
-from launcher.stop import STOP_SIGNALS, Stop
+from launcher.rendezvous import ranks_of
+from launcher.stop import STOP_SIGNALS, Stop, StopFile, hand_on
 from launcher.verdict import Exit
 from trainer.errors import STOPPED
 from trainer.rundir import RunDir, error_beside, read_json
@@ -38,7 +39,6 @@ FAILURE_GRACE_S = 2
 LEFTOVER_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
 
-_FILE_PERIOD_S = 1.0
 _PARENT_DIED = signal.SIGRTMIN + 7
 
 
@@ -87,7 +87,9 @@ class Agent(LocalElasticAgent):
         self._end_at: float | None = None
         self._result = RunResult(WorkerState.HEALTHY)
         self._outcome: Outcome | None = None
-        self._next_look = 0.0
+        # Our trainer looks for it itself; for other programs one agent does.
+        looks = plan.program.kind != "trainer" and plan.node == 0
+        self._stop_file = StopFile(RunDir(plan.run_dir).stop) if looks else None
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
         self._plan = plan
         self._output: Output | None = None
@@ -126,17 +128,7 @@ class Agent(LocalElasticAgent):
         self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
     ) -> list[Worker]:
         """In the order of the nodes; the engine would ask the store, which would wait for who is not there."""
-        first, world_size = group_rank * spec.local_world_size, group_world_size * spec.local_world_size
-        return [
-            Worker(
-                local_rank=local_rank,
-                global_rank=first + local_rank,
-                role_rank=first + local_rank,
-                world_size=world_size,
-                role_world_size=world_size,
-            )
-            for local_rank in range(spec.local_world_size)
-        ]
+        return ranks_of(group_rank, nodes=group_world_size, size=spec.local_world_size)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._stop.check()
@@ -187,7 +179,8 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._note_peaks()
-        self._look_for_stop_file()
+        if self._stop_file:
+            self._stop_file.look(self._stop)
         self._pass_on_stop()
         if self._outcome is None:
             self._result = self._look_at_workers(worker_group)
@@ -215,7 +208,7 @@ class Agent(LocalElasticAgent):
         self._look_for_hang()
         if self._company.must_end:
             return self._end_workers()
-        if not failing and any(process.is_alive() for process in self._processes()):
+        if not failing and self._alive():
             # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and
             # end the others, which may still be saving.
             return RunResult(WorkerState.HEALTHY)
@@ -225,7 +218,7 @@ class Agent(LocalElasticAgent):
         """Ends workers who are at a loss without another node's; they have a moment to say what they know of it."""
         now = time.monotonic()
         self._end_at = self._end_at or now + FAILURE_GRACE_S
-        if now < self._end_at and any(process.is_alive() for process in self._processes()):
+        if now < self._end_at and self._alive():
             return RunResult(WorkerState.HEALTHY)
         self._context().close(signal.SIGTERM, FAILURE_GRACE_S)
         return RunResult(WorkerState.FAILED)
@@ -237,11 +230,7 @@ class Agent(LocalElasticAgent):
     def _look_for_hang(self) -> None:
         if self._watch is None or self._asked or self.hang is not None:
             return
-        here = [
-            Watched(member.global_rank, member.local_rank, process.pid)
-            for member, process in zip(self._worker_group.workers, self._processes(), strict=True)
-            if process.is_alive()
-        ]
+        here = [Watched(member.global_rank, member.local_rank, process.pid) for member, process in self._alive()]
         if self._company.must_end:
             if here and not self._end_at:
                 self._suspect = self._watch.suspect(here)
@@ -252,19 +241,6 @@ class Agent(LocalElasticAgent):
             for one in here:
                 os.kill(one.pid, signal.SIGKILL)
 
-    def _look_for_stop_file(self) -> None:
-        """Our trainer looks for `stop` in the run directory itself; for other programs the agent does."""
-        looks = self._plan.program.kind != "trainer" and self._plan.node == 0
-        if not looks or self._stop.signal is not None or time.monotonic() < self._next_look:
-            return
-        self._next_look = time.monotonic() + _FILE_PERIOD_S
-        file = RunDir(self._plan.run_dir).stop
-        if file.exists():
-            # If it cannot be removed, it will stop the next attempt as well: whoever made it must remove it.
-            with suppress(OSError):
-                file.unlink()
-            self._stop.ask(f"asked to stop ({file.name} in the run directory)")
-
     def _pass_on_stop(self) -> None:
         if self._stop.signal is None:
             return
@@ -272,12 +248,12 @@ class Agent(LocalElasticAgent):
             self._asked = True
             # What comes now is the end that was asked for, not a failure to recover from.
             self._end_restarts()
-            self._ask_workers(self._stop.signal)
+            pids = [process.pid for _, process in self._alive()]
+            hand_on(self._stop.signal, pids, ours=self._plan.program.kind == "trainer")
         elif self._stop.is_over and not self.killed:
-            for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
-                if process.is_alive():
-                    self.killed.append(member.global_rank)
-                    os.kill(process.pid, signal.SIGKILL)
+            for member, process in self._alive():
+                self.killed.append(member.global_rank)
+                os.kill(process.pid, signal.SIGKILL)
 
     def _is_stopping_in_order(self) -> bool:
         """Whether workers were asked to stop and have their time, and all that have ended did so as asked."""
@@ -287,17 +263,6 @@ class Agent(LocalElasticAgent):
             return all(code in (0, STOPPED) for code in self.ended.values())
         ended = [worker.exit_of(self._log(rank), rank, code) for rank, code in self.ended.items()]
         return not verdict.not_asked_for(ended)
-
-    def _ask_workers(self, number: signal.Signals) -> None:
-        """Hands on what a worker knows to tell apart: SIGTERM is what everybody understands."""
-        # A script has a handler for SIGINT without knowing of it, Python's own.
-        ours = self._plan.program.kind == "trainer"
-        own = number in (signal.SIGUSR1, signal.SIGUSR2) or (ours and number == signal.SIGINT)
-        for process in self._processes():
-            if process.is_alive():
-                # Our trainer holds them back until it listens.
-                takes = own and (ours or catches(process.pid, number))
-                os.kill(process.pid, number if takes else signal.SIGTERM)
 
     def _count_good_ends(self) -> None:
         """Gives the engine the results of workers that have ended; it would await them for ever."""
@@ -332,6 +297,11 @@ class Agent(LocalElasticAgent):
     def _log(self, rank: int) -> Path:
         return RunDir(self._plan.run_dir).log(self.attempt, rank)
 
+    def _alive(self) -> list[tuple[Worker, Any]]:
+        """The workers here that have not ended, each with its process."""
+        pairs = zip(self._worker_group.workers, self._processes(), strict=True)
+        return [(member, process) for member, process in pairs if process.is_alive()]
+
     def _processes(self) -> list[Any]:
         context = self._context()
         return list(context._pc.processes) if context._pc is not None else []
@@ -345,13 +315,3 @@ def _end_everything(number: int, frame: FrameType | None) -> None:
     """The command has died, and with it everybody's interest in this job."""
     end_descendants(grace_s=0)
     os._exit(128 + signal.SIGKILL)
-
-
-def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return False
-    mask = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
-    return bool(int(mask, 16) >> (number - 1) & 1)

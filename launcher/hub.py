@@ -13,15 +13,13 @@ from typing import Any
 
 from launcher.channel import Channel, ChannelLost
 from launcher.conclusion import Account
-from launcher.conduct import Conduct, Limits, Phase, State
+from launcher.conduct import BEAT_S, Conduct, Limits, Phase, State
 from launcher.outcome import Outcome, by_our_clock, merged
 from launcher.plan import JobPlan
 from launcher.stop import Stop
 from launcher.verdict import Exit
+from launcher.watchdog import Clock
 from trainer.rundir import RunDir
-
-BEAT_S = 1.0
-"""Seconds between two signs of life."""
 
 _TICK_S = 0.1
 _STRANGER_S = 10.0
@@ -58,7 +56,8 @@ class Hub:
         self._account = account
         self._stop = stop
         self._gone = gone
-        self._conduct = Conduct(plan.nodes, attempt=plan.attempt, limits=limits or Limits(), now=time.monotonic())
+        self._conduct = Conduct(plan.nodes, attempt=plan.attempt, limits=limits or Limits(), now=0.0)
+        self._clock = Clock(time.monotonic())
         self._channels: dict[int, Channel] = {}
         self._hosts: dict[int, str] = {}
         self._lost_at: dict[int, float] = {}
@@ -168,7 +167,7 @@ class Hub:
             self._stop.hear(message["signal"], message["reason"], insisted=message["insisted"])
         if message["kind"] == "ended":
             self._outcomes[node] = by_our_clock(Outcome.from_json(message["outcome"]), self._clocks[node])
-        self._conduct.hear(node, message["kind"], now=time.monotonic(), endpoint=message.get("endpoint", ""))
+        self._conduct.hear(node, message["kind"], now=self._clock.time, endpoint=message.get("endpoint", ""))
 
     def _lose(self, node: int, why: str) -> None:
         if self._conduct.phase is not Phase.OVER:
@@ -193,7 +192,7 @@ class Hub:
                 channel.send({"kind": "stop", "signal": number, "reason": reason, "insisted": insisted})
 
     def _give_orders(self) -> None:
-        now = time.monotonic()
+        now = self._clock.tick(time.monotonic())
         for node, message in self._conduct.orders(now):
             if node in self._channels:
                 self._channels[node].send(message)

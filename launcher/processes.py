@@ -102,6 +102,16 @@ def end_descendants(spare: Collection[int] = (), *, grace_s: float) -> list[int]
     return left
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def _send(pid: int, number: signal.Signals) -> None:
     # Gone by itself, or another user's: the caller learns of what remains.
     with suppress(ProcessLookupError, PermissionError):

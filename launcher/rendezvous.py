@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from torch.distributed import TCPStore
+from torch.distributed.elastic.agent.server.api import Worker
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from launcher import ports
@@ -66,6 +67,23 @@ class Meeting(RendezvousHandler):
     def shutdown(self) -> bool:
         """Nothing to do: the store ends with this process."""
         return True
+
+
+def ranks_of(node: int, *, nodes: int, size: int) -> list[Worker]:
+    """The workers of a node, with their ranks in the order of the nodes.
+
+    Args:
+        node: its number.
+        nodes: how many there are.
+        size: workers of each.
+    """
+    ranks = range(node * size, (node + 1) * size)
+    return [
+        Worker(
+            local_rank=local, global_rank=rank, role_rank=rank, world_size=nodes * size, role_world_size=nodes * size
+        )
+        for local, rank in enumerate(ranks)
+    ]
 
 
 def _host(endpoint: str) -> TCPStore:

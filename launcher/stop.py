@@ -1,15 +1,20 @@
 """Signals turned into a request: the workers are asked once, given time, and ended by force only after it."""
 
+import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
+from launcher.processes import catches
 from trainer.stop import asked_by
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Requests to stop: a scheduler's, a person's, and that of a terminal that was closed."""
+
+_FILE_PERIOD_S = 1.0
 
 
 class StoppedEarly(BaseException):
@@ -93,6 +98,45 @@ class Stop:
                 self.deadline = time.monotonic()
         if self._at_once:
             raise StoppedEarly
+
+
+class StopFile:
+    """A request by a file.
+
+    Args:
+        path: whoever makes it asks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next_look = 0.0
+
+    def look(self, stop: Stop) -> None:
+        """To be called all the time; hands the request to `stop`."""
+        now = time.monotonic()
+        if stop.signal is not None or now < self._next_look:
+            return
+        self._next_look = now + _FILE_PERIOD_S
+        if self._path.exists():
+            # If it cannot be removed, it will stop the next attempt as well: whoever made it must remove it.
+            with suppress(OSError):
+                self._path.unlink()
+            stop.ask(f"asked to stop ({self._path.name} in the run directory)")
+
+
+def hand_on(number: signal.Signals, pids: Iterable[int], *, ours: bool) -> None:
+    """Hands workers what each knows to tell apart: SIGTERM is what everybody understands.
+
+    Args:
+        number: the request.
+        pids: the workers.
+        ours: whether they run our trainer, which holds signals back until it listens.
+    """
+    # A script has a handler for SIGINT without knowing of it, Python's own.
+    own = number in (signal.SIGUSR1, signal.SIGUSR2) or (ours and number == signal.SIGINT)
+    for pid in pids:
+        takes = own and (ours or catches(pid, number))
+        os.kill(pid, number if takes else signal.SIGTERM)
 
 
 def heard() -> list[signal.Signals]:

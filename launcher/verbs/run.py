@@ -19,6 +19,7 @@ paceline run [KEY=VALUE ...] [--dry-run] [--config-dir DIR] [--debug] [-- PROGRA
   paceline run cluster.gpus_per_node=4 -- -m package.train    your own module
 
 One worker on every GPU, or two on a machine without one. `paceline config` lists the keys.
+cluster.nodes=2 tries on this machine what several would do.
 The same run.name again goes on from the last checkpoint; run.fresh=true starts over beside it.
 
   --dry-run         print workers, command and environment; start nothing, write nothing

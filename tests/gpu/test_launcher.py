@@ -79,3 +79,16 @@ def test_the_flight_records_of_a_hang_are_kept_and_name_who_left_out_a_collectiv
     assert "in elsewhere (script.py:7)" in failure["message"]
     assert "rank 1 did not begin collective 2" in failure["meaning"]
     assert {f"flight-rank-{rank}" for rank in range(2)} <= {path.name for path in run.log(0, 0).parent.iterdir()}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_nodes_on_one_machine_have_a_gpu_each_and_compute_what_one_computes(tmp_path: Path) -> None:
+    same = ["recipe=digits", "tracking=none", f"run.dir={tmp_path}", "max_steps=6", "deterministic=true"]
+    for name, places in (("one", ["cluster.gpus_per_node=2"]), ("two", ["cluster.nodes=2", "cluster.gpus_per_node=1"])):
+        done = paceline(tmp_path, *same, *places, f"run.name={name}")
+        assert done.returncode == 0, done.stderr
+    one, two = RunDir(tmp_path / "one"), RunDir(tmp_path / "two")
+    assert one.weights("last").read_bytes() == two.weights("last").read_bytes()
+    names = [row["gpu"]["name"] for row in read_json(two.environment)["workers"]]
+    assert len(names) == 2
+    assert {row["node"] for row in read_json_lines(two.monitor)} == {0, 1}

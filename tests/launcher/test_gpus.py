@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.gpus import count_gpus, count_visible
+from launcher.gpus import count_gpus, count_visible, share
 from tests import stand_in_nvml
 from tests.trainer_command import ROOT
 from trainer.rundir import RunDir, read_json
@@ -93,3 +93,14 @@ def test_workers_planned_for_gpus_insist_on_them_and_the_true_error_is_kept(pace
     failure = read_json(RunDir(tmp_path / "x").failure)
     assert (failure["type"], failure["exit_code"], failure["attempt"]) == ("UnfitError", 3, 0)
     assert "no usable GPU" in failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "shares"),
+    [
+        (None, ["0,1", "2,3"]),
+        ("3, 2,5,GPU-1,7", ["3,2", "5,GPU-1"]),
+    ],
+)
+def test_nodes_that_share_a_machine_share_its_gpus_out(mask: str | None, shares: list[str]) -> None:
+    assert [share(mask, number=number, size=2) for number in (0, 1)] == shares

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -191,8 +192,7 @@ STOPS = (
     TELLS
     + """
 asked, ask = os.pipe()
-numbers = [signal.SIGTERM, signal.SIGUSR1] + ([signal.SIGINT] if rank == 0 else [])
-for number in numbers:
+for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, _: os.write(ask, bytes([number])))
 tell("up")
 got = os.read(asked, 1)
@@ -209,23 +209,72 @@ sys.exit(75)
     [
         (signal.SIGTERM, None, (), "SIGTERM"),
         (signal.SIGUSR1, 1, ("slow",), "SIGUSR1"),
-        (signal.SIGINT, 0, (), "SIGTERM"),
+        (None, None, (), "SIGTERM"),
     ],
 )
 def test_a_request_to_the_command_or_to_any_agent_reaches_all_workers_once(
-    make_job: MakeJob, number: signal.Signals, node: int | None, arguments: tuple[str, ...], passed_on: str
+    make_job: MakeJob, number: signal.Signals | None, node: int | None, arguments: tuple[str, ...], passed_on: str
 ) -> None:
     job = make_job(STOPS)
     process = job.start("cluster.nodes=2", arguments=arguments)
     agents = agents_of(process, job.hears("up", workers=4))
-    os.kill(process.pid if node is None else agents[node], number)
+    if number is None:
+        job.run.stop.touch()
+    else:
+        os.kill(process.pid if node is None else agents[node], number)
     code, out, err = job.finish(process)
     assert (code, out) == (75, f"{passed_on} []\n"), err
     assert [job.run.log(0, rank).read_text() for rank in range(4)] == [f"{passed_on} []\n"] * 4
-    who = "Ctrl-C" if number == signal.SIGINT else number.name
+    who = number.name if number else "stop in the run directory"
     assert f"\nasked to stop ({who})\n" in err
     status = job.run.read_status()
     assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert job.alive() == []
+
+
+def test_who_insists_at_one_agent_ends_the_workers_of_all(make_job: MakeJob) -> None:
+    job = make_job(
+        TELLS
+        + """
+signal.signal(signal.SIGTERM, lambda *_: tell("asked"))
+tell("up")
+while True:
+    signal.pause()
+"""
+    )
+    process = job.start("cluster.nodes=2")
+    agent = agents_of(process, job.hears("up", workers=4))[1]
+    os.kill(agent, signal.SIGINT)
+    job.hears("asked", workers=4)
+    os.kill(agent, signal.SIGINT)
+    code, _, err = job.finish(process)
+    assert code == 128 + signal.SIGINT
+    assert "asked to stop (Ctrl-C); killed ranks 0, 1, 2, 3: Ctrl-C came again" in err
+    assert job.alive() == []
+
+
+TAKEN = """
+import sys
+from types import SimpleNamespace
+from launcher import local
+# The port was free when it was looked at.
+local.ports = SimpleNamespace(listen=lambda endpoint: SimpleNamespace(close=lambda: None))
+from launcher.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_one_agent_cannot_begin_ends_all_with_its_reason(make_job: MakeJob) -> None:
+    job = make_job("raise ValueError")
+    job.command = [sys.executable, "-c", TAKEN]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = job.go("cluster.nodes=2", f"cluster.port={port}", "cluster.max_restarts=3")
+    assert code == 3, err
+    assert f"cluster.port={port} is in use by another program" in err
+    assert "cluster.port=null takes a free one" in err
+    assert job.failure["type"] == "UnfitError"
+    assert job.run.next_attempt() == 1
     assert job.alive() == []
 
 
@@ -246,7 +295,7 @@ SOON = """
 import os, sys
 from dataclasses import replace
 from launcher import conduct, local, nodes
-soon = "conduct.Limits.__init__.__defaults__ = (60.0, 4.0, 20.0)"
+soon = "conduct.Limits.__init__.__defaults__ = (60.0, 3.0, 20.0)"
 exec(soon)
 local._BOOT = local._BOOT.replace("from launcher.agent", f"from launcher import conduct; {soon}; from launcher.agent")
 host, other = os.environ.get("HOST"), os.environ.get("OTHER_PYTHON")
@@ -260,21 +309,31 @@ local._start = start_there
 from launcher.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-"""The command, but a node is lost after 4 s. With HOST it listens there; OTHER_PYTHON is the second node's."""
+"""The command, but a node is lost after 3 s. With HOST it listens there; OTHER_PYTHON is the second node's."""
 
 
-def test_a_node_that_has_stopped_is_noticed_named_and_ended(make_job: MakeJob) -> None:
+def test_a_node_that_has_stopped_is_noticed_and_named_but_not_a_job_that_was_suspended(
+    make_job: MakeJob,
+) -> None:
     job = make_job(WORKS)
     job.command = [sys.executable, "-c", SOON]
     process = job.start("cluster.nodes=2", arguments=("wait",))
     pids = job.hears("up", workers=4)
-    for pid in (agents_of(process, pids)[1], *pids[2:]):
+    agents = agents_of(process, pids)
+    ends = os.pidfd_open(process.pid)
+    # All of them: a machine, or a job, that is suspended.
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in (process.pid, *agents, *pids):
+            os.kill(pid, number)
+        assert not select.select([ends], [], [], 4 if number == signal.SIGSTOP else 0.5)[0]
+    os.close(ends)
+    for pid in (agents[1], *pids[2:]):
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     code, _, err = job.finish(process)
-    assert time.monotonic() - began < 4 + 5
+    assert 2 < time.monotonic() - began < 3 + 5
     assert code == 1
-    assert f"node 1 ({socket.gethostname()}) is lost: it has given no sign of life for 4 s" in err
+    assert f"node 1 ({socket.gethostname()}) is lost: it has given no sign of life for 3 s" in err
     assert (job.failure["type"], job.failure["rank"]) == ("NodeLost", 2)
     job.check_gone(deadline_s=0.1)
 
@@ -321,11 +380,11 @@ def test_a_node_that_is_cut_off_is_named_and_both_sides_end(
     began = time.monotonic()
     subprocess.run(["ip", "link", "set", link, "down"], check=True)
     code, _, err = job.finish(process)
-    assert time.monotonic() - began < 4 + 5
+    assert time.monotonic() - began < 3 + 5
     assert code == 1, err
-    assert f"node 1 ({socket.gethostname()}) is lost: it has given no sign of life for 4 s" in err
+    assert f"node 1 ({socket.gethostname()}) is lost: it has given no sign of life for 3 s" in err
     # The side that is cut off has noticed by itself.
-    assert "the first node is lost: it has given no sign of life for 4 s" in job.run.agent_log(0, 1).read_text()
+    assert "the first node is lost: it has given no sign of life for 3 s" in job.run.agent_log(0, 1).read_text()
     job.check_gone(deadline_s=0.1)
 
 

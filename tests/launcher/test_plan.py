@@ -13,6 +13,7 @@ from launcher.plan import (
     again_command,
     hang_timeout_s,
     plan_job,
+    render,
     torchrun_command,
 )
 from trainer.config import ClusterConfig, Config, RunConfig
@@ -35,8 +36,9 @@ def planned(
     device: str = "auto",
     workers: int | None = None,
     port: int | None = None,
+    nodes: int = 1,
 ) -> JobPlan:
-    config = Config(device=device, cluster=ClusterConfig(gpus_per_node=workers, port=port))
+    config = Config(device=device, cluster=ClusterConfig(nodes=nodes, gpus_per_node=workers, port=port))
     overrides = ["recipe=digits", "run.fresh=true", "optim.args={a: 1}"]
     return plan_job(config, program=program, overrides=overrides, gpus=gpus, cpus=cpus, environment=environment or {})
 
@@ -75,6 +77,22 @@ def test_gpus_that_are_not_there_make_the_machine_unfit(gpus: int, asked: int | 
 def test_threads_are_the_cores_of_each_worker(cpus: int, workers: int, threads: str) -> None:
     values = {v.name: v.value for v in planned(cpus=cpus, workers=workers).environment}
     assert values["OMP_NUM_THREADS"] == threads
+
+
+def test_nodes_on_one_machine_share_its_gpus_and_cores_and_each_has_its_command_by_hand() -> None:
+    plan = planned(gpus=5, device="auto", cpus=8, nodes=2)
+    assert (plan.nodes, plan.workers_per_node, plan.world_size) == (2, 2, 4)
+    assert {v.name: v.value for v in plan.environment}["OMP_NUM_THREADS"] == "2"
+    assert [torchrun_command(plan, node).partition("torchrun ")[2].partition(" -m ")[0] for node in (0, 1)] == [
+        f"--nnodes=2 --node-rank={node} --master-addr=127.0.0.1 --master-port=29500 --nproc-per-node=2"
+        for node in (0, 1)
+    ]
+    assert "nodes        2 (all on this machine)" in render(plan)
+    with pytest.raises(UnfitError, match="only 2 GPUs are visible for each of 2 nodes"):
+        planned(gpus=5, workers=3, device="auto", nodes=2)
+    with pytest.raises(UnfitError, match=r"cluster\.nodes=3 on this machine, but only 2 GPUs for them"):
+        planned(gpus=2, device="auto", nodes=3)
+    assert planned(gpus=2, device="cpu", nodes=3).workers_per_node == 2
 
 
 def test_a_users_own_thread_count_wins_and_is_marked_as_theirs() -> None:

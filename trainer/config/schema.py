@@ -214,7 +214,7 @@ class CheckpointConfig:
 class ClusterConfig:
     """Where the processes run."""
 
-    nodes: int = key(1, "Machines.", low=1)
+    nodes: int = key(1, "Machines; `paceline run` starts them all on this one.", low=1)
     gpus_per_node: int | None = key(
         None, "Workers per machine; null: one for each GPU, or 2 on a machine without one.", low=1
     )
