@@ -190,7 +190,7 @@ def _explain(one: Sighting, named: Sequence[int], seen: Sequence[Sighting]) -> t
         meaning = "every rank waits for the others: not all have reached the same collectives, or a device hangs"
         return meaning, "all ranks must reach the same collectives in the same order; the stacks have everybody's place"
     if one.ended:
-        return f"it ended while others had work to share; {wait}", "all ranks must take the same number of steps"
+        return "it ended while others had work to share", "all ranks must take the same number of steps"
     if one.is_stopped:
         meaning = "somebody, or a batch system, has stopped the process with SIGSTOP"
         return f"{meaning}; {wait}" if wait else meaning, "kill -CONT lets a stopped process go on, while it is there"
