@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
+    from trainer.data.recall import check_recalled
     from trainer.run import provenance, runname, saved
     from trainer.rundir import RunDir
     from trainer.wording import plural, short_path
@@ -65,11 +66,14 @@ def main(arguments: Sequence[str]) -> int:
     run = RunDir(runname.choose(config.run, recipe))
     if ours:
         notes += provenance.agree(run, config)
+    is_over = ours and not config.run.accept_changes and saved.is_complete(run)
+    if ours and not is_over:
+        check_recalled(run, config)
     if options.dry_run:
         plan = replace(plan, run_dir=str(run.path), attempt=run.next_attempt())
         print(render(replace(plan, again=again_command(plan, run.name)), notes))
         return 0
-    if ours and not config.run.accept_changes and saved.is_complete(run):
+    if is_over:
         print("\n".join(finished.lines(run, config, plan.overrides)), file=sys.stderr)
         return 0
     plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])

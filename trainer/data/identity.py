@@ -9,7 +9,7 @@ import xxhash
 
 from trainer.data.datasets import Split, Splits
 from trainer.data.naming import path_of
-from trainer.data.scan import some
+from trainer.data.recall import other_classes
 
 _FILES = {"training files": "train", "validation files": "val"}
 
@@ -34,22 +34,12 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for name, value in before.items():
         if name not in _FILES and now[name] != value:
             said.append(
-                _others(value, now[name]) if name == "classes" else f"{name} were {value} and are now {now[name]}"
+                other_classes(value, now[name]) if name == "classes" else f"{name} were {value} and are now {now[name]}"
             )
     files = [name for name in _FILES if before.get(name) and now.get(name) and before[name] != now[name]]
     if files:
         said.append(f"{' and '.join(files)} were added, removed or renamed")
     return said
-
-
-def _others(before: list[str], now: list[str]) -> str:
-    """What is different about the classes."""
-    kinds = {
-        "new": [name for name in now if name not in before],
-        "missing": [name for name in before if name not in now],
-    }
-    told = [f"{some(names)} {'is' if len(names) == 1 else 'are'} {kind}" for kind, names in kinds.items() if names]
-    return f"the classes are others ({'; '.join(told) or 'their order is'})"
 
 
 def _digest(split: Split) -> str | None:

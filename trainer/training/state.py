@@ -13,6 +13,7 @@ from torch import nn
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, buffers
 from trainer.data.identity import changes
+from trainer.data.recall import changed_since
 from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
 from trainer.evaluate.judge import Standing
@@ -244,22 +245,16 @@ def _check_missing(run: RunDir, *, accept_changes: bool, warn: Callable[[str], N
 def _check_classes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuses data that the run's network has no outputs for."""
     if len(before["classes"]) != len(now["classes"]):
-        raise ConfigError(
-            f"the data has changed since this run began: {', '.join(changes(before, now))}",
-            "data.root=DIR with the classes that it began with; or run.fresh=true starts over beside it",
-        )
+        raise changed_since(changes(before, now), before, now)
 
 
 def _check_data(
     before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool, warn: Callable[[str], None]
 ) -> None:
     changed = changes(before, now)
-    problem = f"the data has changed since this run began: {', '.join(changed)}"
-    if changed and not accept_changes:
-        raise ConfigError(
-            problem,
-            "run.fresh=true starts over beside it; run.accept_changes=true goes on with another order of samples",
-            details={"changed": changed},
-        )
-    if changed:
-        warn(f"{problem}; it goes on with another order of samples (run.accept_changes=true)")
+    if not changed:
+        return
+    error = changed_since(changed, before, now)
+    if not accept_changes:
+        raise error
+    warn(f"{error.problem}; it goes on with another order of samples (run.accept_changes=true)")
