@@ -114,6 +114,19 @@ ERRORS = (
         "here",
     ),
     Sample(
+        "graph_changed",
+        "RuntimeError",
+        "Your training graph has changed in this iteration, e.g., one parameter is unused in first iteration, but then got "
+        "used in the second iteration. this is not compatible with static_graph set to True.",
+        "here",
+    ),
+    Sample(
+        "late_gradient",
+        "TypeError",
+        "expected Tensor as element 1 in argument 2, but got NoneType",
+        "here",
+    ),
+    Sample(
         "marked_ready_twice",
         "RuntimeError",
         "Expected to mark a variable ready only once. This error is caused by one of the following reasons: 1) Use of a "

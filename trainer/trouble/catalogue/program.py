@@ -12,6 +12,21 @@ PROGRAM = (
         "freeze them with requires_grad_(False), or use them; the traceback names them",
     ),
     Signature(
+        "graph_changed",
+        r"Your training graph has changed in this iteration",
+        "the model uses other parameters in this step than in the first, and DDP(static_graph=True) goes by the first",
+        "DDP(find_unused_parameters=True) without static_graph, or use all of them in every step, if times 0",
+        "use all of them in every step, times 0 where they are not wanted yet; freeze those that are never used with "
+        "requires_grad_(False)",
+    ),
+    Signature(
+        "late_gradient",
+        r"expected Tensor as element \d+ in argument 2, but got NoneType",
+        "a parameter has its first gradient after others have had theirs, for which torch's fused SGD is not made",
+        "SGD(..., foreach=True)",
+        "`foreach: true` among optim.args takes such parameters",
+    ),
+    Signature(
         "marked_ready_twice",
         r"Expected to mark a variable ready only once",
         "a parameter was used twice in one backward pass of DDP: shared, or under reentrant checkpointing",
