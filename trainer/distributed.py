@@ -115,7 +115,7 @@ class World:
         address = os.environ["MASTER_ADDR"]
         store = None
         if self.is_rank_zero:
-            store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+            store = _store_on(address)
         port = self.from_rank_zero(store.port if store else None)
         if store is None and self.local_rank == 0:
             store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
@@ -277,6 +277,19 @@ def _init_process_group(config: DistributedConfig, world: World) -> None:
             f"cannot reach the rendezvous at {where}: {str(error).splitlines()[0]}",
             "check that MASTER_ADDR and MASTER_PORT are the first node's and that no firewall is between",
         ) from error
+
+
+def _store_on(address: str) -> "dist.TCPStore":
+    """A store that listens on this address alone, where torch's own way is to listen on every interface.
+
+    Where the address is not this machine's own, but leads to it, there is no other way.
+    """
+    try:
+        listener = socket.create_server((address, 0))
+    except OSError:
+        return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    port = listener.getsockname()[1]
+    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _from_environment(name: str, default: int) -> int:
