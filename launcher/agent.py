@@ -18,11 +18,13 @@ from launcher.outcome import Outcome
 from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.stop import Stop, StoppedEarly
+from launcher.streams import outlive_readers
 from trainer.errors import STOPPED, PacelineError
 
 
 def main() -> NoReturn:
     """Runs the plan on standard input and ends with the job's exit code."""
+    outlive_readers(stdout=True)
     code = run_plan()
     sys.stdout.flush()
     sys.stderr.flush()

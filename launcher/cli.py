@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.arguments import as_overrides
+from launcher.streams import outlive_readers
 from trainer.errors import ConfigError, PacelineError
 from trainer.wording import command
 
@@ -70,6 +71,7 @@ Exit codes: 0 done, 1 the training failed, 2 wrong arguments, 3 unfit machine,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit code."""
+    outlive_readers()
     arguments = list(sys.argv[1:] if argv is None else argv)
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     try:

@@ -21,6 +21,7 @@ from launcher.output import Output
 from launcher.plan import JobPlan, Program
 from launcher.processes import die_with_parent
 from launcher.stop import STOP_SIGNALS, heard
+from launcher.streams import give_back
 from launcher.verdict import Exit, ended_with
 from trainer.errors import STOPPED, PacelineError
 from trainer.rundir import RunDir, error_beside, read_json, write_json
@@ -98,6 +99,7 @@ def _enter(plan: JobPlan, output: Output | None) -> int:
         if output:
             output.close()
         _redirect(RunDir(plan.run_dir).log(attempt, int(os.environ["RANK"])))
+    give_back()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIOWrapper outside of tests
     faulthandler.enable()

@@ -1,11 +1,14 @@
 """What the first worker prints: on the terminal as if nothing were between, and in its log as plain lines."""
 
+import fcntl
 import io
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import termios
 import threading
 import tty
 from collections.abc import Callable
@@ -101,8 +104,9 @@ sys.exit(1 if attempt == "0" else 0)
 """
     )
     process = job.start("cluster.max_restarts=1")
-    assert process.stdout is not None
-    process.stdout.close()
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
     assert process.wait(60) == 0
     for attempt in (0, 1):
         lines = job.run.log(attempt, 0).read_text().splitlines()
@@ -170,6 +174,45 @@ if os.environ["RANK"] == "0":
         process.wait()
         os.close(ours)
     assert [line.split()[0] for line in job.run.log(0, 0).read_text().splitlines()[1:]] == [*map(str, range(20_000))]
+
+
+def test_a_terminal_that_is_closed_is_a_request_to_stop_and_changes_neither_exit_code_nor_state(
+    make_job: MakeJob,
+) -> None:
+    job = make_job(
+        """
+import os, time
+while True:
+    if os.environ["RANK"] == "0":
+        print("up", flush=True)
+    time.sleep(0.01)
+"""
+    )
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "run", "run.name=job", "device=cpu", "--", "script.py"],
+        cwd=job.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=take_terminal,
+    )
+    os.close(theirs)
+    try:
+        seen = b""
+        while b"up" not in seen:
+            seen += os.read(ours, 1 << 10)
+    finally:
+        os.close(ours)
+    assert process.wait(30) == 128 + signal.SIGHUP
+    status = job.run.read_status()
+    assert (status["state"], status["reason"], status["exit_code"]) == ("stopped", "asked to stop (SIGHUP)", 129)
 
 
 def copying(log: Path, target: int) -> "tuple[subprocess.Popen[bytes], int]":
