@@ -2,8 +2,9 @@
 
 import json
 import shlex
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher import runs
@@ -26,6 +27,9 @@ A run is lost when it says that it runs and nobody is there. Only files are read
   -q          names only"""
 
 _COLOURS = {"running": "green", "finished": "blue", "failed": "red", "lost": "red", "pending": "yellow"}
+_HEADINGS = ("RUN", "STATE", "STEP", "VAL ACC", "IMAGES/S", "GPU", "ETA", "WHERE")
+_OPTIONAL = ("IMAGES/S", "GPU", "ETA", "VAL ACC")
+_GAP, _LEAST, _READABLE = 2, 8, 40
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,28 +96,55 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
     return [name, *(f"  {label:<10} {text}" for label, text in shown.items() if text not in ("", "-"))]
 
 
+def fitting(columns: Mapping[str, Sequence[str]], width: int) -> dict[str, int]:
+    """The columns of the table that are shown, each with its width; a state and a step are never cut.
+
+    First WHERE gives way, as long as a reason can still be read, then what no run has anything for, then WHERE again,
+    and RUN.
+
+    Args:
+        columns: the cells below each heading, in their order.
+        width: of the terminal.
+    """
+    from rich.cells import cell_len
+
+    widths = {heading: max(map(cell_len, (heading, *cells))) for heading, cells in columns.items()}
+
+    def cut(heading: str, least: int) -> int:
+        excess = max(0, sum(widths.values()) + _GAP * (len(widths) - 1) - width)
+        return widths[heading] - min(excess, max(0, widths[heading] - least))
+
+    for heading in _OPTIONAL:
+        missing = sum(widths.values()) - widths["WHERE"] + cut("WHERE", _READABLE) + _GAP * (len(widths) - 1) > width
+        if missing and set(columns[heading]) == {"-"}:
+            del widths[heading]
+    for heading in ("WHERE", "RUN"):
+        widths[heading] = cut(heading, _LEAST)
+    return widths
+
+
 def _print_table(views: Sequence[RunView]) -> None:
     import rich.console
     import rich.table
     import rich.text
 
     console = rich.console.Console(highlight=False, markup=False, emoji=False)
-    table = rich.table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("RUN", "STATE", "STEP", "VAL ACC", "IMAGES/S", "GPU", "ETA", "WHERE"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis" if heading == "WHERE" else "ignore")
-    for view in views:
-        row = [rich.text.Text(cell) for cell in cells(view)]
-        row[1].stylize(_COLOURS.get(view.state, ""))
-        table.add_row(*row)
-    if not console.is_terminal:
-        # A line is a line where nobody looks at it.
-        console.width = 500
-        with console.capture() as shown:
-            console.print(table)
-        # Without the blanks that fill up the last column.
-        print("\n".join(line.rstrip() for line in shown.get().splitlines()))
-        return
-    console.print(table)
+    rows = [cells(view) for view in views]
+    columns = dict(zip(_HEADINGS, zip(*rows, strict=True), strict=True))
+    # A line is a line where nobody looks at it.
+    widths = fitting(columns, console.width if console.is_terminal else sys.maxsize)
+    console.width = max(console.width, sum(widths.values()) + _GAP * len(widths))
+    table = rich.table.Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for heading, width in widths.items():
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
+    for view, row in zip(views, rows, strict=True):
+        texts = {heading: rich.text.Text(cell) for heading, cell in zip(_HEADINGS, row, strict=True)}
+        texts["STATE"].stylize(_COLOURS.get(view.state, ""))
+        table.add_row(*(texts[heading] for heading in widths))
+    with console.capture() as shown:
+        console.print(table)
+    # Without the blanks that fill up the last column.
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
 
 
 def _step(view: RunView) -> str:

@@ -155,6 +155,27 @@ def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_o
     assert said(capsys, "status", "-q", "--dir", str(tmp_path))[1].splitlines()[0] == "live"
 
 
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_long_reason_or_name_takes_no_room_from_state_and_step_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    for number, state in enumerate(("failed", "stopped")):
+        reason = "asked to stop " + "x" * 400
+        run = make_run(tmp_path, f"{number}-{'r' * 30}", state=state, step=12_345, total_steps=120_000, reason=reason)
+        write_json(run.failure, {"rank": 1, "attempt": 2, "type": "ValueError", "message": "y" * 400})
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = said(capsys, "status", "--dir", str(tmp_path))
+    heading, *lines = re.sub(r"\x1b\[\d*m", "", out).splitlines()
+    assert code == 0
+    assert heading.split()[:3] == ["RUN", "STATE", "STEP"]
+    assert len(lines) == 2
+    assert max(map(len, (heading, *lines))) <= width
+    step = "12,345/120,000, nothing saved"
+    assert any("  stopped  " + step in line and "asked t" in line for line in lines)
+    assert any("  failed   12,345, nothing saved" in line and "ValueEr" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
