@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.arguments import as_overrides
+from launcher.arguments import as_overrides, retyped, typed
+from launcher.scripts import behind_dashes, is_script, starts_python
 from launcher.streams import outlive_readers
 from trainer.errors import ConfigError, PacelineError
 from trainer.wording import command
@@ -81,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         verb = VERBS.get(arguments[0]) if arguments else None
         started = "\nnothing was started" if verb is None or verb.starts else ""
-        print(f"error: {error}{started}", file=sys.stderr)
+        mended = retyped(arguments, error.instead) if error.instead else None
+        text = f"{error.problem}\n  {mended}" if mended else str(error)
+        print(f"error: {text}{started}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output (`| head`) has seen enough.
@@ -108,13 +111,15 @@ def _dispatch(arguments: list[str]) -> int:
 def _unknown(name: str, rest: list[str]) -> ConfigError:
     """The error for a command that is none, with the one that was probably meant."""
     problem = f"unknown command {name!r}"
-    if name.startswith("--") and (overrides := as_overrides([name, *rest])):
-        return ConfigError(f"{problem}: keys are set without dashes", _typed("run", *overrides))
+    if (is_script(name) or starts_python(name)) and (words := behind_dashes([name, *rest])):
+        return ConfigError(f"{problem}. Did you mean run?", typed("run", *words))
+    if name.startswith("-") and (overrides := as_overrides([name, *rest])):
+        return ConfigError(f"{problem}: keys are set without dashes", typed("run", *overrides))
     if "=" in name:
-        return ConfigError(f"{problem}. Did you mean run {name}?", _typed("run", name, *rest))
+        return ConfigError(f"{problem}. Did you mean run {name}?", typed("run", name, *rest))
     word = name.lower()
     if word in _RESUME:
-        return ConfigError(f"{problem}: running a run again goes on from its last checkpoint", _resuming(rest))
+        return _resuming(problem, rest)
     for aliases, (module, *example) in _MODULES.items():
         if word in aliases:
             what = shlex.join([command("python"), "-m", module, *(rest or example)])
@@ -122,27 +127,29 @@ def _unknown(name: str, rest: list[str]) -> ConfigError:
     meant = next((verb for verb in VERBS if word in VERBS[verb].aliases), None)
     meant = meant or next(iter(difflib.get_close_matches(word, VERBS, n=1)), None)
     if meant is None:
-        return ConfigError(problem, "paceline --help lists them")
-    rest = (as_overrides(rest) or rest) if meant == "run" and "--" not in rest else rest
-    return ConfigError(f"{problem}. Did you mean {meant}?", _typed(meant, *rest))
+        return ConfigError(problem, f"{typed('--help')} lists them")
+    if meant == "run" and "--" not in rest:
+        rest = behind_dashes(rest) or rest
+        rest = as_overrides(rest) or rest
+    return ConfigError(f"{problem}. Did you mean {meant}?", typed(meant, *rest))
 
 
-def _resuming(rest: list[str]) -> str:
-    """The command that goes on with the run that is named, as it was begun if it is there."""
+def _resuming(problem: str, rest: list[str]) -> ConfigError:
+    """The error with the command that goes on with the run that is named, as it was begun."""
     from launcher import runs
     from trainer.run import runname
     from trainer.rundir import RunDir
 
-    name, *more = rest or ["NAME"]
-    try:
-        again = runs.again(RunDir(runname.find(name)))
-    except ConfigError:
-        again = None
-    return shlex.join([command("paceline"), "run", *(again or [f"run.name={name}"]), *more])
-
-
-def _typed(*words: str) -> str:
-    return shlex.join([command("paceline"), *words])
+    problem = f"{problem}: running a run again goes on from its last checkpoint"
+    if not rest:
+        return ConfigError(problem, f"{typed('status')} lists the runs, and how each goes on")
+    name, *more = rest
+    run = RunDir(runname.find(name.removeprefix("run.name=")))
+    words = runs.again(run)
+    if words is None:
+        return ConfigError(problem, f"the command that began {run.name}, again, with run.name={run.name}")
+    own = words.index("--") if "--" in words else len(words)
+    return ConfigError(problem, typed("run", *words[:own], *more, *words[own:]))
 
 
 def _version() -> str:

@@ -1,10 +1,13 @@
 """Errors for people: what is wrong and where, then the exact override or command that mends it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 STOPPED = 75
 """Exit code of a worker, and of a job, that stopped on request with a checkpoint written (EX_TEMPFAIL)."""
+
+Instead = tuple[Sequence[str], Sequence[str]]
+"""What to write for what, where an error knows it."""
 
 
 class PacelineError(Exception):
@@ -14,15 +17,24 @@ class PacelineError(Exception):
         problem: what is wrong and where, one sentence without a full stop.
         fix: the exact override or command that mends it, or the thing to look at.
         details: what a program would want to know, for failure.json; plain values.
+        instead: words of the command line (or a key before its `=`), and what to write for them.
     """
 
     exit_code = 1
 
-    def __init__(self, problem: str, fix: str = "", *, details: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        problem: str,
+        fix: str = "",
+        *,
+        details: Mapping[str, Any] | None = None,
+        instead: Instead | None = None,
+    ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.fix = fix
         self.details = dict(details or {})
+        self.instead = instead
 
     def __str__(self) -> str:
         return f"{self.problem}\n  {self.fix}" if self.fix else self.problem

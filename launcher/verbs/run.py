@@ -1,14 +1,17 @@
 """`paceline run`: a training, or any script, on this machine."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.arguments import Parser, check_overrides
+from launcher import runs
+from launcher.arguments import Parser, check_overrides, typed
 from launcher.plan import Program, again_command, plan_job, render
+from launcher.scripts import starts_python, with_program
 from trainer.errors import ConfigError
 
 HELP = """\
@@ -26,6 +29,9 @@ The same run.name again goes on from the last checkpoint; run.fresh=true starts 
   --config-dir DIR  more configuration groups (DIR/recipe/mine.yaml, ...)
   --debug           show tracebacks and torch's own messages"""
 
+_FOR_PROGRAMS = ("run.name=", "run.dir=", "run.fresh=", "cluster.", "cluster=", "device=", "hydra.", "hydra/")
+"""What an override begins with that matters to any program."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a job to its end; returns its exit code."""
@@ -36,6 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.help:
         return parser.print_text()
     check_overrides(options.words)
+    if begun := _as_begun(options, arguments):
+        print(f"as it was begun: {typed('run', *begun)}", file=sys.stderr)
+        return main(begun)
 
     from launcher import finished, local
     from launcher.gpus import count_gpus
@@ -47,10 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.rundir import RunDir
     from trainer.wording import plural, short_path
 
-    program = read_program(arguments[cut + 1 :])
+    program = read_program(arguments[:cut], arguments[cut + 1 :], has_dashes="--" in arguments)
     config = compose(options.words, config_dir=Path(options.config_dir) if options.config_dir else None)
     ours = program.kind == "trainer"
     if not ours:
+        _check_effect(options, arguments[:cut], arguments[cut:])
         validate_launch(config)
     plan = plan_job(
         config,
@@ -86,24 +96,93 @@ def main(arguments: Sequence[str]) -> int:
     return local.run(plan)
 
 
-def read_program(words: Sequence[str]) -> Program:
-    """What stands behind `--`; nothing means our trainer.
+def read_program(words: Sequence[str], program: Sequence[str], *, has_dashes: bool = True) -> Program:
+    """What stands behind `--`; where there is none, our trainer.
+
+    Args:
+        words: the command line before it.
+        program: the command line behind it.
+        has_dashes: whether there is a `--`.
 
     Raises:
-        ConfigError: no such script, `-m` without a module, or our own trainer.
+        ConfigError: nothing behind it, no such script, `-m` without a module, a Python in front, or our own trainer.
     """
-    if not words:
+    if not program:
+        if has_dashes:
+            fix = typed("run", *words) + ("" if words else " -- path/to/script.py arguments")
+            raise ConfigError("nothing stands behind --, where a script is to be", fix)
         return Program("trainer", "trainer")
-    if words[0] == "-m":
-        if len(words) < 2:
-            raise ConfigError("-m needs the name of a module", "paceline run -- -m package.module arguments")
-        if words[1] == "trainer" and not (Path("trainer").exists() or Path("trainer.py").exists()):
-            overrides = " ".join(words[2:])
-            raise ConfigError("paceline run starts our trainer by itself", f"paceline run {overrides}".strip())
-        return Program("module", words[1], tuple(words[2:]))
-    if not Path(words[0]).is_file():
-        raise ConfigError(f"no such script: {words[0]}", "paceline run -- path/to/script.py arguments")
-    return Program("script", words[0], tuple(words[1:]))
+    first, *others = program
+    if starts_python(first):
+        mended = with_program(words, program)
+        fix = typed("run", *mended) if mended else f"{typed('run', *words)} -- path/to/script.py arguments"
+        raise ConfigError(f"{first} is started by paceline itself", fix)
+    if first == "-m":
+        if not others:
+            raise ConfigError("-m needs the name of a module", f"{typed('run', *words)} -- -m package.module arguments")
+        if others[0] == "trainer" and not (Path("trainer").exists() or Path("trainer.py").exists()):
+            raise ConfigError("paceline run starts our trainer by itself", typed("run", *words, *others[1:]))
+        return Program("module", others[0], tuple(others[1:]))
+    if not Path(first).is_file():
+        raise _no_script(words, program)
+    return Program("script", first, tuple(others))
+
+
+def _no_script(words: Sequence[str], program: Sequence[str]) -> ConfigError:
+    """The error for a script that is not there: something of ours behind the dashes, or a typing mistake."""
+    first, *others = program
+    problem = f"no such script: {first}"
+    if first in ("--dry-run", "--debug", "--config-dir") or ("=" in first and "/" not in first.partition("=")[0]):
+        is_option = first == "--config-dir" and others
+        ours, left = program[: 1 + bool(is_option)], program[1 + bool(is_option) :]
+        return ConfigError(problem, typed("run", *words, *ours, *(["--", *left] if left else [])))
+    if Path(first).is_dir():
+        return ConfigError(f"{first} is a directory", f"{typed('run', *words)} -- path/to/script.py arguments")
+    known = [path.name for path in Path(first).parent.glob("*.py")]
+    near = next(iter(difflib.get_close_matches(Path(first).name, known, n=1)), None)
+    if near is None:
+        return ConfigError(problem, f"{typed('run', *words)} -- path/to/script.py arguments")
+    return ConfigError(problem, typed("run", *words, "--", str(Path(first).with_name(near)), *others))
+
+
+def _as_begun(options: argparse.Namespace, arguments: list[str]) -> list[str] | None:
+    """The whole command line of a run that is only named, from its record; None where more is said, or it is new."""
+    from trainer.run.runname import continuing, wrong_name
+    from trainer.run.secrets import HIDDEN
+    from trainer.rundir import RunDir
+
+    words = dict(word.partition("=")[::2] for word in options.words)
+    name = words.get("run.name", "")
+    if not name or not words.keys() <= {"run.name", "run.dir"} or "--" in arguments or wrong_name(name):
+        return None
+    run = RunDir(Path(words.get("run.dir", "runs")).expanduser() / name)
+    begun = runs.again(run)
+    if begun is None or any(HIDDEN in word for word in begun) or begun == continuing(options.words, name):
+        return None
+    return [*(word for word in arguments if word not in options.words), *begun]
+
+
+def _check_effect(options: argparse.Namespace, words: Sequence[str], program: Sequence[str]) -> None:
+    """Refuses keys that only our trainer reads, before a program that knows nothing of them.
+
+    Args:
+        options: what stands before `--`, as it was read.
+        words: the same, as it was written.
+        program: `--` and what stands behind it.
+
+    Raises:
+        ConfigError: there are such keys.
+    """
+    # A recipe of the user's own may say where the workers run.
+    matter = (*_FOR_PROGRAMS, "recipe=") if options.config_dir else _FOR_PROGRAMS
+    idle = [word for word in options.words if not word.lstrip("+~").startswith(matter)]
+    if idle:
+        keys = ", ".join(word.partition("=")[0].lstrip("+~") for word in idle)
+        kept = [word for word in words if word not in idle]
+        raise ConfigError(
+            f"{keys}: only our trainer reads {'this' if len(idle) == 1 else 'these'}, not a program behind --",
+            typed("run", *kept, *program),
+        )
 
 
 def _given(options: argparse.Namespace) -> list[str]:

@@ -1,6 +1,7 @@
 """What the command says before anything starts."""
 
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -76,17 +77,21 @@ def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
         (["run", "--model", "resnet18", "--dry-run"], 2, ["paceline run model.name=resnet18 --dry-run\n"]),
         (["run", "--frobnicate", "3"], 2, ["unknown option --frobnicate\n", "paceline run --help"]),
         (["run", "--resume"], 2, ["again goes on from the last checkpoint by itself"]),
-        (["run", "epochs", "3"], 2, ["'epochs' is no override\n  epochs=3\n"]),
+        (["run", "epochs", "3"], 2, ["'epochs' is no override", "paceline run epochs=3\n"]),
+        (["run", "--fp16"], 2, ["precision may be meant", "paceline config explain precision\n"]),
+        (["run", "--warmup-epochs", "5"], 2, ["paceline config explain optim.warmup_fraction\n"]),
+        (["run", "warmup_epochs=5"], 2, ["paceline config explain optim.warmup_fraction` says"]),
         (["evaluate", "runs/x"], 2, ["python -m trainer.evaluate runs/x\n"]),
         (["order"], 2, ["python -m trainer.data.order RUN --step STEP\n"]),
-        (["resume", "x", "epochs=3"], 2, ["paceline run run.name=x epochs=3\n"]),
+        (["resume", "x", "epochs=3"], 2, ["there is no run 'x' in runs"]),
+        (["resume"], 2, ["paceline status lists the runs"]),
         (["rnu"], 2, ["Did you mean run?"]),
         (["recipe=digits"], 2, ["Did you mean run recipe=digits?"]),
         (["frobnicate"], 2, ["unknown command 'frobnicate'\n"]),
         (["run", "--dryrun"], 2, ["unknown option --dryrun. Did you mean --dry-run?"]),
         (["run", "optim.lrr=0.1"], 2, ["optim.lrr. Did you mean optim.lr?"]),
         (["run", "epochs=abc"], 2, ["epochs"]),
-        (["run", "epochs", "=", "3"], 2, ["blanks around the '=' of epochs\n  write epochs=3\n"]),
+        (["run", "epochs", "=", "3"], 2, ["blanks around the '=' of epochs", "paceline run epochs=3\n"]),
         (["run", "word"], 2, ["'word' is no override", "for example epochs=3"]),
         (["run", "data._target_=mine.build"], 2, ["mine.py has no build"]),
         (["run", "data._target_=absent.build"], 2, ["there is no module absent", "working directory"]),
@@ -94,6 +99,7 @@ def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> No
         (["run", "recipe=digits", "data.args.size=3"], 2, ["data.args does not fit data.name=digits"]),
         (["run", "recipe=digits", "data.limit=1"], 2, ["fewer training images than the 2 workers", "data.limit=2"]),
         (["run", "mine.py"], 2, ["paceline run -- mine.py"]),
+        (["run", "--"], 2, ["nothing stands behind --"]),
         (["run", "--", "absent.py"], 2, ["no such script: absent.py"]),
         (["run", "--", "-m"], 2, ["-m needs the name of a module"]),
         (["run", "--", "-m", "trainer", "epochs=1"], 2, ["starts our trainer by itself", "paceline run epochs=1"]),
@@ -117,6 +123,82 @@ def test_a_mistake_is_told_in_a_few_lines_with_its_remedy_and_starts_nothing(
     assert all(word in err for word in words)
     assert "Traceback" not in err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ("run recipe=digits epochs = 3", "run recipe=digits epochs=3"),
+        ("run recipe=digits epochs =3", "run recipe=digits epochs=3"),
+        ("run recipe=digits epochs= 3", "run recipe=digits epochs=3"),
+        ("run 'recipe=finetune data.root=photos'", "run recipe=finetune data.root=photos"),
+        ("run data.root=photso", "run data.root=photos"),
+        ("run recipe=digits checkpoint.every=5minutes", "run recipe=digits checkpoint.every=5m"),
+        ("run recipe=digits cluster.hang_timeout='2 min'", "run recipe=digits cluster.hang_timeout=2m"),
+        ("run recipe=digits max_time=90m", "run recipe=digits max_time=01:30:00"),
+        ("run recipe=digits model.args.widht=8", "run recipe=digits model.args.width=8"),
+        ("run data_root=photos", "run data.root=photos"),
+        ("run recipe=digits model=resnet34", "run recipe=digits model.name=resnet34"),
+        ("run recipe=digits optim.name=admaw", "run recipe=digits optim.name=adamw"),
+        ("run recipe=digits precision=half", "run recipe=digits precision=fp16"),
+        ("run recipe=digts +epoch=3", "run recipe=digits +epoch=3"),
+        ("run recipe=digits +epoch=3", "run recipe=digits epochs=3"),
+        ("run recipe=digits evaluate.every=epochs", "run recipe=digits evaluate.every=epoch"),
+        ("run recipe=digits epochs:3", "run recipe=digits epochs=3"),
+        ("run recipe=digits optim.step_epochs=1,2", "run recipe=digits 'optim.step_epochs=[1,2]'"),
+        ("run -c own recipe=mine", "run recipe=mine --config-dir own"),
+        ("run recipe=digits --resume run.name=x", "run recipe=digits run.name=x"),
+        ("run -c job recipe=digits", "config show recipe=digits"),
+        ("run mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
+        ("train mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
+        ("mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
+        ("run --nproc_per_node 4 mine.py --lr 0.1", "run cluster.gpus_per_node=4 -- mine.py --lr 0.1"),
+        ("run -- python -u mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
+        ("run -- .venv/bin/python3.11 -m mine --lr 0.1", "run -- -m mine --lr 0.1"),
+        ("run -- torchrun --standalone --nproc-per-node 4 mine.py", "run cluster.gpus_per_node=4 -- mine.py"),
+        ("run -- mnie.py --lr 0.1", "run -- mine.py --lr 0.1"),
+        ("run recipe=digits -- --dry-run", "run recipe=digits --dry-run"),
+        ("run cluster.gpus_per_node=4 optim.lr=0.1 -- mine.py lr=1", "run cluster.gpus_per_node=4 -- mine.py lr=1"),
+        ("run recipe=digits -- mine.py", "run -- mine.py"),
+        ("run recipe=digits --dryrun", "run recipe=digits --dry-run"),
+    ],
+)
+def test_the_suggested_command_is_the_one_that_works(
+    arguments: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in "ab":
+        Path("photos", label).mkdir(parents=True)
+        Path("photos", label, "1.png").touch()
+    Path("own", "recipe").mkdir(parents=True)
+    Path("own", "recipe", "mine.yaml").write_text("# @package _global_\ndefaults: [override /data: digits]\n")
+    code, out, err = said(capsys, *shlex.split(arguments))
+    assert (code, out) == (2, "")
+    suggested = shlex.split(err.splitlines()[1])
+    assert shlex.split(command) == suggested[1:]
+    if "+epoch=3" in command or suggested[1] != "run":
+        return
+    dry = suggested[1:] if "--dry-run" in suggested else ["run", "--dry-run", *suggested[2:]]
+    code, _, err = said(capsys, *dry)
+    assert (code, err) == (0, "")
+
+
+def test_a_sweep_is_the_whole_command_of_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--dry-run"], ["-m"], ["--multirun"]):
+        _, _, err = said(capsys, "run", "recipe=digits", "optim.lr=1e-3,1e-2", *option)
+        assert err.splitlines()[1].endswith("python -m trainer --multirun recipe=digits optim.lr=1e-3,1e-2")
+
+
+def test_a_run_that_is_only_named_goes_on_as_it_was_begun(capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(Path("runs", "x"))
+    write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "epochs=3"]})
+    code, out, err = said(capsys, "run", "run.name=x", "--dry-run")
+    assert code == 0
+    assert "-m trainer recipe=digits epochs=3 run.name=x\n" in out
+    assert "as it was begun: " in err
+    assert "recipe=digits epochs=3 run.name=x" in err
+    assert "needs data.root" in said(capsys, "run", "run.name=y")[2]
+    write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "data.args={token: ***}"]})
+    assert "needs data.root" in said(capsys, "run", "run.name=x")[2]
 
 
 def test_who_wants_to_resume_a_run_is_given_the_command_that_began_it(

@@ -157,7 +157,7 @@ def rewrite(overrides: Sequence[str], *, config_dir: Path | None = None, sweep: 
     parsed = [parse(text) for text in overrides]
     groups = group_names(config_dir)
     for override in parsed:
-        _check(override, groups, config_dir, sweep=sweep)
+        _check(override, groups, config_dir, together=None if sweep else overrides)
     chosen = {override.key_or_group for override in parsed}
     return [_rewrite_one(text, override, chosen, config_dir) for text, override in zip(overrides, parsed, strict=True)]
 
@@ -190,13 +190,22 @@ def is_hydras(text: str) -> bool:
     return text.lstrip("+~").startswith(("hydra.", "hydra/", "hydra="))
 
 
-def _check(override: "Override", groups: list[str], config_dir: Path | None, *, sweep: bool) -> None:
+def _check(override: "Override", groups: list[str], config_dir: Path | None, *, together: list[str] | None) -> None:
+    """Refuses what cannot work.
+
+    Args:
+        override: the override.
+        groups: the groups that there are.
+        config_dir: a directory of the user's configuration files.
+        together: all overrides; None where each may have several values.
+    """
     key, text = override.key_or_group, override.input_line or ""
     if is_hydras(text) or override.package is not None:
         return
     value = text.partition("=")[2]
-    if override.is_sweep_override() and not sweep:
-        raise problems.several_values(key, value)
+    if override.is_sweep_override() and together is not None:
+        own = [f"--config-dir={config_dir}"] if config_dir else []
+        raise problems.several_values(key, value, [*own, *together])
     if key in groups:
         _check_options(override, group_options(key, config_dir))
     elif not is_known(key):

@@ -91,6 +91,12 @@ def model_names() -> list[str]:
     return [*sorted(_ours()), *sorted(_torchvision())]
 
 
+def named(section: str) -> list[str]:
+    """What the key `name` of `data`, `model` or `optim` takes."""
+    names = {"data": dataset_names, "model": model_names, "optim": optimizer_names}
+    return [name.lower() for name in names[section]()]
+
+
 def weights_names(model: str) -> list[str]:
     """The names of torchvision's weights for a model with `DEFAULT`; empty for ours and unknown ones."""
     return sorted(set(_MEMBER.findall(_weights_body(model))))

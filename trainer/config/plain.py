@@ -8,9 +8,9 @@ from typing import Any
 
 from trainer.config.keys import bare_type, type_words
 from trainer.config.schema import Config
-from trainer.config.suggest import suggest_key
+from trainer.config.suggest import means_the_same, suggest_key
 from trainer.errors import ConfigError, UnfitError
-from trainer.wording import short_path
+from trainer.wording import command, short_path
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -98,15 +98,21 @@ def unknown_key(path: str, *, where: str = "") -> ConfigError:
     near = suggest_key(path)
     offer = f". Did you mean {near}?" if near else ""
     section = (near or path).rpartition(".")[0].partition(".")[0]
-    listing = f"paceline config {section}".strip() if section != "hydra" else "python -m trainer --hydra-help"
-    return ConfigError(f"unknown key {path}{where}{offer}", f"`{listing}` lists them")
+    if section == "hydra":
+        listing = f"{command('python')} -m trainer --hydra-help"
+    else:
+        listing = f"{command('paceline')} config {section}".strip()
+    problem = f"unknown key {path}{where}{offer}"
+    if near and not means_the_same(path):
+        return ConfigError(problem, f"`{command('paceline')} config explain {near}` says what it takes")
+    return ConfigError(problem, f"`{listing}` lists them", instead=([path], [near]) if near else None)
 
 
 def wrong_type(path: str, kind: Any, value: str, *, where: str = "") -> ConfigError:
     """The error for a value, as it is to be shown, that a key does not take."""
     return ConfigError(
         f"{path} takes {type_words(kind)}, got {value}{where}",
-        f"`paceline config explain {path}` shows what it means",
+        f"`{command('paceline')} config explain {path}` shows what it means",
     )
 
 

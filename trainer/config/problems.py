@@ -1,22 +1,25 @@
 """Hydra's and OmegaConf's exceptions, retold in two lines for people."""
 
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.config.keys import all_keys
-from trainer.config.names import group_names, group_options
+from trainer.config.keys import all_keys, is_known
+from trainer.config.names import group_names, group_options, named
 from trainer.config.plain import unknown_key, wrong_type
-from trainer.config.suggest import closest, did_you_mean, gpus_by_number, suggest_key
+from trainer.config.suggest import closest, did_you_mean, gpus_by_number, replaced, suggest_key
 from trainer.errors import ConfigError, UnfitError
+from trainer.wording import command
 
 # What people write where they want something decided for them, or nothing at all.
 _UNDECIDED = ("auto", "all", "default", "none", "off", "false", "max", "")
 _FULL_KEY = re.compile(r"full_key:\s*(\S+)")
 _ADDED = re.compile(r"Could not append to config\. An item is already at '([^']+)'")
 _DECIMAL_COMMA = re.compile(r"\d+,\d+")
+_CLOSE = 0.8
 _FILE = re.compile(r"^In '([^']+)'")
 _VALUE = re.compile(r"(?:Value|value:) '?(.*?)'?(?: of type |$| is not a valid| \(type)", re.MULTILINE)
 
@@ -57,7 +60,9 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
     if isinstance(inner, (ConfigKeyError, ConfigAttributeError)) and full_key:
         return unknown_key(full_key, where=where)
     if "is None" in str(inner) or isinstance(error, AssertionError):
-        return _in_null_section(overrides) or ConfigError(_first_line(error), "`paceline config` lists all keys")
+        return _in_null_section(overrides) or ConfigError(
+            _first_line(error), f"`{command('paceline')} config` lists all keys"
+        )
     if full_key == "recipe" and "'DictConfig'" in str(inner):
         return ConfigError(f"the keys{where} are not at the top level", "make its first line: # @package _global_")
     path = re.sub(r"\[.*", "", full_key or "")
@@ -67,7 +72,7 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
         return ConfigError(f"{added[1]} is a key that is there already, and + adds new ones", f"{added[1]}=VALUE")
     if full_key and "deletion" in str(inner):
         return ConfigError(f"{full_key} cannot be removed", f"set it: {full_key}=null or another value")
-    return ConfigError(_first_line(error) + where, "`paceline config` lists all keys")
+    return ConfigError(_first_line(error) + where, f"`{command('paceline')} config` lists all keys")
 
 
 def foreign_python(error: ModuleNotFoundError) -> UnfitError:
@@ -81,9 +86,13 @@ def malformed(override: str) -> ConfigError:
     if not equals:
         key, _, value = key.partition(":")
         known = key if key in all_keys() else suggest_key(key)
-        return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {known or key}={value or 'VALUE'}")
+        written = f"{known or key}={value or 'VALUE'}"
+        instead = ([override], [written]) if known and value else None
+        return ConfigError(f"{override!r} is not KEY=VALUE: missing '='", f"write {written}", instead=instead)
     if not key.strip("+~ "):
-        return ConfigError(f"{override!r} has no key before '='", "write KEY=VALUE; `paceline config` lists all keys")
+        return ConfigError(
+            f"{override!r} has no key before '='", f"write KEY=VALUE; `{command('paceline')} config` lists all keys"
+        )
     if value.startswith("~"):
         return ConfigError(f"{key}={value} names the home of nobody", f"{key}=/the/whole/path")
     entry = all_keys().get(key)
@@ -97,7 +106,7 @@ def malformed(override: str) -> ConfigError:
 
 
 def check_blanks(words: Sequence[str]) -> None:
-    """Refuses what a shell has cut at its blanks: a `=` by itself, a list or `{...}` in parts.
+    """Refuses what a shell has cut at its blanks, a `=` by itself, a list or `{...}` in parts, or has not cut.
 
     Raises:
         ConfigError: there is such a thing.
@@ -107,11 +116,40 @@ def check_blanks(words: Sequence[str]) -> None:
         while _is_open(whole) and rest:
             whole += f" {rest.pop(0)}"
         if whole != word and not _is_open(whole):
-            raise ConfigError(f"the shell has cut {word} off at a blank", f"quote it: '{whole}'")
-    if "=" in words[1:-1]:
-        at = words.index("=", 1)
-        key, value = words[at - 1], words[at + 1]
-        raise ConfigError(f"there are blanks around the '=' of {key}", f"write {key}={value}")
+            parts = words[at : len(words) - len(rest)]
+            raise ConfigError(
+                f"the shell has cut {word} off at a blank", f"quote it: '{whole}'", instead=(parts, [whole])
+            )
+        overrides = _overrides_in(word)
+        if len(overrides) > 1:
+            fix = " ".join(overrides)
+            raise ConfigError(f"{word!r} is one word of several overrides", fix, instead=([word], overrides))
+    for at in range(len(words)):
+        if parts := _around_sign(words[at : at + 3]):
+            whole, key = "".join(parts), parts[0].partition("=")[0]
+            raise ConfigError(f"there are blanks around the '=' of {key}", f"write {whole}", instead=(parts, [whole]))
+
+
+def _around_sign(words: Sequence[str]) -> Sequence[str] | None:
+    """The first two or three words, where they are KEY = VALUE, KEY =VALUE or KEY= VALUE."""
+    key, sign, value = [*words, "", ""][:3]
+    if not sign or not is_known(key.removesuffix("=").lstrip("+~")):
+        return None
+    if sign == "=" and value and not key.endswith("="):
+        return words[:3]
+    if sign.startswith("=") and sign != "=" and "=" not in key:
+        return words[:2]
+    # KEY= alone sets an empty text.
+    return words[:2] if key.endswith("=") and "=" not in sign and not sign.startswith(("~", "-")) else None
+
+
+def _overrides_in(word: str) -> list[str]:
+    """The overrides in a word: more than one where someone has quoted them together."""
+    if not re.match(r"[+~]*[\w.]+=[^'\"{\[]*\s", word):
+        return [word]
+    found = re.split(r"\s+(?=[+~]*[\w.]+=)", word.strip())
+    keys = {part.partition("=")[0].lstrip("+~") for part in found}
+    return found if all(is_known(key) or key in group_names() for key in keys) else [word]
 
 
 def _is_open(text: str) -> bool:
@@ -120,25 +158,46 @@ def _is_open(text: str) -> bool:
 
 def unknown_option(group: str, name: str, options: list[str]) -> ConfigError:
     """The error for `GROUP=NAME` where the group has no such file."""
+    problem = f"{group}={name}: there is no {group} of that name"
+    listing = f"(`{command('paceline')} config {group}` lists them)"
+    if f"{group}.name" in all_keys():
+        known = named(group)
+        spelled = next((each for each in known if each.lower() == name.lower()), None)
+        near = spelled or (None if closest(name, options, cutoff=_CLOSE) else closest(name, known, cutoff=_CLOSE))
+        if near:
+            meant = f"{group}.name={near}"
+            return ConfigError(problem, f"did you mean {meant}? {listing}", instead=([f"{group}={name}"], [meant]))
     return ConfigError(
-        f"{group}={name}: there is no {group} of that name",
-        f"{did_you_mean(name, options, prefix=f'{group}=')} (`paceline config {group}` lists them)",
+        problem,
+        f"{did_you_mean(name, options, prefix=f'{group}=')} {listing}",
+        instead=replaced(group, name, options),
     )
 
 
-def several_values(key: str, value: str) -> ConfigError:
-    """The error for a sweep where one value is wanted."""
+def several_values(key: str, value: str, overrides: Sequence[str]) -> ConfigError:
+    """The error for a sweep where one value is wanted.
+
+    Args:
+        key: what is set.
+        value: as it was written.
+        overrides: all of them.
+    """
     entry = all_keys().get(key)
     if key == "device" and (by_number := gpus_by_number(value)):
         return ConfigError(f"{key}={value} is not a choice", by_number)
-    fix = f"python -m trainer --multirun {key}={value} sweeps over them"
+    problem = f"{key} takes one value here, got {value}"
+    if entry is not None and typing.get_origin(entry.type) is list:
+        listed = f"{key}=[{value}]"
+        return ConfigError(problem, f"a list is written {listed}", instead=([f"{key}={value}"], [listed]))
+    if "/" in value:
+        return ConfigError(
+            problem, f"if the comma belongs to it, quote it for Hydra and for the shell: {_quoted(key, value)}"
+        )
+    fix = shlex.join([command("python"), "-m", "trainer", "--multirun", *overrides])
     if entry is not None and entry.type is float and _DECIMAL_COMMA.fullmatch(value):
         fix = f"with a decimal point: {key}={value.replace(',', '.')}; or {fix}"
-    if entry is not None and typing.get_origin(entry.type) is list:
-        fix += f"; a list is written {key}=[{value}]"
-    elif "/" in value:
-        fix = f"if the comma belongs to it, quote it for Hydra and for the shell: {_quoted(key, value)}"
-    return ConfigError(f"{key} takes one value here, got {value}", fix)
+        return ConfigError(problem, fix)
+    return ConfigError(f"{problem}: several make a sweep", fix)
 
 
 def _quoted(key: str, value: str) -> str:
@@ -184,7 +243,7 @@ def _wrong_type(path: str, inner: BaseException, where: str, overrides: list[str
     if entry.section:
         return ConfigError(
             f"{path} is a section and takes no value of its own, got '{value}'{where}",
-            f"set a key in it; `paceline config {path}` lists them",
+            f"set a key in it; `{command('paceline')} config {path}` lists them",
         )
     error = wrong_type(path, entry.type, f"'{value}'", where=where)
     if entry.optional and value.lower() in _UNDECIDED:

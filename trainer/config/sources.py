@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config import names, targets
 from trainer.config.schema import Config
-from trainer.config.suggest import choice, did_you_mean
+from trainer.config.suggest import choice, did_you_mean, renamed, replaced
 from trainer.data.glance import Sight, glance
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import check_metric
@@ -37,6 +37,7 @@ def data_problems(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             f"data.name={data.name} is not a data set",
             choice("data.name", data.name, names.dataset_names()),
+            instead=replaced("data.name", data.name, names.dataset_names()),
         )
     if data.channels == 2:
         yield ConfigError("data.channels=2 is neither grey nor colour", "data.channels=1 or data.channels=3")
@@ -104,6 +105,7 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             f"model.name={model.name} is not an image classification model",
             did_you_mean(model.name, names.model_names(), prefix="model.name="),
+            instead=replaced("model.name", model.name, names.model_names()),
         )
         return
     else:
@@ -126,6 +128,7 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
             yield ConfigError(
                 f"model.weights={model.weights}: {model.name} has no weights of that name",
                 choice("model.weights", model.weights, known),
+                instead=replaced("model.weights", model.weights, known),
             )
 
 
@@ -137,8 +140,11 @@ def _unknown_arguments(name: str, args: Mapping[str, Any]) -> Iterator[ConfigErr
     free = [option for option in accepted if option not in demands.DERIVED_ARGUMENTS]
     for given in args:
         if given not in accepted and given not in demands.DERIVED_ARGUMENTS:
-            offer = did_you_mean(given, free, prefix="model.args.")
-            yield ConfigError(f"model.args.{given} is not an argument of {name}", offer)
+            yield ConfigError(
+                f"model.args.{given} is not an argument of {name}",
+                did_you_mean(given, free, prefix="model.args."),
+                instead=renamed("model.args", given, free),
+            )
 
 
 def _form(config: Config) -> Iterator[ConfigError]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 
 from trainer.config.keys import all_keys
+from trainer.errors import Instead
 
 ALIASES: dict[str, str] = {
     "learning_rate": "optim.lr",
@@ -141,6 +142,14 @@ ALIASES: dict[str, str] = {
 }
 """Names that timm, Lightning, transformers, torchvision's references and others use -> ours."""
 
+_OF_ANOTHER_KIND = {
+    "warmup", "warmup_epochs", "warmup_steps", "accumulate", "accumulation_steps", "grad_accum",
+    "gradient_accumulation_steps", "accumulate_grad_batches", "per_gpu_batch_size", "per_device_train_batch_size",
+    "amp", "fp16", "bf16", "mixed_precision", "pretrained", "time_limit", "timeout", "model_ema", "early_stopping",
+    "wandb",
+}  # fmt: skip
+"""Aliases whose values cannot be taken over: steps for a fraction, a switch for a word."""
+
 WORDS: dict[str, dict[str, str]] = {
     "device": {"gpu": "cuda", "gpus": "cuda", "nvidia": "cuda", "rocm": "cuda", "hip": "cuda", "mps": "cpu"},
     "precision": {
@@ -198,6 +207,30 @@ def suggest_key(path: str) -> str | None:
     names = {all_keys()[key].name: key for key in reversed(known)}
     near = closest(name, [*names, *ALIASES], cutoff=0.75)
     return None if near is None else names.get(near) or ALIASES[near]
+
+
+def means_the_same(path: str) -> bool:
+    """Whether what `suggest_key` finds for a path takes the same values."""
+    folded = _fold(path)
+    return not {folded, folded.rpartition(".")[2]} & _OF_ANOTHER_KIND
+
+
+def replaced(path: str, word: str, choices: Iterable[str]) -> Instead | None:
+    """The override to write instead of `path=word`, which is none of the choices; None where none is near.
+
+    Args:
+        path: the key or group that was set.
+        word: what it was set to.
+        choices: what there is.
+    """
+    meant = WORDS.get(path, {}).get(_fold(word)) or closest(word, choices)
+    return ([f"{path}={word}"], [f"{path}={meant}"]) if meant else None
+
+
+def renamed(section: str, name: str, names: Iterable[str]) -> Instead | None:
+    """The key to set instead of `section.name`, which is none of the names; None where none is near."""
+    near = closest(name, names)
+    return ([f"{section}.{name}"], [f"{section}.{near}"]) if near else None
 
 
 def did_you_mean(word: str, options: Iterable[str], *, prefix: str = "") -> str:

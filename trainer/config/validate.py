@@ -10,8 +10,8 @@ from trainer.config.batch import batch_plan
 from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
 from trainer.config.sources import data_problems, model_problems
-from trainer.config.suggest import choice, closest, did_you_mean
-from trainer.config.timespan import parse_seconds, parse_time_span
+from trainer.config.suggest import choice, closest, did_you_mean, renamed, replaced
+from trainer.config.timespan import parse_seconds, parse_time_span, spelled
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import AVERAGED, metric_names
 from trainer.run import runname
@@ -77,7 +77,11 @@ def _ranges(config: Config) -> Iterator[ConfigError]:
         if value is None:
             continue
         if key.choices and value not in key.choices:
-            yield ConfigError(f"{path}={value} is not a choice", choice(path, str(value), key.choices))
+            yield ConfigError(
+                f"{path}={value} is not a choice",
+                choice(path, str(value), key.choices),
+                instead=replaced(path, str(value), key.choices),
+            )
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             low, high = key.low, key.high
             outside = (low is not None and value < low) or (high is not None and value > high)
@@ -89,10 +93,16 @@ def _ranges(config: Config) -> Iterator[ConfigError]:
 def _checkpoint(config: Config) -> Iterator[ConfigError]:
     options = config.checkpoint
     if options.every not in ("auto", "evaluation") and parse_time_span(options.every) is None:
-        fix = (
-            f"checkpoint.every_steps={options.every}" if options.every.isdecimal() else "checkpoint.every=10m, 90s, 2h"
+        meant, written = "", f"checkpoint.every={options.every}"
+        if options.every.isdecimal() and int(options.every):
+            meant = f"checkpoint.every_steps={options.every}"
+        elif near := closest(options.every, ("auto", "evaluation")) or spelled(options.every):
+            meant = f"checkpoint.every={near}"
+        yield ConfigError(
+            f"{written} is not auto, evaluation or a time",
+            meant or "checkpoint.every=10m, 90s, 2h",
+            instead=([written], [meant]) if meant else None,
         )
-        yield ConfigError(f"checkpoint.every={options.every} is not auto, evaluation or a time", fix)
     elif options.every != "auto" and options.every_steps is not None:
         yield ConfigError(
             f"checkpoint.every={options.every} and checkpoint.every_steps={options.every_steps} contradict each other",
@@ -106,9 +116,11 @@ def _cluster(config: Config) -> Iterator[ConfigError]:
         return
     seconds = parse_seconds(timeout)
     if seconds is None:
+        near = closest(timeout, ("auto",)) or spelled(timeout)
         yield ConfigError(
             f"cluster.hang_timeout={timeout} is not auto, 0 or a time",
-            "cluster.hang_timeout=90s, 10m, or 0 for no watch",
+            f"cluster.hang_timeout={near}" if near else "cluster.hang_timeout=90s, 10m, or 0 for no watch",
+            instead=([f"cluster.hang_timeout={timeout}"], [f"cluster.hang_timeout={near}"]) if near else None,
         )
     elif 0 < seconds < 1:
         yield ConfigError(
@@ -127,7 +139,13 @@ def _name(config: Config) -> Iterator[ConfigError]:
 def _run(config: Config) -> Iterator[ConfigError]:
     yield from _name(config)
     if config.max_time is not None and not (_DURATION.fullmatch(config.max_time) and config.max_time.strip("0:")):
-        yield ConfigError(f"max_time={config.max_time} is not HH:MM:SS", "max_time=01:30:00 is an hour and a half")
+        seconds = int(parse_time_span(config.max_time) or parse_time_span(spelled(config.max_time) or "") or 0)
+        meant = f"max_time={seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        yield ConfigError(
+            f"max_time={config.max_time} is not HH:MM:SS",
+            meant if seconds else "max_time=01:30:00 is an hour and a half",
+            instead=([f"max_time={config.max_time}"], [meant]) if seconds else None,
+        )
     if config.epochs is None and config.max_steps is None:
         # max_time is no length: the schedule of the learning rate must know where the run ends.
         yield ConfigError("nothing says how long the run is", "set one of epochs=10 or max_steps=1000")
@@ -136,12 +154,16 @@ def _run(config: Config) -> Iterator[ConfigError]:
 def _evaluation(config: Config) -> Iterator[ConfigError]:
     every = config.evaluate.every
     if isinstance(every, str) and every not in ("epoch", "end"):
-        fix = "evaluate.every=epoch, end, or a number of steps such as evaluate.every=500"
-        if near := closest(every, ("epoch", "end")):
+        fix, words = "evaluate.every=epoch, end, or a number of steps such as evaluate.every=500", ("epoch", "end")
+        if near := closest(every, words):
             fix = f"did you mean evaluate.every={near}?"
         elif every.isdecimal():
             fix = f"evaluate.every={int(every)}"
-        yield ConfigError(f"evaluate.every={every!r} is not epoch, end or a number of steps", fix)
+        yield ConfigError(
+            f"evaluate.every={every!r} is not epoch, end or a number of steps",
+            fix,
+            instead=replaced("evaluate.every", every, words),
+        )
     elif isinstance(every, int) and every < 1:
         yield ConfigError(f"evaluate.every={every} is out of range", "evaluate.every=epoch, end, or at least 1 step")
     best = config.evaluate.best
@@ -149,8 +171,12 @@ def _evaluation(config: Config) -> Iterator[ConfigError]:
     if not averages and best in metric_names(averages=True) and best.startswith(AVERAGED):
         yield ConfigError(f"evaluate.best={best} needs a moving average of the weights", "ema.decay=0.999")
     elif best not in metric_names(averages=averages):
-        offer = did_you_mean(best, metric_names(averages=averages), prefix="evaluate.best=")
-        yield ConfigError(f"evaluate.best={best} is not a metric of the evaluation", offer)
+        known = metric_names(averages=averages)
+        yield ConfigError(
+            f"evaluate.best={best} is not a metric of the evaluation",
+            did_you_mean(best, known, prefix="evaluate.best="),
+            instead=replaced("evaluate.best", best, known),
+        )
     if config.evaluate.patience is not None and every == "end":
         yield ConfigError(
             "evaluate.patience cannot end a run whose only evaluation is at its end", "evaluate.every=epoch"
@@ -165,6 +191,7 @@ def _optimizer(config: Config) -> Iterator[ConfigError]:
         yield ConfigError(
             f"optim.name={optim.name} is not a class of torch.optim",
             did_you_mean(optim.name, options, prefix="optim.name="),
+            instead=replaced("optim.name", optim.name, options),
         )
         return
     if known in names.REFUSED_OPTIMIZERS:
@@ -179,8 +206,11 @@ def _optimizer(config: Config) -> Iterator[ConfigError]:
         if name in _OWN_KEYS:
             yield ConfigError(f"optim.args.{name} has a key of its own", f"{_OWN_KEYS[name]}=VALUE")
         elif name not in accepted:
-            offer = did_you_mean(name, accepted, prefix="optim.args.")
-            yield ConfigError(f"optim.args.{name} is not an argument of torch.optim.{known}", offer)
+            yield ConfigError(
+                f"optim.args.{name} is not an argument of torch.optim.{known}",
+                did_you_mean(name, accepted, prefix="optim.args."),
+                instead=renamed("optim.args", name, accepted),
+            )
         elif not _is_finite(value):
             # torch.optim's own checks, such as momentum < 0, let nan pass.
             yield ConfigError(f"optim.args.{name}={value} is not a finite number", "take a finite one, or leave it out")

@@ -3,6 +3,7 @@
 Standard library only: the folder is glanced at before anything heavy is imported (`trainer.data.glance`).
 """
 
+import difflib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -60,6 +61,18 @@ class Scan:
     empty: list[str] = field(default_factory=list)
 
 
+def _absent(root: Path) -> ConfigError:
+    """The error for a root that does not exist, with a folder beside it whose name is near."""
+    problem = f"data.root={root} does not exist"
+    beside = root.absolute().parent
+    names = [folder.name for folder in folders_in(beside)] if beside.is_dir() else []
+    near = next(iter(difflib.get_close_matches(root.name, names, n=1)), None)
+    if near is None:
+        return ConfigError(problem, "give the folder that holds a folder per class")
+    meant = f"data.root={root.with_name(near)}"
+    return ConfigError(problem, f"did you mean {meant}?", instead=([f"data.root={root}"], [meant]))
+
+
 def layout(root: Path) -> Layout:
     """Finds train and val folders; without them the root's own folders are the classes.
 
@@ -69,7 +82,7 @@ def layout(root: Path) -> Layout:
     """
     try:
         if not root.exists():
-            raise ConfigError(f"data.root={root} does not exist", "give the folder that holds a folder per class")
+            raise _absent(root)
     except PermissionError as error:
         raise unreadable(root, error) from error
     if not root.is_dir():
