@@ -15,8 +15,8 @@ from launcher.plan import JobPlan
 from launcher.restarts import Decision, Failed, decide
 from launcher.stop import Stop
 from launcher.verdict import Exit
-from trainer.errors import STOPPED, InUseError, PacelineError
-from trainer.run import launches
+from trainer.errors import STOPPED, ConfigError, InUseError, PacelineError
+from trainer.run import launches, saved
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, write_json
 
@@ -50,12 +50,9 @@ class Account:
             self._has_run = True
             with _telling_of("job.json"):
                 launches.confirm(self._run, self._plan.attempt)
-        with _telling_of("status.json"):
-            if not self._is_ours:
+            with _telling_of("status.json"):
                 self._run.failure.unlink(missing_ok=True)
                 self._run.update_status(state="running", attempt=self._plan.attempt)
-            elif self._may_write(self._plan.attempt):
-                self._run.failure.unlink(missing_ok=True)
 
     def is_worth(self, outcome: Outcome) -> bool:
         """Whether another attempt is worth it after this one has failed; to be asked once for each."""
@@ -105,7 +102,12 @@ class Account:
         code = verdict.exit_code(exits, stop.signal if reason else None)
         failure = verdict.first_failure(exits)
         # Written before it is said: a terminal that takes nothing may hold this process up from here on.
-        if keep := self._may_write(outcome.attempt):
+        keep = self._may_write(outcome.attempt)
+        if keep and self._is_refused(code):
+            keep = False
+            with _telling_of("job.json"):
+                launches.withdraw(self._run, self._plan.attempt)
+        elif keep:
             self._settle(code, reason)
         if keep and failure is not None and code == verdict.HANG:
             with _telling_of("status.json"):
@@ -167,6 +169,11 @@ class Account:
         status = self._run.read_status()
         is_own = status.get("attempt") in range(self._plan.attempt, attempt + 1)
         return not self._run.is_held() and (is_own or status == self._before)
+
+    def _is_refused(self, code: int) -> bool:
+        """Whether the trainer was refused a run that had saved something, which it then leaves as it was."""
+        is_untouched = self._run.read_status() == self._before and saved.has_checkpoint(self._run)
+        return self._is_ours and code == ConfigError.exit_code and is_untouched
 
     def _say_stopped(self, code: int, reason: str) -> None:
         if code == 0:

@@ -291,7 +291,7 @@ def _replay(task: Task, world: World, *, start: int) -> Replay:
 
         try:
             with agreed(config.precision, world).matmuls():
-                train(config, job, stop_after=task.last, amend=passing_over)
+                train(config, job, stop_after=task.last, on_start=passing_over)
         except PacelineError as raised:
             error = raised
         replay = world.from_rank_zero(Replay(trace_of(scratch), error))

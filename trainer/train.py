@@ -47,7 +47,7 @@ class Outcome:
 
 
 def train(
-    config: Config, job: Job, *, stop_after: int | None = None, amend: Callable[[Progress], None] = lambda _: None
+    config: Config, job: Job, *, stop_after: int | None = None, on_start: Callable[[Progress], None] = lambda _: None
 ) -> Outcome:
     """Trains to the end of the run, or until a stop is requested.
 
@@ -55,7 +55,8 @@ def train(
         config: checked.
         job: the surroundings.
         stop_after: stop with a checkpoint after this step, as if it had been requested.
-        amend: may change where the run stands, after its checkpoint was loaded.
+        on_start: called once nothing is refused any more and the checkpoint is loaded, on all ranks; may change where
+            the run stands.
 
     Raises:
         PacelineError: the data or the model cannot be used, or the loss is not finite.
@@ -63,7 +64,7 @@ def train(
     job.heart.enter(Phase.START)
     parts = assemble(config, job.world, job.run)
     progress = restore(parts, accept_changes=config.run.accept_changes, warn=job.console.warn)
-    amend(progress)
+    on_start(progress)
     best_weights.reconcile(parts, progress)
     if job.world.is_rank_zero:
         superseded = job.run.supersede_metrics(progress.step, evaluates_again=progress.pending_evaluation > 0)

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from trainer.distributed import World, join
 from trainer.errors import STOPPED, InUseError
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
-from trainer.run import environment, launches, provenance, runname, saved
+from trainer.run import environment, provenance, runname, saved
 from trainer.run.lease import Lease, check
 from trainer.run.patience import saying_if_slow
 from trainer.run.rows import read_json_lines
@@ -55,19 +55,33 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                 if is_over(run, config, world, console):
                     return 0
                 holding.enter_context(held(run, world, stop, console))
+                # What a launcher has written, or would have.
+                kept = config if "PACELINE_RUN_DIR" not in os.environ else asked
                 # Another job may have had it until now.
-                accepted = world.on_rank_zero(lambda: agree_again(run, config, asked))
+                accepted = world.on_rank_zero(lambda: agree_again(run, kept))
                 if is_over(run, config, world, console):
                     return 0
-                ours = Attempt(run, world.from_rank_zero(choose_attempt(run)), is_ours=True)
-                attempt = ours.number
-                world.on_rank_zero(lambda: begin(run, config, world, attempt=attempt))
+                goes_on = world.from_rank_zero(saved.has_checkpoint(run))
+                attempt = world.from_rank_zero(choose_attempt(run))
+                ours = Attempt(run, attempt, is_ours=True, has_begun=not goes_on)
+                world.on_rank_zero(lambda: enter(run, kept, world, attempt=attempt))
+
+                def begin_now() -> None:
+                    nonlocal ours
+                    world.on_rank_zero(lambda: begin(run, kept, attempt=attempt))
+                    environment.write(run, world, attempt=attempt)
+                    ours = Attempt(run, attempt, is_ours=True)
+
+                # A run that goes on is left as it is until nothing of it can be refused any more.
+                if not goes_on:
+                    begin_now()
                 # The launcher keeps a log of everything that is printed, this among it.
                 log = None if "PACELINE_RUN_DIR" in os.environ else run.log(attempt, world.rank)
                 console = open_console(is_rank_zero=world.is_rank_zero, log=log)
                 for note in (*notes, *accepted):
                     console.say(note)
-                return train_in(run, config, world, console, stop, started=started, attempt=attempt)
+                on_start = begin_now if goes_on else lambda: None
+                return train_in(run, config, world, console, stop, started=started, attempt=attempt, on_start=on_start)
         except Exception as error:
             return report(error, ours or launched(error), console, micro_batch=micro_batch(config))
         finally:
@@ -111,49 +125,52 @@ def open_run(config: Config) -> str:
     return str(run.path)
 
 
-def agree_again(run: RunDir, config: Config, asked: Config) -> list[str]:
+def agree_again(run: RunDir, config: Config) -> list[str]:
     """Judges once more, now that nobody else has the run, whether it may go on with this configuration.
 
     Returns:
-        What was accepted, for the user to know; what a launcher has accepted it has said.
-
-    Args:
-        run: the run.
-        config: what is computed.
-        asked: the same as it was asked for, which is what a launcher has written.
+        What was accepted, for the user to know; nothing where a launcher has said it.
 
     Raises:
         ConfigError: as `open_run`.
         UnfitError: the directory cannot be written.
     """
-    if "PACELINE_RUN_DIR" not in os.environ:
-        return provenance.agree(run, config)
-    try:
-        return provenance.confirm(run, asked)
-    except OSError as error:
-        raise runname.unwritable(run.path, error) from error
+    accepted = provenance.agree(run, config)
+    return [] if "PACELINE_RUN_DIR" in os.environ else accepted
 
 
-def begin(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
-    """Makes the run directory this attempt's: with what was asked for, unless the launcher has written that.
+def enter(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
+    """Notes in the run directory what was launched, unless the launcher has done that.
 
     Raises:
         UnfitError: the directory cannot be written.
     """
+    if "PACELINE_RUN_DIR" in os.environ:
+        return
+    try:
+        provenance.begin(
+            run,
+            config,
+            attempt=attempt,
+            argv=sys.argv,
+            folder=Path(__file__).parent,
+            nodes=world.nodes,
+            world_size=world.world_size,
+        )
+    except OSError as error:
+        raise runname.unwritable(run.path, error) from error
+
+
+def begin(run: RunDir, config: Config, *, attempt: int) -> None:
+    """Makes the run directory this attempt's.
+
+    Raises:
+        UnfitError: the directory cannot be written.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if "PACELINE_RUN_DIR" in os.environ else 0
     try:
         run.failure.unlink(missing_ok=True)
-        if "PACELINE_RUN_DIR" in os.environ:
-            launches.confirm(run, attempt - int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
-        else:
-            provenance.begin(
-                run,
-                config,
-                attempt=attempt,
-                argv=sys.argv,
-                folder=Path(__file__).parent,
-                nodes=world.nodes,
-                world_size=world.world_size,
-            )
+        provenance.confirm(run, config, attempt=attempt - restarts)
         run.update_status(state="running", attempt=attempt)
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
@@ -203,11 +220,18 @@ def is_over(run: RunDir, config: Config, world: World, console: Console) -> bool
 
 
 def train_in(
-    run: RunDir, config: Config, world: World, console: Console, stop: StopRequest, *, attempt: int, started: float
+    run: RunDir,
+    config: Config,
+    world: World,
+    console: Console,
+    stop: StopRequest,
+    *,
+    attempt: int,
+    started: float,
+    on_start: Callable[[], None],
 ) -> int:
     """Trains in a run directory and closes it; returns the exit code."""
     zero = world.is_rank_zero
-    environment.write(run, world, attempt=attempt)
     trackers = open_trackers(config, run, attempt=attempt, warn=console.warn) if zero else NullTrackers()
     monitor = Monitor(
         config.monitor,
@@ -227,7 +251,7 @@ def train_in(
     slow = f"{run.path} does not answer: the end of the run waits for its storage"
     try:
         monitor.start()
-        outcome = _train(config, job)
+        outcome = _train(config, job, on_start)
         if zero:
             with saying_if_slow(console.warn, slow):
                 summary = close_run(outcome, job, seconds=time.time() - started)
@@ -246,16 +270,12 @@ def train_in(
     return 0 if outcome.finished else STOPPED
 
 
-def _train(config: Config, job: Job) -> Outcome:
+def _train(config: Config, job: Job, on_start: Callable[[], None]) -> Outcome:
     with agreed(config.precision, job.world).matmuls():
-        return _train_stages(config, job)
-
-
-def _train_stages(config: Config, job: Job) -> Outcome:
-    if config.debug and not job.run.checkpoints.exists():
-        train(config, job, stop_after=_DEBUG_STEPS // 2)
-        job.console.say("debug: train, checkpoint and stop worked; now resume, train, validate")
-    return train(config, job)
+        if config.debug and not job.run.checkpoints.exists():
+            train(config, job, stop_after=_DEBUG_STEPS // 2)
+            job.console.say("debug: train, checkpoint and stop worked; now resume, train, validate")
+        return train(config, job, on_start=lambda progress: on_start())
 
 
 def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object]:

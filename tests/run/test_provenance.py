@@ -10,7 +10,6 @@ import pytest
 
 from launcher import local, runs
 from launcher.plan import Program, plan_job
-from tests.workers import alone
 from trainer import worker
 from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError, UnfitError
@@ -129,6 +128,8 @@ def test_config_yaml_is_what_the_run_computes(tmp_path: Path) -> None:
     accepted = replace(changed, run=RunConfig(accept_changes=True))
     provenance.agree(run, accepted)
     begin(run, accepted, attempt=2, folder=tmp_path)
+    assert from_yaml(run.config.read_text()).optim.lr == 0.5, "its model may yet be refused"
+    provenance.confirm(run, accepted, attempt=2)
     assert from_yaml(run.config.read_text()).optim.lr == 0.25
     # What the earlier attempts computed with is still to be found.
     kept = [from_yaml(run.attempt_config(number).read_text()) for number in (0, 1)]
@@ -142,11 +143,11 @@ def test_whoever_has_the_run_says_what_it_computes(tmp_path: Path) -> None:
     run.path.mkdir()
     begin(run, mine, folder=tmp_path)
     begin(run, Config(optim=OptimConfig(lr=0.25)), attempt=1, folder=tmp_path)
-    provenance.confirm(run, mine)
+    provenance.confirm(run, mine, attempt=0)
     assert from_yaml(run.config.read_text()).optim.lr == 0.5
     run.checkpoint(3).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"optim.lr was 0.5 and is now 0.25"):
-        provenance.confirm(run, Config(optim=OptimConfig(lr=0.25)))
+        provenance.agree(run, Config(optim=OptimConfig(lr=0.25)))
 
 
 @pytest.mark.parametrize("winner", [0, 1])
@@ -160,7 +161,7 @@ def test_job_json_ends_with_the_launch_that_has_the_run_whoever_wrote_it_last(
     begin(run, Config(), attempt=loser, argv="loser", folder=tmp_path)
     monkeypatch.setenv("PACELINE_RUN_DIR", str(run.path))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    worker.begin(run, Config(), alone(), attempt=winner + 2)
+    worker.begin(run, Config(), attempt=winner + 2)
     job = read_json(run.job)
     assert [(row["attempt"], row["argv"]) for row in job["attempts"]] == [(loser, ["loser"]), (winner, ["winner"])]
     assert job["argv"] == (["winner"] if winner == 0 else ["loser"])

@@ -31,6 +31,18 @@ def confirm(run: RunDir, attempt: int) -> None:
         _append(run, row)
 
 
+def withdraw(run: RunDir, attempt: int) -> None:
+    """Takes a launch out of job.json that was refused; what its attempt has left among the logs stays there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    rows = run.launches()
+    others = [row for row in rows if row.get("attempt") != attempt]
+    if others and others != rows:
+        write_json(run.job, {**read_json(run.job), "attempts": others})
+
+
 def row_of(rows: Sequence[dict[str, Any]], attempt: int) -> dict[str, Any]:
     """The row of an attempt's launch: a restart by a launcher has a number, but no row of its own.
 

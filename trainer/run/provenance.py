@@ -41,30 +41,29 @@ def agree(run: RunDir, config: Config) -> list[str]:
     if not run.config.exists():
         return []
     before = read_config(run.config)
-    if saved.last_checkpoint(run) or any(run.checkpoints.glob("step-*")):
+    if saved.has_checkpoint(run):
         changed = check_agreement(before, _shown(config, run), name=run.name)
         return [f"run.accept_changes=true: {change}" for change in changed]
     return []
 
 
-def confirm(run: RunDir, config: Config) -> list[str]:
-    """Judges again what was judged before the run was this job's alone, and makes config.yaml say what it computes.
+def confirm(run: RunDir, config: Config, *, attempt: int) -> None:
+    """Makes config.yaml and job.json say what the run computes from now on; for the job that has it.
 
-    Two jobs may both have found a run new, and the other one have trained in it since, or only have written its
-    configuration there.
+    Config.yaml of the earlier attempts then lies with their logs. Another job may have written its own meanwhile.
 
-    Returns:
-        As `agree`.
+    Args:
+        run: the run.
+        config: as for `begin`.
+        attempt: the number with which this was launched.
 
     Raises:
-        ConfigError: as `agree`.
         OSError: the directory cannot be written.
     """
-    accepted = agree(run, config)
     shown = _shown(config, run)
-    if run.config.exists() and differences(read_config(run.config), shown):
-        write_atomic(run.config, to_yaml(shown).encode())
-    return accepted
+    if not run.config.exists() or differences(read_config(run.config), shown):
+        _replace_config(run, shown, attempt)
+    launches.confirm(run, attempt)
 
 
 def begin(
@@ -72,8 +71,8 @@ def begin(
 ) -> None:
     """Writes config.yaml and job.json; what the first attempt wrote stays, and later ones are added.
 
-    config.yaml is what the run computes: a later attempt replaces it only with accepted changes, and the earlier ones'
-    then lies with their logs. Where an attempt's differs in what does not matter, it lies with the attempt's logs.
+    config.yaml is what the run computes: once it has saved something, a later attempt's with accepted changes lies
+    with that one's logs until `confirm`, since its model may yet be refused. So does for good what does not matter.
 
     Args:
         run: the run.
@@ -87,8 +86,7 @@ def begin(
     Raises:
         OSError: the directory cannot be written.
     """
-    known = [row.get("attempt", 0) for row in run.launches()]
-    _write_config(run, _shown(config, run), attempt, earlier=[number for number in known if number < attempt])
+    _write_config(run, _shown(config, run), attempt)
     row = {
         "attempt": attempt,
         "argv": redact_words(argv),
@@ -151,21 +149,22 @@ def _shown(config: Config, run: RunDir) -> Config:
     return from_dict(redact_values(to_dict(named)))
 
 
-def _write_config(run: RunDir, config: Config, attempt: int, *, earlier: Sequence[int]) -> None:
-    text = to_yaml(config)
+def _write_config(run: RunDir, config: Config, attempt: int) -> None:
+    text = to_yaml(config).encode()
     if not run.config.exists():
-        write_atomic(run.config, text.encode())
-        return
-    before = run.config.read_bytes()
-    if before == text.encode():
-        return
-    if differences(read_config(run.config), config):
-        for number in earlier:
-            if not run.attempt_config(number).exists():
-                write_atomic(run.attempt_config(number), before)
-        write_atomic(run.config, text.encode())
-    else:
-        write_atomic(run.attempt_config(attempt), text.encode())
+        write_atomic(run.config, text)
+    elif differences(read_config(run.config), config) and not saved.has_checkpoint(run):
+        _replace_config(run, config, attempt)
+    elif run.config.read_bytes() != text:
+        write_atomic(run.attempt_config(attempt), text)
+
+
+def _replace_config(run: RunDir, config: Config, attempt: int) -> None:
+    known = [row.get("attempt", 0) for row in run.launches()] if run.config.exists() else []
+    for number in known:
+        if number < attempt and not run.attempt_config(number).exists():
+            write_atomic(run.attempt_config(number), run.config.read_bytes())
+    write_atomic(run.config, to_yaml(config).encode())
 
 
 def _user() -> str:

@@ -30,6 +30,11 @@ def last_checkpoint(run: RunDir) -> str | None:
     return name
 
 
+def has_checkpoint(run: RunDir) -> bool:
+    """Whether a run has saved anything, by its own word or by what lies there: then it is more than a new one."""
+    return last_checkpoint(run) is not None or any(run.checkpoints.glob("step-*"))
+
+
 def start_over(run: RunDir, missing: str) -> None:
     """Takes back what a run has said about checkpoints, the last of which is `missing`: it begins anew without them.
 

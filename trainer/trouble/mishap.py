@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import PacelineError
-from trainer.run import environment
+from trainer.errors import ConfigError, PacelineError
+from trainer.run import environment, launches
 from trainer.run.patience import saying_if_slow
 from trainer.rundir import RunDir, error_beside, read_json, write_json, write_json_once
 from trainer.terminal.console import Console
@@ -26,11 +26,13 @@ class Attempt:
         run: the run directory.
         number: the attempt's, from 0.
         is_ours: whether the run is this job's already; else the error is told beside the attempt's logs alone.
+        has_begun: whether it goes on with the run; one that is refused before that leaves the run as it was.
     """
 
     run: RunDir
     number: int
     is_ours: bool
+    has_begun: bool = True
 
 
 def report(error: Exception, attempt: Attempt | None, console: Console, *, micro_batch: int | None = None) -> int:
@@ -149,9 +151,15 @@ def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, problem: 
             write_json_once(told, row)
         if attempt.is_ours:
             run.guard()
+            if isinstance(error, ConfigError) and not attempt.has_begun:
+                if rank == 0:
+                    launches.withdraw(run, attempt.number)
+                return is_told, f"{advice}\n  run {run.name} is left as it was"
+            if read_json(run.failure).get("attempt") != attempt.number:
+                run.failure.unlink(missing_ok=True)
             write_json_once(run.failure, read_json(told) or row)
             if rank == 0:
-                run.update_status(state="failed")
+                run.update_status(state="failed", attempt=attempt.number)
     except OSError as refused:
         return is_told, f"{advice}\n  {run.failure} could not be written: {refused.strerror}".strip()
     return is_told, f"{advice}\n  traceback: {run.failure}".strip() if code == 1 and row else advice
