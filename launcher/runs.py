@@ -133,15 +133,18 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     # The holder of a run renews its record, also in an evaluation of an hour.
     updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
     state = "running" if held else _state(str(status.get("state", "pending")), launched, failure, updated, now)
-    best = status.get("best_accuracy")
-    running = state == "running"
+    running, saved = state == "running", _newest_checkpoint(run)
+    ended = state not in ("pending", "running")
+    best = status.get("best_accuracy") if ended else None
+    # What was killed has said its last word before its last checkpoint.
+    steps = [step for step in (status.get("step"), saved if ended else None) if step is not None]
     eta = status.get("eta_s") if running else None
     return RunView(
         run=run,
         state=state,
-        step=status.get("step"),
+        step=max(steps, default=None),
         total_steps=status.get("total_steps"),
-        saved_step=_newest_checkpoint(run),
+        saved_step=saved,
         accuracy=best or _latest(run.metrics, "val/accuracy"),
         is_best=bool(best),
         images_per_second=status.get("images_per_second") if running else None,

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -151,8 +152,14 @@ def test_what_a_finished_run_has_lost_is_made_again(whole: RunDir, tmp_path: Pat
 def test_a_finished_run_can_be_prolonged(tmp_path: Path) -> None:
     arguments = [*SHORT, f"run.dir={tmp_path}", "run.name=p"]
     succeed(TRAINER, *arguments, "epochs=1")
+    summary = RunDir(tmp_path / "p").summary
+    causes = read_json(summary)["seconds_by_cause"]
+    began = time.time()
     said = succeed(TRAINER, *arguments, "epochs=2", "run.accept_changes=true")
     assert "goes on after step 23 of 46" in said
+    # The first attempt's time counts, too.
+    took = read_json(summary)
+    assert took["seconds"] > took["time"] - began + sum(causes.values()) / 2
     assert said.count("run.accept_changes=true: epochs was 1 and is now 2") == 1
     assert [row["epoch"] for row in read_json_lines(RunDir(tmp_path / "p").metrics) if "val/loss" in row] == [1, 2]
     shortened = succeed(PACELINE, *arguments, "epochs=1", "run.accept_changes=true", "cluster.gpus_per_node=1")

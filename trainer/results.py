@@ -22,7 +22,12 @@ def write_classes(run: RunDir, classes: list[str]) -> None:
 
 
 def summarise(outcome: Outcome, *, seconds: float) -> dict[str, Any]:
-    """The run's results as plain values; fractions are 0..1, times are seconds."""
+    """The run's results as plain values; fractions are 0..1, times are seconds.
+
+    Args:
+        outcome: how the training ended.
+        seconds: that the run took, over all attempts.
+    """
     progress, parts = outcome.progress, outcome.parts
     training = progress.seconds.get("steps", 0.0)
     trained = parts.plan.samples_before(progress.step)

@@ -36,6 +36,7 @@ class Outcome:
         progress: where it stands.
         parts: what was trained.
         samples: samples seen by this attempt, over all ranks.
+        earlier_s: seconds that the attempts before it had worked at what it went on from.
     """
 
     finished: bool
@@ -44,6 +45,7 @@ class Outcome:
     progress: Progress
     parts: Parts
     samples: int
+    earlier_s: float
 
 
 def train(
@@ -71,7 +73,7 @@ def train(
         start = {"event": "start", "step": progress.step, "attempt": job.attempt, "superseded": superseded}
         job.trackers.event({"time": time.time(), **start})
     announce(parts, job, progress)
-    first_step = progress.step
+    first_step, earlier_s = progress.step, progress.worked_s
     loop = Loop(parts, job, progress)
     batches = parts.batches(first_step)
     try:
@@ -104,7 +106,8 @@ def train(
             if progress.best.step
             else "run.fresh=true with a lower rate, optim.lr",
         )
-    return Outcome(reached and not progress.pending_evaluation, early, asked.by_request, progress, parts, seen)
+    finished = reached and not progress.pending_evaluation
+    return Outcome(finished, early, asked.by_request, progress, parts, seen, earlier_s)
 
 
 def announce(parts: Parts, job: Job, progress: Progress) -> None:

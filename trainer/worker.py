@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from trainer import results
+from trainer.age import process_age_s
 from trainer.config import Config, TrackingConfig
 from trainer.distributed import World, join
 from trainer.errors import STOPPED, InUseError
@@ -279,10 +280,19 @@ def _train(config: Config, job: Job, on_start: Callable[[], None]) -> Outcome:
 
 
 def close_run(outcome: Outcome, job: Job, *, seconds: float) -> dict[str, object]:
-    """Writes the results and the final state; returns the summary."""
+    """Writes the results and the final state; returns the summary.
+
+    Args:
+        outcome: how the training ended.
+        job: its surroundings.
+        seconds: since the launch of the job.
+    """
     run, progress = job.run, outcome.progress
     run.guard()
-    summary = results.summarise(outcome, seconds=seconds)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        # What came before a restart is among the earlier attempts', as far as it was kept.
+        seconds = min(seconds, process_age_s())
+    summary = results.summarise(outcome, seconds=outcome.earlier_s + seconds)
     results.write_classes(run, outcome.parts.splits.classes)
     if outcome.finished:
         write_json(run.summary, summary)

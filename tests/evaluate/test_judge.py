@@ -101,6 +101,9 @@ def test_an_early_stop_finishes_the_run_and_resume_counts_on(tmp_path: Path) -> 
     while len(evaluations(run_dir)) < 3:
         assert process.is_alive(), said.read_text()
         assert time.monotonic() < deadline
+    # While it trains: what is killed says nothing at its end.
+    status = read_json(run_dir.status)
+    assert status["best_accuracy"] in [row["val/accuracy"] for row in evaluations(run_dir)]
     process.terminate()
     process.join(60)
     assert process.exitcode == 75, said.read_text()

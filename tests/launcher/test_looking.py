@@ -155,6 +155,22 @@ def test_the_table_has_a_line_a_run_the_latest_first_and_the_error_of_a_failed_o
     assert said(capsys, "status", "-q", "--dir", str(tmp_path))[1].splitlines()[0] == "live"
 
 
+@pytest.mark.parametrize(
+    ("state", "held", "seen"), [("running", True, (69, 0.5, False)), ("failed", False, (138, 0.898, True))]
+)
+def test_a_run_that_was_killed_has_its_best_accuracy_and_no_step_before_its_last_checkpoint(
+    tmp_path: Path, state: str, held: bool, seen: tuple[int, float, bool]
+) -> None:
+    run = make_run(tmp_path, "x", state=state, step=69, best_accuracy=0.898)
+    append_json_line(run.metrics, {"step": 69, "val/accuracy": 0.5})
+    run.checkpoint(138).mkdir(parents=True)
+    with run.lock.open("w") as lock:
+        if held:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        view = runs.look(run)
+    assert (view.step, view.accuracy, view.is_best) == seen
+
+
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_a_long_reason_or_name_takes_no_room_from_state_and_step_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int

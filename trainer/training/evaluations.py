@@ -28,6 +28,7 @@ def record(recorder: Recorder, scores: Scores, parts: Parts, progress: Progress,
     splits, run, weights = parts.splits, parts.run, parts.judge.weights
     # Written by another thread, when the progress has gone on.
     step, metrics, best_step = progress.step, progress.metrics, progress.best.step
+    best_accuracy = progress.best.accuracy if progress.best.step else None
     skipped = len(splits.val) - scores.samples
 
     def write_details() -> None:
@@ -43,5 +44,6 @@ def record(recorder: Recorder, scores: Scores, parts: Parts, progress: Progress,
         samples=parts.plan.samples_before(step),
         metrics=metrics,
         best=best,
+        best_accuracy=best_accuracy,
         write_details=write_details,
     )

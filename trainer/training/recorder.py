@@ -108,6 +108,7 @@ class Recorder:
         samples: int,
         metrics: dict[str, float],
         best: bool,
+        best_accuracy: float | None,
         write_details: Callable[[], None],
     ) -> None:
         """Records a row of validation metrics and the evaluation's details; returns at once.
@@ -119,6 +120,7 @@ class Recorder:
             samples: seen in the run.
             metrics: by full names.
             best: whether the evaluation is the best so far.
+            best_accuracy: the best one's; None where there is none.
             write_details: called beside the training.
         """
         when = time.time()
@@ -130,6 +132,7 @@ class Recorder:
             self._console.evaluation(
                 step=step, epoch=epoch if ends_epoch else None, metrics=shown, best=best and self._praises
             )
+            self._run.update_status(step=step, epoch=epoch, best_accuracy=best_accuracy)
             write_details()
 
         self._work.put(record)

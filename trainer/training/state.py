@@ -52,6 +52,11 @@ class Progress:
     skipped_steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def worked_s(self) -> float:
+        """Seconds that all attempts so far have worked at what is kept of them; without their starts."""
+        return sum(self.seconds.get(what, 0.0) for what in ("steps", "evaluation", "checkpoint"))
+
     def leaves_out(self, step: int) -> bool:
         """Whether a step, counted from 1, is passed over."""
         return any(first <= step <= last for first, last in self.left_out)
