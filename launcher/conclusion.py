@@ -101,6 +101,8 @@ class Account:
             exits = own or list(outcome.exits)
         code = verdict.exit_code(exits, stop.signal if reason else None)
         failure = verdict.first_failure(exits)
+        if self._is_ours and failure is not None:
+            failure = verdict.as_rank_zero_says(exits, failure)
         # Written before it is said: a terminal that takes nothing may hold this process up from here on.
         keep = self._may_write(outcome.attempt)
         if keep and self._is_refused(code):

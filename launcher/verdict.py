@@ -100,6 +100,13 @@ def first_failure(exits: Sequence[Exit]) -> Exit | None:
     )
 
 
+def as_rank_zero_says(exits: Sequence[Exit], first: Exit) -> Exit:
+    """The first failure, by rank 0 where that says the same: what all ranks find out together it has told already."""
+    told = (first.code, first.type, first.message)
+    same = (exit for exit in exits if exit.rank == 0 and exit.type and (exit.code, exit.type, exit.message) == told)
+    return next(same, first)
+
+
 def is_failure(exit: Exit) -> bool:
     """Whether a worker did not end well."""
     return exit.code not in (0, STOPPED)

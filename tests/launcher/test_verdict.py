@@ -12,6 +12,7 @@ from launcher.folding import fold, line
 from launcher.outcome import Outcome, merged
 from launcher.verdict import (
     Exit,
+    as_rank_zero_says,
     exit_code,
     failure_row,
     first_failure,
@@ -72,6 +73,15 @@ def test_a_time_out_is_the_sign_of_a_worker_that_hangs_and_the_echo_of_none() ->
 def test_an_exit_code_without_a_word_is_told_as_that() -> None:
     row = failure_row(Exit(1, 7), attempt=0, code=1, log="l", ours=False)
     assert (row["type"], row["message"]) == ("exit code 7", "the script ended with exit code 7")
+
+
+def test_what_all_ranks_find_out_together_is_rank_zeros_word() -> None:
+    quicker = Exit(1, 1, time=1.0, type="TrainingError", message="the loss is not finite")
+    slower = dataclasses.replace(quicker, rank=0, time=1.5)
+    assert as_rank_zero_says([quicker, slower], quicker) is slower
+    assert as_rank_zero_says([quicker, dataclasses.replace(slower, message="another")], quicker) is quicker
+    killed = Exit(1, -9)
+    assert as_rank_zero_says([Exit(0, -9), killed], killed) is killed
 
 
 def test_of_two_causes_the_earlier_wins() -> None:
