@@ -1,6 +1,7 @@
 """Signs of life of workers that do not tell: what they print, compute and read, and whether their stacks change."""
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from launcher.stacks import Frame, Stacks
 from launcher.waiting import waits_for_others
 
 _BUSY_SHARE = 0.02
+_BUSY_BESIDE_SHARE = 0.1
 _BUSY_BYTES_PER_S = 200_000
 _LEAST_BUSY_S = 0.03
 """The kernel counts in hundredths of a second, of which one falls to an idle process now and then."""
@@ -19,10 +21,40 @@ _LEAST_PROBE_S = 1.0
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a worker has done, or did in some time.
+
+    Attributes:
+        main_s: CPU seconds of its main thread.
+        beside_s: CPU seconds of its other threads and of the processes below it.
+        moved: bytes that it has read and written.
+    """
+
+    main_s: float = 0.0
+    beside_s: float = 0.0
+    moved: int = 0
+
+    def since(self, before: "Effort") -> "Effort":
+        """The difference."""
+        return Effort(self.main_s - before.main_s, self.beside_s - before.beside_s, self.moved - before.moved)
+
+    def is_work(self, past_s: float) -> bool:
+        """Whether so much in so many seconds is a sign of life.
+
+        A main thread that waits uses next to nothing. Beside one that waits something may tick all the same: monitors,
+        progress bars, a library that polls. Those must use a tenth of a core; loading processes do.
+        """
+        return (
+            self.main_s >= max(_BUSY_SHARE * past_s, _LEAST_BUSY_S)
+            or self.beside_s >= max(_BUSY_BESIDE_SHARE * past_s, _LEAST_BUSY_S)
+            or self.moved >= _BUSY_BYTES_PER_S * past_s
+        )
+
+
 @dataclass(slots=True)
 class _Worker:
-    used_s: float = 0.0
-    moved: int = 0
+    effort: Effort = Effort()
     printed: int = 0
     marks: int = 0
     busy: bool = False
@@ -33,7 +65,7 @@ class _Worker:
 class Activity:
     """Counts signs of life of workers, seen from outside.
 
-    Output is one, and so are computing and reading or writing files, in the worker or in what it has started. A worker
+    Output is one, and so is work, in the worker or in what it has started; see `Effort.is_work`. A worker
     that spins in a collective computes nothing, though: where nothing has been printed for a while, its stack is looked
     at, and it counts as waiting while that does not change. A stack that does change is a sign of life itself.
 
@@ -48,6 +80,7 @@ class Activity:
         self._probe_s = max(limit_s / 4, _LEAST_PROBE_S)
         self._workers: dict[int, _Worker] = {}
         self._looked = self._probed = 0.0
+        self._measured = time.monotonic() - self._period_s
 
     def look(self, now: float, pids: Mapping[int, int], logs: Mapping[int, Path]) -> dict[int, int]:
         """Signs of life so far, by rank.
@@ -57,10 +90,9 @@ class Activity:
             pids: rank -> pid, of workers that have not ended.
             logs: rank -> where its output goes.
         """
-        past_s = now - self._looked
-        if past_s >= self._period_s or not self._workers.keys() >= pids.keys():
+        if now - self._looked >= self._period_s or not self._workers.keys() >= pids.keys():
             self._looked = now
-            self._measure(max(past_s, self._period_s), pids, logs)
+            self._measure(pids, logs)
             if now - self._probed >= self._probe_s:
                 self._probed = now
                 self._compare(pids)
@@ -70,17 +102,18 @@ class Activity:
         """Whether a worker was computing when it was last looked at."""
         return rank in self._workers and self._workers[rank].busy
 
-    def _measure(self, past_s: float, pids: Mapping[int, int], logs: Mapping[int, Path]) -> None:
+    def _measure(self, pids: Mapping[int, int], logs: Mapping[int, Path]) -> None:
+        # The time that workers had to do it in, which goes on while their stacks are taken: a `Clock` hardly does.
+        last, self._measured = self._measured, time.monotonic()
         used = _used_by_trees(pids)
         for rank, pid in pids.items():
             worker = self._workers.setdefault(rank, _Worker())
-            before = worker.used_s, worker.moved, worker.printed
-            worker.used_s, worker.moved, worker.printed = used.get(pid, 0.0), _moved(pid), _size(logs[rank])
-            worker.busy = (
-                worker.used_s - before[0] >= max(_BUSY_SHARE * past_s, _LEAST_BUSY_S)
-                or worker.moved - before[1] >= _BUSY_BYTES_PER_S * past_s
-            )
-            printed = worker.printed != before[2]
+            before, printed_before = worker.effort, worker.printed
+            main_s = _used_by_main_thread(pid)
+            worker.effort = Effort(main_s, used[pid] - main_s, _moved(pid))
+            worker.printed = _size(logs[rank])
+            worker.busy = worker.effort.since(before).is_work(self._measured - last)
+            printed = worker.printed != printed_before
             if printed:
                 # Who prints need not be looked into; nobody waits for ever while another one prints.
                 worker.frames, worker.waits = (), False
@@ -116,6 +149,15 @@ def _used_by_trees(pids: Mapping[int, int]) -> dict[int, float]:
         if root in roots:
             used[root] += spent
     return used
+
+
+def _used_by_main_thread(pid: int) -> float:
+    """CPU seconds used so far; 0 of a process that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:13])) * _TICK_S
 
 
 def _moved(pid: int) -> int:

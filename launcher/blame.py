@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from launcher.folding import spans
 from launcher.stacks import Frame, Stacks
 from launcher.verdict import HANG, Exit
-from launcher.waiting import key, place, waits_for_others
+from launcher.waiting import is_in_backward, key, place, waits_for_others
 from launcher.watchdog import Silence
 from trainer import wording
 from trainer.heartbeat import Phase
@@ -51,7 +51,8 @@ class Sighting:
     @property
     def waits(self) -> bool:
         """Whether it waits for other ranks, or did so until it gave up."""
-        return bool(self.gave_up) or waits_for_others(self.frames)
+        idle_in_backward = not self.busy and is_in_backward(self.frames)
+        return bool(self.gave_up) or waits_for_others(self.frames) or idle_in_backward
 
     @property
     def is_stopped(self) -> bool:

@@ -8,9 +8,10 @@ from trainer.trouble.frames import is_theirs
 
 _COLLECTIVE = re.compile(r"\b(c10d|gloo)::|\bnccl[A-Z]")
 _DEVICE = re.compile(r"\bcuda(Stream|Event|Device)Synchronize|\bcu(Stream|Event|Ctx)Synchronize")
+_AUTOGRAD = "torch/autograd/graph.py"
 _PLUMBING = (
     "torch/distributed/c10d_logger.py",
-    "torch/autograd/graph.py",
+    _AUTOGRAD,
     "torch/autograd/__init__.py",
     "torch/_tensor.py",
     "torch/utils/_contextlib.py",
@@ -44,6 +45,11 @@ def waits_for_others(frames: Sequence[Frame]) -> bool:
     return False
 
 
+def is_in_backward(frames: Sequence[Frame]) -> bool:
+    """Whether a stack, seen without native calls, ends in autograd's: DDP waits there, and Python does not show it."""
+    return bool(frames) and frames[0].file.endswith(_AUTOGRAD)
+
+
 def excuse(frames: Sequence[Frame], silent_s: float, data_timeout_s: float | None) -> str:
     """Why a process that gives no sign of life may be silent for longer, in words; empty: there is no reason.
 
@@ -71,7 +77,7 @@ def place(frames: Sequence[Frame]) -> str:
         return frames[0].function if frames else "an unknown place"
     own = next((frame for frame in python if is_theirs(frame.file)), None)
     through = python[: python.index(inner)]
-    backward = any(frame.file.endswith("torch/autograd/graph.py") for frame in through)
+    backward = any(frame.file.endswith(_AUTOGRAD) for frame in through)
     what = f"backward, called in {inner.function}" if backward else inner.function
     text = f"{what} ({short(inner)})"
     return text if own is None or own is inner else f"{text}, from {own.function} ({short(own)})"

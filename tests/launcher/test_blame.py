@@ -42,6 +42,8 @@ def at(rank: int, frames: tuple[Frame, ...] = REDUCE, *, state: str = "S", **kno
 CASES = {
     "elsewhere": ([*(at(rank) for rank in range(63)), at(63, LOADS)], [63]),
     "in the exchange of gradients": ([at(0, BACKWARD), at(1, LOADS), at(2, BACKWARD)], [1]),
+    "in the exchange, as Python alone shows it": ([at(0, BACKWARD[1:]), at(1, LOADS)], [1]),
+    "computes in backward": ([at(0), at(1, BACKWARD[1:], busy=True)], [1]),
     "stopped": ([at(0), at(1, state="T"), at(2, LOADS)], [1]),
     "behind": ([at(0, LOADS, beats=7), at(1, LOADS, beats=6), at(2, LOADS, beats=7)], [1]),
     "ended": ([at(0), at(1), Sighting(2, Stacks(""), ended=True)], [2]),
