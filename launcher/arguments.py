@@ -120,6 +120,9 @@ def typed(*words: str) -> str:
 def retyped(arguments: Sequence[str], instead: Instead) -> str | None:
     """The command line with some words written otherwise; None where they are not in it."""
     words, (old, new) = list(arguments), instead
+    if not old:
+        own = words.index("--") if "--" in words else len(words)
+        return typed(*words[:own], *new, *words[own:])
     for at in range(len(words)):
         if words[at : at + len(old)] == list(old):
             return typed(*words[:at], *new, *words[at + len(old) :])

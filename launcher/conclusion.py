@@ -211,7 +211,8 @@ class Account:
         tidy_terminal()
         if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung:
             # Rank 0 has the terminal and has said it.
-            told = {"more": others, "log": row["log"], **verdict.next_step(code, self._plan.again, ours=True)}
+            step = verdict.next_step(code, self._plan.again, ours=True, override=row.get("override", ""))
+            told = {"more": others, "log": row["log"], **step}
             print("\n".join(f"  {label:<7} {text}" for label, text in told.items() if text), file=sys.stderr)
         else:
             print(verdict.panel(row, again=self._plan.again, ours=self._is_ours), file=sys.stderr)

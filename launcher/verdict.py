@@ -39,6 +39,7 @@ class Exit:
         traceback: as Python prints it.
         place: `file:line in function`, the innermost in the user's own code.
         advice: what to try, where the exception says so.
+        override: with which the same command works, where the exception knows one.
         meaning: what the end means, where more is known than its signal says.
         stacks: the file with the stacks of all ranks, of one that hung; else empty.
         is_vague: whether it only says that ranks of this machine wait, or where they were when all had to end.
@@ -53,6 +54,7 @@ class Exit:
     traceback: str = ""
     place: str = ""
     advice: str = ""
+    override: str = ""
     meaning: str = ""
     stacks: str = ""
     is_vague: bool = False
@@ -217,19 +219,23 @@ def failure_row(exit: Exit, *, attempt: int, code: int, log: str, ours: bool) ->
         "exit_code": code,
         "log": log,
         **({"stacks": exit.stacks} if exit.stacks else {}),
+        **({"override": exit.override} if exit.override else {}),
     }
 
 
-def next_step(code: int, again: str, *, ours: bool) -> dict[str, str]:
+def next_step(code: int, again: str, *, ours: bool, override: str = "") -> dict[str, str]:
     """The command that goes on, labelled: at once, or once the cause is mended; none where it must fail again.
 
     Args:
-        code: the job's exit code.
+        code: the job's exit code; 2 says, also of a script by argparse, that its arguments are wrong.
         again: the command.
-        ours: whether our trainer ran, which gives 2 and 3 a meaning.
+        ours: whether our trainer ran, which gives 3 a meaning.
+        override: with which the command works without mending anything.
     """
-    if ours and code == ConfigError.exit_code:
+    if code == ConfigError.exit_code:
         return {}
+    if ours and override:
+        return {"again": f"{again} {override}"}
     return {"then" if ours and code == UnfitError.exit_code else "again": again}
 
 
@@ -263,7 +269,7 @@ def panel(row: dict[str, Any], *, again: str, ours: bool) -> str:
         },
         "log": row.get("log"),
         "stacks": row.get("stacks"),
-        **next_step(row["exit_code"], again, ours=ours),
+        **next_step(row["exit_code"], again, ours=ours, override=row.get("override", "")),
     }
     lines += [f"  {label:<7} {text}" for label, text in labelled.items() if text]
     return "\n".join(lines)

@@ -186,6 +186,7 @@ def _record(error: BaseException | None, log: Path, *, show: bool) -> None:
             "type": type(error).__name__,
             "message": ours.problem if ours else _message(error),
             "advice": ours.fix if ours else "",
+            "override": ours.added if ours else "",
             "place": f"{place.filename}:{place.lineno} in {place.name}" if place else "",
             "traceback": text,
         }

@@ -17,7 +17,8 @@ class PacelineError(Exception):
         problem: what is wrong and where, one sentence without a full stop.
         fix: the exact override or command that mends it, or the thing to look at.
         details: what a program would want to know, for failure.json; plain values.
-        instead: words of the command line (or a key before its `=`), and what to write for them.
+        instead: words of the command line (or a key before its `=`), and what to write for them; no words, where
+            something is to be added.
     """
 
     exit_code = 1
@@ -35,6 +36,11 @@ class PacelineError(Exception):
         self.fix = fix
         self.details = dict(details or {})
         self.instead = instead
+
+    @property
+    def added(self) -> str:
+        """The override with which the same command works; empty where there is none."""
+        return self.instead[1][0] if self.instead and not self.instead[0] else ""
 
     def __str__(self) -> str:
         return f"{self.problem}\n  {self.fix}" if self.fix else self.problem

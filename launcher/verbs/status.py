@@ -193,7 +193,7 @@ def _again(view: RunView) -> dict[str, str]:
     if view.is_live or view.state == "finished" or words is None:
         return {}
     command = shlex.join([wording.command("paceline"), "run", *words])
-    if view.saved_step is not None:
-        command += f"   (from step {view.saved_step:,})"
     code = int(view.failure.get("exit_code") or 1) if view.failure else 0
-    return next_step(code, command, ours="--" not in words)
+    step = next_step(code, command, ours="--" not in words, override=str(view.failure.get("override") or ""))
+    saved = "" if view.saved_step is None else f"   (from step {view.saved_step:,})"
+    return {label: command + saved for label, command in step.items()}

@@ -9,6 +9,8 @@ import torch
 
 from tests.test_bad_input import folder_of, image_folder
 from tests.trainer_command import TRAINER, run
+from trainer.config import compose
+from trainer.config.continuation import differences
 from trainer.data.bad_image import BadImage
 from trainer.data.loader import choose_workers
 from trainer.data.sampler import Indices
@@ -44,6 +46,24 @@ def test_a_run_whose_images_vanish_does_not_end_as_finished(tmp_path: Path, keep
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert read_json(tmp_path / "runs" / "f" / "status.json")["state"] == "failed"
+
+
+def test_a_bad_image_is_told_with_the_override_with_which_the_run_goes_on() -> None:
+    class Bad:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            raise BadImage("a.png", "broken")
+
+    batch = Samples(Bad(), lambda image: image, seed=0).__getitems__(Indices(0, np.array([1])))
+    assert isinstance(batch, BadBatch)
+    error = batch.to_error()
+    assert error.added == "data.on_bad_image=skip"
+    assert error.added in error.fix
+    # What has been computed without it is what it computes as well.
+    assert differences(compose([]), compose([error.added])) == {}
+    assert differences(compose([]), compose(["data.val_fraction=0.2"])) != {}
 
 
 def test_not_one_good_image_is_an_error() -> None:

@@ -154,12 +154,19 @@ def test_a_panel_says_each_thing_once() -> None:
 
 @pytest.mark.parametrize(
     ("code", "ours", "label"),
-    [(1, True, "again"), (3, True, "then"), (2, True, ""), (2, False, "again"), (3, False, "again")],
+    [(1, True, "again"), (3, True, "then"), (2, True, ""), (2, False, ""), (3, False, "again")],
 )
 def test_a_command_that_must_fail_again_is_not_offered(code: int, ours: bool, label: str) -> None:
     row = failure_row(CAUSE, attempt=0, code=code, log="l", ours=False)
     last = panel(row, again="paceline run run.name=x", ours=ours).splitlines()[-1].split()
     assert last == ([label, "paceline", "run", "run.name=x"] if label else ["log", "l"])
+
+
+def test_a_command_that_works_with_one_more_override_is_offered_with_it() -> None:
+    lacking = dataclasses.replace(CAUSE, override="data.on_bad_image=skip")
+    row = failure_row(lacking, attempt=0, code=3, log="l", ours=True)
+    last = panel(row, again="paceline run run.name=x", ours=True).splitlines()[-1].split()
+    assert last == ["again", "paceline", "run", "run.name=x", "data.on_bad_image=skip"]
 
 
 def test_the_first_failure_has_the_catalogues_meaning_and_our_keys_only_where_our_trainer_ran() -> None:

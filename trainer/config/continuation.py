@@ -19,6 +19,8 @@ HARMLESS = (
     "evaluate.patience",
     "evaluate.min_delta",
     "data.root",
+    # An image that cannot be read has ended the run, or there was none.
+    "data.on_bad_image",
     "data.workers",
     "data.prefetch",
     "data.timeout_s",

@@ -2,6 +2,12 @@
 
 import os
 
+SKIP = "data.on_bad_image=skip"
+"""The override that leaves such images out."""
+
+WAYS = f"mend or remove the file, or leave such images out with {SKIP}"
+"""What can be done about one."""
+
 
 class BadImage(Exception):
     """An image that cannot be read.

@@ -20,7 +20,7 @@ from trainer.data import failure, processes, shared_memory
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Batch, Samples
 from trainer.data.watch import Watch
-from trainer.errors import PacelineError, UnfitError
+from trainer.errors import PacelineError
 
 _MOST_WORKERS = 8
 _END_S = 0.5
@@ -213,7 +213,7 @@ def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Batch]:
 def _good(batches: Iterable[Any]) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, BadBatch):
-            raise UnfitError(batch.problem, batch.fix)
+            raise batch.to_error()
         yield batch
 
 
@@ -224,7 +224,7 @@ def _copied_ahead(batches: Iterable[Any], device: torch.device) -> Iterator[Batc
         if isinstance(batch, BadBatch):
             if ahead is not None:
                 yield _arrived(*ahead, device)
-            raise UnfitError(batch.problem, batch.fix)
+            raise batch.to_error()
         with torch.cuda.stream(stream):
             copied = tuple(tensor.to(device, non_blocking=True) for tensor in batch), stream.record_event()
         if ahead is not None:

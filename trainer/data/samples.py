@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trainer.data.bad_image import BadImage
+from trainer.data.bad_image import SKIP, WAYS, BadImage
 from trainer.data.bench import Bench
 from trainer.data.decode import StorageTrouble
 from trainer.data.sampler import Indices, mix_seed
 from trainer.data.transforms import BatchAugment
+from trainer.errors import UnfitError
 from trainer.run.rows import append_json_line, read_json_lines
 
 IGNORED_TARGET = -100
@@ -38,10 +39,16 @@ class BadBatch:
     Attributes:
         problem: what cannot be read, and why.
         fix: what to do.
+        override: with which the same command works; empty where there is none.
     """
 
     problem: str
     fix: str
+    override: str = ""
+
+    def to_error(self) -> UnfitError:
+        """The error for a person."""
+        return UnfitError(self.problem, self.fix, instead=((), (self.override,)) if self.override else None)
 
 
 _ITEM = "its __getitem__ must return (image, class): a PIL image or a uint8 tensor [C, H, W], and a number from 0"
@@ -122,8 +129,7 @@ class Samples(Dataset[Any]):
         try:
             batch = self._collect(indices) if self._batch_augment is None else self._slice(indices)
         except BadImage as error:
-            fix = "mend or remove the file, or leave such images out with data.on_bad_image=skip"
-            return BadBatch(f"cannot read the image {error}", fix)
+            return BadBatch(f"cannot read the image {error}", WAYS, override=SKIP)
         except StorageTrouble as error:
             fix = "no fault of the image, so it is not skipped; once the storage is back, run the same command again"
             return BadBatch(f"cannot read the image {error.filename}: {error.strerror}", fix)

@@ -110,6 +110,8 @@ def describe(error: Exception, attempt: Attempt, *, rank: int, code: int, proble
     }
     if isinstance(error, PacelineError) and error.details:
         row["details"] = error.details
+    if isinstance(error, PacelineError) and error.added:
+        row["override"] = error.added
     return row
 
 
@@ -126,7 +128,7 @@ def _leave_word(error: Exception, row: dict[str, Any], attempt: Attempt) -> None
     """Keeps a rank's own error beside its log, for the launcher, which looks for the first of all ranks'."""
     own = {key: row[key] for key in ("host", "time", "type", "message", "place", "traceback", "meaning", "advice")}
     if isinstance(error, PacelineError):
-        own |= {"message": error.problem, "advice": error.fix}
+        own |= {"message": error.problem, "advice": error.fix, "override": error.added}
     with suppress(OSError):
         write_json(error_beside(attempt.run.log(attempt.number, row["rank"])), {**own, "is_in_log": True})
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from trainer.config import DataConfig
+from trainer.data.bad_image import SKIP, WAYS
 from trainer.data.datasets import Splits, held_out
 from trainer.data.decode import decode
 from trainer.data.scan import Layout, Scan, check_classes, check_learned, layout, scan, some
@@ -126,7 +127,8 @@ def from_folder(root: Path, config: DataConfig, *, native: Preprocessing | None 
         others = f", and {len(bad_files) - 1:,} more like it" if len(bad_files) > 1 else ""
         raise UnfitError(
             f"cannot read the image {bad_files[0]}{others}",
-            "mend or remove the file, or leave such images out with data.on_bad_image=skip",
+            WAYS,
+            instead=((), (SKIP,)),
         )
     _check(scans)
     classes = list(scans[0].images)
