@@ -1,5 +1,6 @@
 """Runs a plan on this machine: prepares the run directory, starts the agent and hands signals on to it."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -103,7 +104,12 @@ def _take_attempt(run: RunDir) -> int:
             # Another launcher was faster.
             attempt += 1
         else:
-            return attempt
+            break
+    # Without locks a launch that has died is told by the clock alone.
+    with suppress(OSError):
+        # Held as long as this process lives, so that everybody sees whether there is somebody to wait for.
+        fcntl.flock(os.open(run.log(attempt, 0).parent, os.O_RDONLY), fcntl.LOCK_EX)
+    return attempt
 
 
 def run(plan: JobPlan) -> int:

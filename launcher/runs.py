@@ -1,6 +1,7 @@
 """Runs as their directories show them, from any terminal: what state they are in, where, and how far."""
 
 import argparse
+import fcntl
 import json
 import os
 import socket
@@ -132,7 +133,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     failure = run.read_failure(attempt)
     # The holder of a run renews its record, also in an evaluation of an hour.
     updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
-    state = "running" if held else _state(str(status.get("state", "pending")), launched, failure, updated, now)
+    state = "running" if held else _state(run, str(status.get("state", "pending")), launched, failure, updated, now)
     running, saved = state == "running", _newest_checkpoint(run)
     ended = state not in ("pending", "running")
     best = status.get("best_accuracy") if ended else None
@@ -177,7 +178,9 @@ def _last_restart(run: RunDir, attempt: int) -> int:
     return attempt
 
 
-def _state(state: str, launched: dict[str, Any], failure: dict[str, Any], updated: float, now: float) -> str:
+def _state(
+    run: RunDir, state: str, launched: dict[str, Any], failure: dict[str, Any], updated: float, now: float
+) -> str:
     """The state of a run that nobody has; between the start of an attempt and its first word it is pending."""
     if state in ("running", "pending") and failure:
         # Told by a worker that was not the one to write the state.
@@ -189,8 +192,31 @@ def _state(state: str, launched: dict[str, Any], failure: dict[str, Any], update
     began_after = float(launched.get("time") or 0) >= updated
     if state == "pending" or (began_after and state in ("stopped", "preempted", "failed")):
         # Launched, and nothing said yet; a job in a queue is its scheduler's to judge.
-        return "pending" if launched.get("job_id") or silent < STARTING_S else "lost"
+        if launched.get("job_id"):
+            return "pending"
+        if not _is_launching(run, launched):
+            # It has come to nothing; what the run was before, it is still.
+            return "lost" if state == "pending" else state
+        return "pending" if silent < STARTING_S else "lost"
     return state
+
+
+def _is_launching(run: RunDir, launched: dict[str, Any]) -> bool:
+    """Whether the launcher of an attempt that has said nothing yet may still be there."""
+    if launched.get("host") != socket.gethostname():
+        return True
+    try:
+        descriptor = os.open(run.log(int(launched.get("attempt") or 0), 0).parent, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        # Held, or on a file system without locks: then the clock tells.
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _newest_checkpoint(run: RunDir) -> int | None:

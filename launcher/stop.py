@@ -100,6 +100,16 @@ class Stop:
             raise StoppedEarly
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Has requests wait until somebody listens to them, at the latest until the end of this."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 class StopFile:
     """A request by a file.
 

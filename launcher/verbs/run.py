@@ -48,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from launcher import finished, local
     from launcher.gpus import count_gpus
+    from launcher.stop import held_back
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
@@ -86,14 +87,16 @@ def main(arguments: Sequence[str]) -> int:
     if is_over:
         print("\n".join(finished.lines(run, config, plan.overrides)), file=sys.stderr)
         return 0
-    plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
-    for note in notes:
-        print(note, file=sys.stderr)
-    attempt = f", attempt {plan.attempt}" if plan.attempt else ""
-    nodes = f"{plan.nodes} nodes on this machine, " if plan.nodes > 1 else ""
-    workers = nodes + plural(plan.world_size, "worker")
-    print(f"{workers}, run directory {short_path(Path(plan.run_dir))}{attempt}", file=sys.stderr)
-    return local.run(plan)
+    # From here on there is a run, which must not seem to wait for a job that somebody has called off.
+    with held_back():
+        plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
+        for note in notes:
+            print(note, file=sys.stderr)
+        attempt = f", attempt {plan.attempt}" if plan.attempt else ""
+        nodes = f"{plan.nodes} nodes on this machine, " if plan.nodes > 1 else ""
+        workers = nodes + plural(plan.world_size, "worker")
+        print(f"{workers}, run directory {short_path(Path(plan.run_dir))}{attempt}", file=sys.stderr)
+        return local.run(plan)
 
 
 def read_program(words: Sequence[str], program: Sequence[str], *, has_dashes: bool = True) -> Program:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from launcher import runs
 from tests.launcher.conftest import TELLS, Job, parent_of
 from tests.waiting import until
 from trainer.run.rows import read_json_lines
-from trainer.rundir import read_json
+from trainer.rundir import read_json, write_json
 
 MakeJob = Callable[[str], Job]
 
@@ -317,6 +318,32 @@ def test_a_stop_before_the_workers_are_up_costs_nothing_and_is_75(make_job: Make
     assert "Traceback" not in err
     assert job.run.read_status()["state"] == "stopped"
     assert job.alive() == []
+
+
+def test_a_stop_while_the_run_is_made_is_heard_when_there_is_one_and_not_lost(make_job: MakeJob) -> None:
+    job = make_job("import time\ntime.sleep(600)")
+    git = job.folder / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text("#!/bin/sh\nkill -INT $PPID\nexit 1\n")
+    git.chmod(0o755)
+    code, _, err = job.go(PATH=f"{git.parent}:{os.environ['PATH']}")
+    assert (code, "asked to stop (Ctrl-C) before the workers were up" in err) == (75, True), err
+    assert job.run.read_status()["state"] == "stopped"
+
+
+def test_a_launch_that_was_killed_before_it_said_anything_keeps_nobody_waiting(make_job: MakeJob) -> None:
+    job = make_job("import time\ntime.sleep(600)")
+    process = job.start()
+    until(job.run.job.exists, "it is launched", process)
+    assert runs.look(job.run).is_live
+    process.kill()
+    job.finish(process)
+    job.check_gone(deadline_s=10)
+    job.run.status.unlink(missing_ok=True)
+    assert runs.look(job.run).state == "lost"
+    # Of a run that has trained before, it is no news.
+    write_json(job.run.status, {"state": "preempted", "attempt": 0, "time": job.run.launches()[-1]["time"] - 1})
+    assert runs.look(job.run).state == "preempted"
 
 
 def test_sigusr1_reaches_who_knows_it_as_itself_and_the_others_as_sigterm_and_nohup_is_respected(
