@@ -58,3 +58,33 @@ def test_data_with_more_classes_is_named_and_not_taken_for_another_model(tmp_pat
     ) as refused:
         restore(other, accept_changes=True, warn=print)
     assert "data.root=DIR with the classes that it began with" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("batch", "step", "said"),
+    [
+        (64, 20, []),
+        # 1,280 images; now half as many steps' worth, or twice.
+        (32, 20, ["640 images of an epoch are seen a second time"]),
+        (65, 20, ["20 images of an epoch are left out"]),
+        (65, 1, ["1 image of an epoch is left out"]),
+    ],
+)
+def test_images_that_come_twice_with_another_batch_are_counted(
+    tmp_path: Path, batch: int, step: int, said: list[str]
+) -> None:
+    checkpoint.save(RunDir(tmp_path).checkpoint(step), snapshot(parts_of(tmp_path, "fp32"), Progress(step=step)))
+    config = runs.configuration([], global_batch_size=batch)
+    heard: list[str] = []
+    restore(assemble(config, alone(), RunDir(tmp_path)), accept_changes=True, warn=heard.append)
+    heard = [line for line in heard if "steps are what is counted" in line]
+    assert [line.rpartition(", ")[2] for line in heard] == said
+    restored = restore(assemble(config, alone(), RunDir(tmp_path)), accept_changes=True, warn=print)
+    # Said once: what is saved from now on is of the new plan.
+    checkpoint.save(
+        RunDir(tmp_path).checkpoint(step + 1),
+        snapshot(assemble(config, alone(), RunDir(tmp_path)), replace(restored, step=step + 1)),
+    )
+    heard.clear()
+    restore(assemble(config, alone(), RunDir(tmp_path)), accept_changes=True, warn=heard.append)
+    assert heard == []

@@ -2,14 +2,14 @@
 
 import time
 import tracemalloc
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.sampler import KeyedPermutation, StepPlan, StepSampler, mix_seed
+from trainer.data.sampler import KeyedPermutation, StepPlan, StepSampler, count_shifted, mix_seed
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 97, 1000, 65_536, 65_537, 1_000_003])
@@ -148,3 +148,22 @@ def test_derived_seeds_do_not_collide() -> None:
     seeds = {mix_seed(seed, epoch, sample) for seed in range(5) for epoch in range(20) for sample in range(500)}
     assert len(seeds) == 5 * 20 * 500
     assert all(a != b for a, b in pairwise(sorted(seeds)))
+
+
+def visits(plan: StepPlan, steps: range) -> set[tuple[int, int]]:
+    """Epoch and position of every sample of some steps."""
+    return {(epoch, position) for epoch, start, end in map(plan.bounds, steps) for position in range(start, end)}
+
+
+@pytest.mark.parametrize("drops", list(product([False, True], repeat=2)))
+@pytest.mark.parametrize("batches", list(product([1, 3, 4, 9, 10, 12], repeat=2)))
+def test_what_comes_twice_or_not_at_all_after_a_change_of_plan_is_counted(
+    batches: tuple[int, int], drops: tuple[bool, bool]
+) -> None:
+    before, now = (StepPlan(10, batch, drop_last=drop) for batch, drop in zip(batches, drops, strict=True))
+    for step in range(12):
+        seen, passed = visits(before, range(step)), visits(now, range(step))
+        coming = visits(now, range(step, step + 150))
+        since = step // before.steps_per_epoch
+        skipped = {(epoch, position) for epoch, position in passed - seen if epoch >= since}
+        assert count_shifted(before, now, step) == (len(seen & coming), len(skipped)), step

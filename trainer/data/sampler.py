@@ -150,6 +150,11 @@ class StepPlan:
         per_epoch = min(self.samples, self.steps_per_epoch * self.global_batch_size)
         return epoch * per_epoch + within * self.global_batch_size
 
+    def samples_in(self, epoch: int, step: int) -> int:
+        """Samples of an epoch seen, over all ranks, when `step` steps of the run have been taken."""
+        within = min(max(step - epoch * self.steps_per_epoch, 0), self.steps_per_epoch)
+        return min(within * self.global_batch_size, self.samples)
+
     def bounds(self, step: int) -> tuple[int, int, int]:
         """The epoch of a step, and the first and the end position of the whole step in that epoch's order."""
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -164,6 +169,24 @@ class StepPlan:
         count = max(1, -(-mine // (self.micro_batch_size or max(mine, 1))))
         sizes = tuple(contiguous_slice(mine, i, count)[1] - contiguous_slice(mine, i, count)[0] for i in range(count))
         return StepShare(step, epoch, end - start, sizes, (step + 1) % self.steps_per_epoch == 0)
+
+
+def count_shifted(before: StepPlan, now: StepPlan, step: int) -> tuple[int, int]:
+    """How many samples come twice, and how many not at all, where a run goes on after `step` steps with another plan.
+
+    Steps are what a run counts, so with another number of samples a step it goes on at another place of the order.
+    Each epoch's visit to a sample counts; those that a plan leaves out at the end of an epoch do not.
+    """
+    was, is_in = step // before.steps_per_epoch, step // now.steps_per_epoch
+    twice = sum(
+        max(0, min(before.samples_in(epoch, step), now.samples_in(epoch, (epoch + 1) * now.steps_per_epoch)) - seen)
+        for epoch in range(is_in, was + 1)
+        for seen in [now.samples_in(epoch, step)]
+    )
+    skipped = sum(
+        max(0, now.samples_in(epoch, step) - before.samples_in(epoch, step)) for epoch in range(was, is_in + 1)
+    )
+    return twice, skipped
 
 
 def contiguous_slice(total: int, index: int, parts: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, buffers
 from trainer.data.identity import changes
 from trainer.data.recall import changed_since
+from trainer.data.sampler import count_shifted
 from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
 from trainer.evaluate.judge import Standing
@@ -21,6 +22,7 @@ from trainer.run import saved
 from trainer.rundir import RunDir
 from trainer.training.assembly import Parts
 from trainer.training.fitting import check_fits, check_keeps
+from trainer.wording import plural
 
 _LATE_S = 20.0
 
@@ -90,6 +92,8 @@ def snapshot(parts: Parts, progress: Progress) -> Checkpoint:
         "optimizer": plain,
         "world_size": parts.world.world_size,
         "micro_batch": parts.plan.largest_micro_batch,
+        "global_batch_size": parts.plan.global_batch_size,
+        "drop_last": parts.plan.drop_last,
         "device": parts.world.device.type,
         "precision": parts.precision.name,
         "data": parts.identity,
@@ -122,7 +126,7 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
         parts.world.on_rank_zero(lambda: _check_missing(parts.run, accept_changes=accept_changes, warn=warn))
         return Progress()
     _check_data(newest.state["data"], parts.identity, accept_changes=accept_changes, warn=warn)
-    for change in _numerical_changes(newest.state, parts):
+    for change in (*_numerical_changes(newest.state, parts), *_shift(newest.state, parts)):
         warn(change)
     before, now = newest.state["optimizer_name"], type(parts.stepper.optimizer).__name__
     if before != now:
@@ -202,7 +206,8 @@ def _numerical_changes(before: dict[str, Any], parts: Parts) -> Iterator[str]:
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     found = [module for module in parts.model.modules() if isinstance(module, kinds)]
     then, now = (before["world_size"], before["micro_batch"]), (parts.world.world_size, parts.plan.largest_micro_batch)
-    if then != now:
+    is_as_big = before.get("global_batch_size", parts.plan.global_batch_size) == parts.plan.global_batch_size
+    if then != now and is_as_big:
         said = "the samples and their order are the same, gradients agree up to rounding"
         if found:
             said += "; BatchNorm and dropout see the samples in other groups, which is more than rounding"
@@ -219,6 +224,26 @@ def _numerical_changes(before: dict[str, Any], parts: Parts) -> Iterator[str]:
         drawn = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in found)
         others = "; dropout draws other numbers there, which is more than rounding" if drawn else ""
         yield f"begun in {precision} on {device}, {goes_on}: gradients agree up to rounding{others}"
+
+
+def _shift(before: dict[str, Any], parts: Parts) -> Iterator[str]:
+    """What it means for the images that a step has another number of them now."""
+    step, plan = before["progress"]["step"], parts.plan
+    # Earlier versions did not note it; other data are in another order anyway.
+    if "global_batch_size" not in before or changes(before["data"], parts.identity):
+        return
+    then = replace(plan, global_batch_size=before["global_batch_size"], drop_last=before["drop_last"])
+    counts = zip(count_shifted(then, plan, step), ("seen a second time", "left out"), strict=True)
+    told = [
+        f"{plural(count, 'image')} of an epoch {'is' if count == 1 else 'are'} {what}"
+        for count, what in counts
+        if count
+    ]
+    if told:
+        yield (
+            f"global_batch_size or data.drop_last is another now, and steps are what is counted: going on after step "
+            f"{step:,}, {' and '.join(told)}"
+        )
 
 
 def _check_names(state: dict[str, Any], step: int) -> None:
