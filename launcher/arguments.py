@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.scripts import behind_dashes, is_script
-from trainer.errors import ConfigError, Instead
+from trainer.errors import ConfigError
 from trainer.wording import command
 
 _HYDRAS = {"--multirun": ("-m",), "--cfg": ("-c",), "--config-dir": ("-cd",), "--config-name": ("-cn",)}
@@ -115,20 +115,6 @@ class Parser(argparse.ArgumentParser):
 def typed(*words: str) -> str:
     """A command line of ours as it is typed here."""
     return shlex.join([command("paceline"), *words])
-
-
-def retyped(arguments: Sequence[str], instead: Instead) -> str | None:
-    """The command line with some words written otherwise; None where they are not in it."""
-    words, (old, new) = list(arguments), instead
-    if not old:
-        own = words.index("--") if "--" in words else len(words)
-        return typed(*words[:own], *new, *words[own:])
-    for at in range(len(words)):
-        if words[at : at + len(old)] == list(old):
-            return typed(*words[:at], *new, *words[at + len(old) :])
-        if len(old) == len(new) == 1 and words[at].lstrip("+").startswith(f"{old[0]}="):
-            return typed(*words[:at], f"{new[0]}={words[at].partition('=')[2]}", *words[at + 1 :])
-    return None
 
 
 def did_you_mean(word: str, known: Sequence[str] | dict[str, Any], *, cutoff: float = 0.6) -> str:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.arguments import as_overrides, retyped, typed
+from launcher.arguments import as_overrides, typed
 from launcher.scripts import behind_dashes, is_script, starts_python
 from launcher.streams import outlive_readers
 from trainer.errors import ConfigError, PacelineError
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         verb = VERBS.get(arguments[0]) if arguments else None
         started = "\nnothing was started" if verb is None or verb.starts else ""
-        mended = retyped(arguments, error.instead) if error.instead else None
-        text = f"{error.problem}\n  {mended}" if mended else str(error)
+        mended = error.mended(arguments)
+        text = f"{error.problem}\n  {typed(*mended)}" if mended else str(error)
         print(f"error: {text}{started}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
@@ -146,6 +146,8 @@ def _resuming(problem: str, rest: list[str]) -> ConfigError:
     name, *more = rest
     run = RunDir(runname.find(name.removeprefix("run.name=")))
     words = runs.again(run)
+    if words is None and (overrides := runs.again_by_trainer(run)):
+        return ConfigError(problem, shlex.join([command("python"), "-m", "trainer", *overrides, *more]))
     if words is None:
         return ConfigError(problem, f"the command that began {run.name}, again, with run.name={run.name}")
     own = words.index("--") if "--" in words else len(words)

@@ -124,6 +124,14 @@ def again(run: RunDir) -> list[str] | None:
     return [*runname.continuing(words[2:own], run.name), *words[own:]]
 
 
+def again_by_trainer(run: RunDir) -> list[str] | None:
+    """The overrides that go on with a run that `python -m trainer` began; None where another way began it."""
+    program, *words = [str(word) for word in read_json(run.job).get("argv") or [""]]
+    if Path(program).parts[-2:] != ("trainer", "__main__.py") or any(word.startswith("-") for word in words):
+        return None
+    return runname.continuing(words, run.name)
+
+
 def look(run: RunDir, *, now: float | None = None) -> RunView:
     """A run as it stands now, from its files and its lock alone."""
     now = time.time() if now is None else now

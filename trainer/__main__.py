@@ -42,7 +42,7 @@ def _check_and_train(config: "Config") -> int:
     try:
         notes = validate(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     except PacelineError as error:
-        return entry.tell(error)
+        return entry.tell(error, sys.argv[1:])
     return _train(config, notes)
 
 

@@ -42,6 +42,21 @@ class PacelineError(Exception):
         """The override with which the same command works; empty where there is none."""
         return self.instead[1][0] if self.instead and not self.instead[0] else ""
 
+    def mended(self, words: Sequence[str]) -> list[str] | None:
+        """A command line, in which the problem was found, as it works; None where the error does not know."""
+        if self.instead is None:
+            return None
+        old, new = map(list, self.instead)
+        own = words.index("--") if "--" in words else len(words)
+        if not old:
+            return [*words[:own], *new, *words[own:]]
+        for at in range(own):
+            if list(words[at : at + len(old)]) == old:
+                return [*words[:at], *new, *words[at + len(old) :]]
+            if len(old) == len(new) == 1 and words[at].lstrip("+").startswith(f"{old[0]}="):
+                return [*words[:at], f"{new[0]}={words[at].partition('=')[2]}", *words[at + 1 :]]
+        return None
+
     def __str__(self) -> str:
         return f"{self.problem}\n  {self.fix}" if self.fix else self.problem
 

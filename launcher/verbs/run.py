@@ -159,7 +159,7 @@ def _as_begun(options: argparse.Namespace, arguments: list[str]) -> list[str] | 
     if not name or not words.keys() <= {"run.name", "run.dir"} or "--" in arguments or wrong_name(name):
         return None
     run = RunDir(Path(words.get("run.dir", "runs")).expanduser() / name)
-    begun = runs.again(run)
+    begun = runs.again(run) or runs.again_by_trainer(run)
     if begun is None or any(HIDDEN in word for word in begun) or begun == continuing(options.words, name):
         return None
     return [*(word for word in arguments if word not in options.words), *begun]

@@ -133,7 +133,9 @@ def test_what_the_task_raises_is_not_retold(argv: list[str], jobs: Jobs) -> None
     ("argv", "fix"),
     [
         (["--epochs=5"], "epochs=5"),
-        (["--lr", "0.1"], "optim.lr=VALUE"),
+        (["--lr", "0.1"], "python -m trainer optim.lr=0.1"),
+        (["--warmup", "5"], "keys are set without dashes: optim.warmup_fraction=5"),
+        (["recipe=digts", "epochs=2"], "python -m trainer recipe=digits epochs=2"),
         (["--frobnicate"], "--help"),
         (["--config-dir", "/does/not/exist"], "name the directory"),
         (["--config-name", "nothing"], "--config-name"),

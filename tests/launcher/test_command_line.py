@@ -207,6 +207,10 @@ def test_who_wants_to_resume_a_run_is_given_the_command_that_began_it(
     run = RunDir(tmp_path / "runs" / "x")
     write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "run.fresh=true", "--", "mine.py", "--lr", "1"]})
     assert "paceline run recipe=digits run.name=x -- mine.py --lr 1\n" in said(capsys, "resume", "x")[2]
+    assert "paceline run recipe=digits run.name=x epochs=3 -- mine.py" in said(capsys, "resume", "x", "epochs=3")[2]
+    write_json(run.job, {"argv": ["/there/trainer/__main__.py", "recipe=digits", "run.fresh=true"]})
+    assert "python -m trainer recipe=digits run.name=x\n" in said(capsys, "resume", "x")[2]
+    assert "-m trainer recipe=digits run.name=x\n" in said(capsys, "run", "run.name=x", "--dry-run")[1]
 
 
 def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The entry of `python -m trainer`: overrides alone take the short way, options take Hydra's own."""
 
 import os
+import shlex
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,9 @@ from trainer.config.compose import (
 from trainer.config.keys import is_known
 from trainer.config.names import config_root
 from trainer.config.schema import Config
-from trainer.config.suggest import suggest_key
+from trainer.config.suggest import means_the_same, suggest_key
 from trainer.errors import STOPPED, ConfigError, PacelineError
+from trainer.wording import command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,7 +52,7 @@ def run(argv: Sequence[str], task: Task) -> int:
             return _run_hydra(list(argv), task)
         config = compose(argv)
     except PacelineError as error:
-        return tell(error)
+        return tell(error, argv)
     return task(config)
 
 
@@ -59,11 +61,19 @@ def worst(codes: Sequence[int]) -> int:
     return max(codes, key=lambda code: (code != 0, code != STOPPED, code), default=0)
 
 
-def tell(error: PacelineError) -> int:
-    """Prints an error that every rank finds, once; returns its exit code."""
+def tell(error: PacelineError, words: Sequence[str] = ()) -> int:
+    """Prints an error that every rank finds, once; returns its exit code.
+
+    Args:
+        error: the error.
+        words: the command line of `python -m trainer`, to be shown as it works where the error knows that.
+    """
     # Under torchrun all ranks find the same mistake; one of them is enough to tell it.
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr)
+        # Who started several knows how.
+        mended = error.mended(words) if words and "RANK" not in os.environ else None
+        command_line = shlex.join([command("python"), "-m", "trainer", *mended]) if mended else ""
+        print(f"error: {error.problem}\n  {command_line}" if mended else f"error: {error}", file=sys.stderr)
     return error.exit_code
 
 
@@ -132,7 +142,7 @@ def _arguments(parser: ArgumentParser, argv: list[str]) -> tuple[Any, list[str]]
     """Hydra's options as parsed, and the command line with our overrides rewritten behind the options."""
     options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        raise _unknown_option(unknown[0])
+        raise _unknown_option(unknown[0], argv)
     if options.shell_completion or options.hydra_help:
         return options, argv
     config_dir = directory(Path(options.config_dir)) if options.config_dir else None
@@ -143,12 +153,19 @@ def _arguments(parser: ArgumentParser, argv: list[str]) -> tuple[Any, list[str]]
     return options, [*flags, *(text for group in texts for text in group)]
 
 
-def _unknown_option(text: str) -> ConfigError:
-    name, _, value = text.lstrip("-").partition("=")
+def _unknown_option(text: str, argv: Sequence[str]) -> ConfigError:
+    name, equals, value = text.lstrip("-").partition("=")
     key = name if is_known(name) else suggest_key(name)
     if key is None:
-        return ConfigError(f"unknown option {text}", "python -m trainer --help")
-    return ConfigError(f"unknown option {text}", f"keys are set without dashes: {key}={value or 'VALUE'}")
+        return ConfigError(f"unknown option {text}", f"{command('python')} -m trainer --help")
+    written = [text]
+    following = argv[argv.index(text) + 1 :]
+    if not equals and following and "=" not in following[0] and not following[0].startswith("--"):
+        value = following[0]
+        written.append(value)
+    override = f"{key}={value or 'VALUE'}"
+    instead = (written, [override]) if value and means_the_same(name) else None
+    return ConfigError(f"unknown option {text}", f"keys are set without dashes: {override}", instead=instead)
 
 
 def _sweeps_name(overrides: Sequence[str]) -> bool:
