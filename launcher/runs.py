@@ -141,7 +141,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
     failure = run.read_failure(attempt)
     # The holder of a run renews its record, also in an evaluation of an hour.
     updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
-    state = "running" if held else _state(run, str(status.get("state", "pending")), launched, failure, updated, now)
+    state = "running" if held else _state(run, status, launched, failure, now - updated)
     running, saved = state == "running", _newest_checkpoint(run)
     ended = state not in ("pending", "running")
     best = status.get("best_accuracy") if ended else None
@@ -187,17 +187,18 @@ def _last_restart(run: RunDir, attempt: int) -> int:
 
 
 def _state(
-    run: RunDir, state: str, launched: dict[str, Any], failure: dict[str, Any], updated: float, now: float
+    run: RunDir, status: dict[str, Any], launched: dict[str, Any], failure: dict[str, Any], silent: float
 ) -> str:
     """The state of a run that nobody has; between the start of an attempt and its first word it is pending."""
+    state = str(status.get("state", "pending"))
     if state in ("running", "pending") and failure:
         # Told by a worker that was not the one to write the state.
         return "failed"
-    silent = now - updated
     if state == "running":
         elsewhere = launched.get("host") not in (None, "", socket.gethostname())
         return "running" if elsewhere and silent < SILENT_S else "lost"
-    began_after = float(launched.get("time") or 0) >= updated
+    # One that goes on has the run for a while before it says so.
+    began_after = float(launched.get("time") or 0) >= float(status.get("time") or 0)
     if state == "pending" or (began_after and state in ("stopped", "preempted", "failed")):
         # Launched, and nothing said yet; a job in a queue is its scheduler's to judge.
         if launched.get("job_id"):

@@ -95,6 +95,13 @@ def test_a_new_attempt_that_has_said_nothing_yet_is_pending_and_not_what_the_las
     assert runs.look(run, now=time.time() + 3600).state == "lost"
 
 
+def test_one_elsewhere_that_goes_on_and_has_not_said_so_yet_is_pending_though_it_has_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "x", state="preempted", age_s=100)
+    write_json(run.job, {"attempts": [{"attempt": 3, "time": time.time() - 10, "host": "elsewhere"}]})
+    run.holder.touch()
+    assert runs.look(run, now=time.time()).is_live
+
+
 def test_a_restart_is_an_attempt_of_the_run_and_a_launch_that_found_it_taken_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
