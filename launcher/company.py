@@ -142,6 +142,11 @@ class Member:
         self._clock = Clock(time.monotonic())
         self._heard = 0.0
         self._say("join", node=plan.node, host=socket.gethostname())
+        # It goes out once the hub has greeted; who stays a stranger for long, as in slow imports, is refused.
+        deadline = time.monotonic() + self._limits.silence_s
+        while not (self._channel.is_greeted or self.why_lost or stop.signal) and time.monotonic() < deadline:
+            self._wait()
+            self._exchange()
 
     def agree(self, endpoint: str) -> str:
         """See `Company`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher import ports
+from launcher import hub, ports
 from launcher.channel import Channel, ChannelLost, new_secret
 from launcher.company import JobOver, Member, Next
 from launcher.conclusion import Account
@@ -19,6 +19,8 @@ from launcher.outcome import Outcome
 from launcher.plan import JobPlan, Program
 from launcher.stop import Stop
 from launcher.verdict import Exit
+from tests.waiting import until
+from trainer.errors import UnfitError
 from trainer.rundir import RunDir, read_json
 
 LIMITS = Limits(join_s=20, silence_s=1.0, end_s=5)
@@ -135,6 +137,21 @@ def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused(job: Job) -> No
         thread.join(10)
     assert codes == [0]
     assert job.run.read_status()["state"] == "finished"
+
+
+def test_a_node_whose_imports_take_long_is_known_and_no_stranger_meanwhile(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_STRANGER_S", 0.5)
+    codes: list[int] = []
+    conducting = threading.Thread(target=lambda: codes.append(job.hub.run()), daemon=True)
+    conducting.start()
+    members = [Member(replace(job.plan, node=node), Stop(10), LIMITS) for node in range(job.plan.nodes)]
+    # They are in their imports now.
+    until(lambda: len(job.hub._channels) == len(members), "the hub knows them", deadline_s=5)
+    members[1].leave(UnfitError("no torch there", "install it"))
+    conducting.join(10)
+    assert codes == [members[1].code] == [UnfitError.exit_code]
 
 
 def test_an_agent_that_hears_nothing_any_more_ends_its_workers(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
