@@ -5,7 +5,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,13 +125,19 @@ class HangWatch:
     ) -> Exit | None:
         if self._plan.hang_timeout_s == 0 or not workers:
             return None
-        silence = self._silence(workers)
-        if silence is None or self._is_excused(workers, silence):
-            all_silent(False)
+        silence, seen = self._silence(workers), []
+        if silence is not None and self._clock.time >= self._examined_until:
+            seen = self._see(workers)
+            if self._is_excused(seen, silence):
+                self._dog.excuse(self._clock.time)
+                silence = None
+            else:
+                # Good reasons are looked for again after as much time as is granted at least.
+                self._examined_until = self._clock.time + self._dog.least_s
+        all_are = all_silent(silence is not None)
+        if silence is None or not all_are:
             return None
-        if not all_silent(True):
-            return None
-        seen = self._see(workers)
+        seen = seen or self._see(workers)
         # That took a moment, in which some may have gone on.
         silence = self._silence(workers)
         if silence is None or not all(one.stacks.state for one in seen):
@@ -174,22 +180,14 @@ class HangWatch:
             for one in workers
         ]
 
-    def _is_excused(self, workers: Collection[Watched], silence: Silence) -> bool:
-        """Whether there is a good reason for a silence; looked for again after as much time as is granted at least."""
-        now = self._clock.time
-        if now < self._examined_until:
-            return False
+    def _is_excused(self, seen: Sequence[Sighting], silence: Silence) -> bool:
+        """Whether there is a good reason for a silence."""
         # All of them, be it the only one: somebody has paused the job. Nobody hangs, and nobody waits in vain.
-        excused = all(stacks.state_of(one.pid)[0] == "T" for one in workers) or any(
+        return all(one.is_stopped for one in seen) or any(
             one.stacks.traced
             or (not one.is_stopped and waiting.excuse(one.frames, silence.seconds, self._data_timeout_s()))
-            for one in self._see(workers)
+            for one in seen
         )
-        if excused:
-            self._dog.excuse(now)
-        else:
-            self._examined_until = now + self._dog.least_s
-        return excused
 
     def _data_timeout_s(self) -> float | None:
         # Who sets a time for all means the data, too.
