@@ -14,6 +14,7 @@ from trainer.errors import ConfigError
 from trainer.run import runname
 from trainer.run.launches import row_of
 from trainer.rundir import RELEASED, RunDir, is_number, read_json
+from trainer.wording import command
 
 STARTING_S = 600.0
 """A job that has not said anything for this long after its start is lost."""
@@ -105,7 +106,7 @@ def chosen(verb: str, options: argparse.Namespace, *, count: int = 1) -> list[Ru
         example = "RUN" if count == 1 else " ".join(f"RUN{number}" for number in range(1, count + 1))
         raise ConfigError(
             f"{verb} takes {'one run' if count == 1 else f'{count} runs'}, not {len(options.words)}",
-            f"paceline {verb} {example}; paceline status lists them",
+            f"{command('paceline')} {verb} {example}; {command('paceline')} status lists them",
         )
     return [RunDir(runname.find(word, Path(options.dir or "runs"))) for word in options.words]
 

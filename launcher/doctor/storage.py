@@ -58,7 +58,7 @@ def trial_folder(path: Path) -> Iterator[Path]:
         UnfitError: nothing can be written there.
     """
     if not path.is_dir():
-        raise ConfigError(f"{path} is not a directory", "paceline doctor --storage DIRECTORY")
+        raise ConfigError(f"{path} is not a directory", f"{wording.command('paceline')} doctor --storage DIRECTORY")
     try:
         folder = Path(tempfile.mkdtemp(prefix=".paceline-doctor-", dir=path))
     except OSError as error:

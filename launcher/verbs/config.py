@@ -1,9 +1,10 @@
 """`paceline config`: what the configuration is, what its keys mean, and what differs between two."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.arguments import Parser, check_overrides, did_you_mean
+from launcher.arguments import Parser, check_overrides, did_you_mean, typed
 from trainer.errors import ConfigError
 
 HELP = """\
@@ -39,14 +40,19 @@ def main(arguments: Sequence[str]) -> int:
         text = explain.show(words, as_json, config_dir=directory)
     elif topic == "explain":
         if not words:
-            raise ConfigError("explain needs a key", "paceline config explain optim.lr")
+            raise ConfigError("explain needs a key", typed("config", "explain", "optim.lr"))
         text = explain.explain(words[0], words[1:], as_json, config_dir=directory)
     elif topic == "diff":
         if len(words) != 2:
-            raise ConfigError(f"diff needs two configurations, not {len(words)}", "paceline config diff A B")
+            raise ConfigError(f"diff needs two configurations, not {len(words)}", typed("config", "diff", "A", "B"))
         text = explain.diff(words[0], words[1], as_json, config_dir=directory)
     elif words:
-        raise ConfigError(f"unknown topic {topic!r}{did_you_mean(topic, TOPICS)}", "paceline config --help lists them")
+        near = next(iter(difflib.get_close_matches(topic, TOPICS, n=1)), None)
+        raise ConfigError(
+            f"unknown topic {topic!r}{did_you_mean(topic, TOPICS)}",
+            f"{typed('config', '--help')} lists them",
+            instead=([topic], [near]) if near else None,
+        )
     else:
         text = explain.listing(topic, as_json, config_dir=directory)
     print(text)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import runs
-from launcher.arguments import Parser
+from launcher.arguments import Parser, typed
 from trainer.config.overrides import with_overrides
 from trainer.errors import ConfigError, TrainingError
 from trainer.run import history
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     options.words = [word for word in options.words if word not in overrides]
     (run,) = runs.chosen("replay", options)
     if options.step is None:
-        raise ConfigError("replay needs a step", f"paceline replay {options.words[0]} --step N")
+        raise ConfigError("replay needs a step", f"{typed('replay', options.words[0])} --step N")
     if overrides:
         with_overrides(history.latest_config(run), overrides, may=history.MOVABLE, purpose="a replay")
     first = _number("--step", options.step)

@@ -168,7 +168,7 @@ def test_the_data_may_be_limited_and_batches_of_any_size(trained: RunDir, capsys
         (["evaluate.batch_size=0"], 2, "evaluate.batch_size=0 is out of range"),
         (["data.limit=1,2"], 2, "is not one value"),
         (["another"], 2, "one run at a time"),
-        (["--jsn"], 2, "did you mean --json?"),
+        (["--jsn"], 2, "--json"),
     ],
 )
 def test_mistakes_are_told_with_what_mends_them(
@@ -193,7 +193,7 @@ assert "torch" not in sys.modules
         [sys.executable, "-c", question], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[1] == f"  did you mean {trained.path}?"
+    assert done.stderr.splitlines()[1].endswith(f"python -m trainer.evaluate {trained.path}")
 
 
 def test_a_run_without_weights_is_not_ready(copied: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +203,17 @@ def test_a_run_without_weights_is_not_ready(copied: RunDir, capsys: pytest.Captu
     shutil.rmtree(copied.path / "weights")
     assert main([str(copied.path)]) == 3
     assert "has no weights yet" in capsys.readouterr().err
+
+
+def test_a_folder_of_quite_other_classes_is_refused_before_its_images_are_read(
+    copied: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        (tmp_path / "other" / name / "broken.png").touch()
+    other = ["data.name=folder", f"data.root={tmp_path / 'other'}"]
+    assert main([str(copied.path), *other, "device=cpu"]) == 2
+    assert "'cat' was not learned, 'dog' was not learned" in capsys.readouterr().err
 
 
 def test_other_classes_are_refused(copied: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -297,7 +297,7 @@ def test_config_shows_explains_lists_and_compares(capsys: pytest.CaptureFixture[
         (["explain"], "paceline config explain optim.lr"),
         (["explain", "optim.lrr"], "optim.lr"),
         (["diff", "one"], "needs two"),
-        (["shwo", "epochs=1"], "Did you mean show?"),
+        (["shwo", "epochs=1"], "paceline config show epochs=1"),
         (["no_such_group"], "no_such_group"),
     ],
 )

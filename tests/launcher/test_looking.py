@@ -203,7 +203,7 @@ def test_a_long_reason_or_name_takes_no_room_from_state_and_step_on_a_terminal(
     ("arguments", "words"),
     [
         (["status", "lvie"], "no run 'lvie'"),
-        (["status", "liv"], "did you mean live?"),
+        (["status", "liv"], "paceline status live"),
         (["logs"], "logs takes one run"),
         (["logs", "live"], "has no logs of attempt 2"),
         (["logs", "live", "--rank", "x"], "--rank x is not a number"),

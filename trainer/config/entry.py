@@ -61,18 +61,19 @@ def worst(codes: Sequence[int]) -> int:
     return max(codes, key=lambda code: (code != 0, code != STOPPED, code), default=0)
 
 
-def tell(error: PacelineError, words: Sequence[str] = ()) -> int:
+def tell(error: PacelineError, words: Sequence[str] = (), *, module: str = "trainer") -> int:
     """Prints an error that every rank finds, once; returns its exit code.
 
     Args:
         error: the error.
-        words: the command line of `python -m trainer`, to be shown as it works where the error knows that.
+        words: the command line of `python -m MODULE`, to be shown as it works where the error knows that.
+        module: its name.
     """
     # Under torchrun all ranks find the same mistake; one of them is enough to tell it.
     if os.environ.get("RANK", "0") == "0":
         # Who started several knows how.
         mended = error.mended(words) if words and "RANK" not in os.environ else None
-        command_line = shlex.join([command("python"), "-m", "trainer", *mended]) if mended else ""
+        command_line = shlex.join([command("python"), "-m", module, *mended]) if mended else ""
         print(f"error: {error.problem}\n  {command_line}" if mended else f"error: {error}", file=sys.stderr)
     return error.exit_code
 

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
         run(request)
     except PacelineError as error:
-        return entry.tell(error)
+        return entry.tell(error, arguments, module="trainer.evaluate")
     except KeyboardInterrupt:
         return 130
     return 0

@@ -1,15 +1,18 @@
 """The command line of an evaluation, read and checked without torch."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Config, validate
 from trainer.config.overrides import with_overrides
-from trainer.config.suggest import did_you_mean
+from trainer.config.suggest import closest, did_you_mean
+from trainer.data.scan import folders_in, layout
 from trainer.errors import ConfigError, UnfitError
 from trainer.run import history, runname
 from trainer.rundir import RunDir
+from trainer.wording import command
 
 WEIGHTS = ("best", "last", "last_ema")
 """The weights that a run keeps, by name."""
@@ -49,11 +52,16 @@ def read(arguments: Sequence[str]) -> Request:
     options = [text for text in arguments if text.startswith("-")]
     for option in options:
         if option not in _OPTIONS:
-            raise ConfigError(f"unknown option {option}", did_you_mean(option, _OPTIONS))
+            near = closest(option, _OPTIONS)
+            raise ConfigError(
+                f"unknown option {option}",
+                did_you_mean(option, _OPTIONS),
+                instead=([option], [near]) if near else None,
+            )
     words = [text for text in arguments if "=" not in text and text not in options]
     if len(words) != 1:
         problem = f"one run at a time, got {' and '.join(words)}" if words else "no run is named"
-        raise ConfigError(problem, "python -m trainer.evaluate RUN")
+        raise ConfigError(problem, f"{command('python')} -m trainer.evaluate RUN")
     run = RunDir(runname.find(words[0]))
     label, overrides = "best", []
     for text in arguments:
@@ -65,7 +73,44 @@ def read(arguments: Sequence[str]) -> Request:
     # Of the last attempt: the data may have moved since the first one.
     config = with_overrides(history.latest_config(run), overrides, may=_MATTERS, purpose="an evaluation")
     validate(config, world_size=1)
+    _glance_at_classes(run, config)
     return Request(run, config, find_weights(run, label), label, tuple(overrides), "--json" in options)
+
+
+def check_classes(run: RunDir, classes: list[str]) -> None:
+    """Refuses data whose classes are not those that the run has learned.
+
+    Raises:
+        ConfigError: they differ in number, names or order.
+    """
+    if not run.classes.exists():
+        return
+    learned = json.loads(run.classes.read_text())
+    if learned == classes:
+        return
+    unknown = [name for name in classes if name not in learned]
+    missing = [name for name in learned if name not in classes]
+    differences = [f"{name!r} was not learned" for name in unknown] + [f"{name!r} is missing" for name in missing]
+    shown = ", ".join(differences[:4]) + (", ..." if len(differences) > 4 else "") or "they have another order"
+    raise ConfigError(
+        f"the classes of the data are not those of run {run.name}: {shown}",
+        f"data.root=DIR with the run's {len(learned)} classes, which {run.classes} lists",
+    )
+
+
+def _glance_at_classes(run: RunDir, config: Config) -> None:
+    """Refuses a folder none of whose classes has been learned, before a single image of it is looked at.
+
+    Raises:
+        ConfigError: see above.
+        UnfitError: it cannot be read.
+    """
+    data = config.data
+    if data._target_ is not None or data.name != "folder" or not data.root or not run.classes.exists():
+        return
+    names = [folder.name for folder in folders_in(layout(Path(data.root).expanduser()).train)]
+    if names and not set(names) & set(json.loads(run.classes.read_text())):
+        check_classes(run, names)
 
 
 def find_weights(run: RunDir, label: str) -> Path:

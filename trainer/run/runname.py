@@ -168,14 +168,18 @@ def find(text: str, parent: Path = Path("runs")) -> Path:
             return path
     place = Path(text).parent if "/" in text else parent
     known = sorted(path.name for path in place.glob("*") if is_run(path))
+    near = None
     close = difflib.get_close_matches(Path(text).name, known, n=1)
     if close:
-        fix = f"did you mean {place / close[0] if '/' in text else close[0]}?"
+        near = str(place / close[0]) if "/" in text else close[0]
+        fix = f"did you mean {near}?"
     elif known:
         fix = f"there are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
     else:
         fix = "give the path of a run directory, as a training prints it at its end"
-    raise ConfigError(f"there is no run {text!r} in {place}", fix)
+    raise ConfigError(
+        f"there is no run {text!r} in {place}", fix, instead=([text], [near]) if near is not None else None
+    )
 
 
 def _free(parent: Path, name: str) -> Path:
