@@ -37,10 +37,10 @@ dist.destroy_process_group()
     )
     (job.folder / "trainer.py").write_text("WHOSE = 'mine'\n")
     secret = "s3cret-value-of-mine"
-    overrides = ["data.args={token: spelled-out-secret, size: 3}"]
-    code, out, err = job.go(*overrides, arguments=("--lr", secret), MY_API_KEY=secret, OMP_NUM_THREADS="3")
+    arguments = ("--lr", secret, "token=spelled-out-secret")
+    code, out, err = job.go(arguments=arguments, MY_API_KEY=secret, OMP_NUM_THREADS="3")
     assert code == 0, err
-    line = f"sum 3.0 mine ['script.py', '--lr', '{secret}'] __main__ 3 {len(secret)} 0\n"
+    line = f"sum 3.0 mine {['script.py', *arguments]} __main__ 3 {len(secret)} 0\n"
     assert out == f"{line}atexit of 0\n"
     assert job.run.log(0, 1).read_text() == line
     assert secret not in err
@@ -48,7 +48,7 @@ dist.destroy_process_group()
     for word in (secret, "spelled-out-secret"):
         assert [path for path in written if word in path.read_text()] == []
     record = read_json(job.run.job)
-    assert record["argv"][-3:] == ["script.py", "--lr", "$MY_API_KEY"]
+    assert record["argv"][-4:] == ["script.py", "--lr", "$MY_API_KEY", "token=***"]
     assert record["world_size"] == 2
     assert [row["attempt"] for row in record["attempts"]] == [0]
     assert "torch" in record["packages"]
