@@ -15,6 +15,7 @@ from launcher.blame import Sighting
 from launcher.stacks import Frame, Stacks, Thread
 from launcher.verdict import HANG, exit_code, first_failure
 from launcher.watchdog import Silence
+from tests.waiting import until
 from trainer.heartbeat import Phase
 
 USER = Frame("main", "/home/me/train.py", 80)
@@ -141,6 +142,7 @@ def test_py_spy_sees_the_innermost_call_of_a_process_even_of_a_stopped_one() -> 
         lock.acquire()
     os.read(ready, 1)
     try:
+        until(lambda: stacks.state_of(child)[0] == "S", "it waits for the lock")
         for state in ("S", "T"):
             seen = stacks.take([child], {}, native=True)[child]
             assert (seen.state, seen.why_not) == (state, "")
