@@ -18,7 +18,9 @@ from collections.abc import Callable
 import report
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from launcher import folding, verdict, worker
+from launcher import verdict
+from launcher.ending import folding
+from launcher.workers import error_file
 from trainer.rundir import RunDir, error_beside
 
 ALLOWED_S = 2.0
@@ -50,7 +52,7 @@ def lay_out(run: RunDir, ranks: int) -> None:
 
 
 def paceline(run: RunDir, ranks: int) -> str:
-    exits = [worker.exit_of(run.log(0, rank), rank, 1) for rank in range(ranks)]
+    exits = [error_file.exit_of(run.log(0, rank), rank, 1) for rank in range(ranks)]
     first = verdict.first_failure(exits)
     assert first is not None
     code = verdict.exit_code(exits)

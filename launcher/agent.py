@@ -12,9 +12,9 @@ import os
 import sys
 from typing import NoReturn
 
-from launcher.company import Alone, Company, JobOver, Member
-from launcher.conclusion import Account
-from launcher.outcome import Outcome
+from launcher.ending.conclusion import Account
+from launcher.ending.outcome import Outcome
+from launcher.nodes.company import Alone, Company, JobOver, Member
 from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.stop import Stop, StoppedEarly
@@ -90,8 +90,8 @@ def _run(plan: JobPlan, stop: Stop, company: Company) -> Outcome:
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    from launcher.elastic import Agent
-    from launcher.rendezvous import Meeting
+    from launcher.nodes.rendezvous import Meeting
+    from launcher.workers.elastic import Agent
 
     agent = Agent(plan, Meeting(plan, company.agree), stop, company)
     try:

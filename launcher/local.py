@@ -3,23 +3,16 @@
 import fcntl
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from launcher import ports
-from launcher.conclusion import Account, in_use
-from launcher.gpus import share
+from launcher.agents import LEFTOVER_GRACE_S, started
+from launcher.ending.conclusion import Account, in_use
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
-from launcher.stop import STOP_SIGNALS, heard
 from trainer.run import runname
 from trainer.rundir import RunDir
 from trainer.stop import asked_by
@@ -27,15 +20,7 @@ from trainer.stop import asked_by
 if TYPE_CHECKING:
     from trainer.config import Config
 
-LEFTOVER_GRACE_S = 1.0
-"""Seconds between SIGTERM and SIGKILL for what an agent that was killed has left behind."""
-
-# The current directory must not shadow our packages: a user may well have a trainer.py.
-_BOOT = "import sys; sys.path[0] = sys.argv.pop(1); from launcher.agent import main; main()"
 _HERE = Path(__file__).resolve().parent.parent
-
-Agent = subprocess.Popen[bytes]
-"""The process of an agent."""
 
 
 def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) -> JobPlan:
@@ -115,9 +100,9 @@ def _take_attempt(run: RunDir) -> int:
 def run(plan: JobPlan) -> int:
     """Starts the agent, hands it every signal, and returns the job's exit code (DESIGN's table)."""
     if plan.nodes > 1:
-        from launcher import nodes
+        from launcher.nodes import loopback
 
-        return nodes.run(plan)
+        return loopback.run(plan)
     account = Account(plan)
     adopt_orphans()
     before = descendants()
@@ -129,81 +114,6 @@ def run(plan: JobPlan) -> int:
         return code
     number = received[0] if received else -code
     return account.conclude_killed(number, asked_by(number) if received else "")
-
-
-@contextmanager
-def started(
-    plans: Sequence[JobPlan], note: Callable[[int, FrameType | None], None] = lambda number, frame: None
-) -> Generator[tuple[list[Agent], list[int]]]:
-    """Starts an agent for each plan; gives them, and the requests to stop that come, which are handed on to them.
-
-    Args:
-        plans: a node's each.
-        note: told of each request.
-    """
-    received: list[int] = []
-    agents: list[Agent] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        note(number, frame)
-        for agent in agents:
-            if agent.poll() is None:
-                # Who asks a third time finds that the agent itself does not answer; its workers die with it.
-                agent.send_signal(signal.SIGKILL if received.count(signal.SIGINT) > 2 else number)
-
-    # Held back until both sides have their handlers: a request is never a death.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    handlers = {}
-    try:
-        agents += map(_start, plans)
-        handlers = {number: signal.signal(number, hand_on) for number in heard()}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        for agent, plan in zip(agents, plans, strict=True):
-            assert agent.stdin is not None
-            # If it has ended already, its exit code says how.
-            with suppress(BrokenPipeError):
-                agent.stdin.write(plan.to_json().encode())
-                agent.stdin.close()
-        yield agents, received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _start(plan: JobPlan) -> Agent:
-    ours = {
-        variable.name: variable.value for variable in plan.environment if variable.value and variable.source != "you"
-    }
-    environment = {
-        **os.environ,
-        **ours,
-        "PACELINE_RUN_DIR": plan.run_dir,
-        "PACELINE_ATTEMPT": str(plan.attempt),
-        "PACELINE_STARTED": str(time.time()),
-        "PACELINE_DEVICE": plan.device,
-    }
-    if plan.nodes > 1 and plan.device == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = share(
-            os.environ.get("CUDA_VISIBLE_DEVICES"), number=plan.node, size=plan.workers_per_node
-        )
-    with _log_of(plan) as log:
-        # A session of its own, so that Ctrl-C reaches the workers once, through us, and not by the terminal.
-        return subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(_HERE), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
-
-
-def _log_of(plan: JobPlan) -> AbstractContextManager[BinaryIO | None]:
-    """Where an agent's own words go: the first node's to the terminal."""
-    if plan.node == 0:
-        return nullcontext()
-    return RunDir(plan.run_dir).agent_log(plan.attempt, plan.node).open("ab")
 
 
 def _code_folder(program: Program) -> Path:

@@ -11,7 +11,7 @@ import psutil
 
 from launcher.doctor.finding import PASS, WARN, Check, Finding
 from launcher.doctor.surroundings import Surroundings
-from launcher.memory import memory_limit
+from launcher.ending.memory import memory_limit
 from trainer import wording
 from trainer.cores import count_cpus
 from trainer.data.shared_memory import WAYS_OUT

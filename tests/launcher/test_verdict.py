@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.folding import fold, line
-from launcher.outcome import Outcome, merged
+from launcher.ending.folding import fold, line
+from launcher.ending.outcome import Outcome, merged
 from launcher.verdict import (
     Exit,
     as_rank_zero_says,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from launcher import runs
-from launcher.conclusion import Account
-from launcher.outcome import Outcome
+from launcher.ending.conclusion import Account
+from launcher.ending.outcome import Outcome
 from launcher.plan import JobPlan, Program
 from launcher.stop import Stop
 from launcher.verdict import Exit

@@ -1,0 +1,274 @@
+"""What is said and written of a job: that it runs, why it is started again, and how it ended."""
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from launcher import verdict
+from launcher.ending import folding
+from launcher.ending.outcome import Outcome
+from launcher.ending.restarts import Decision, Failed, decide
+from launcher.plan import JobPlan
+from launcher.stop import Stop
+from launcher.verdict import Exit
+from launcher.workers.output import say, tidy_terminal
+from trainer.errors import STOPPED, ConfigError, InUseError, PacelineError
+from trainer.run import launches, saved
+from trainer.run.rows import append_json_line
+from trainer.rundir import RunDir, write_json
+
+
+class Account:
+    """Keeps a job's account, on the terminal and in status.json, failure.json and events.jsonl; one process does.
+
+    Another job may have been faster to take the run: what that one has written is left alone.
+
+    Args:
+        plan: the job, of which nothing runs yet.
+    """
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._plan = plan
+        self._run = RunDir(plan.run_dir)
+        self._is_ours = plan.program.kind == "trainer"
+        self._history: list[Failed] = []
+        self._decision = Decision(again=False)
+        self._before = self._run.read_status()
+        self._has_run = False
+
+    def begin(self) -> None:
+        """Says that the job runs, where our trainer does not say so itself.
+
+        Raises:
+            InUseError: another job has the run.
+        """
+        if not self._is_ours:
+            _hold(self._run)
+            self._has_run = True
+            with _telling_of("job.json"):
+                launches.confirm(self._run, self._plan.attempt)
+            with _telling_of("status.json"):
+                self._run.failure.unlink(missing_ok=True)
+                self._run.update_status(state="running", attempt=self._plan.attempt)
+
+    def is_worth(self, outcome: Outcome) -> bool:
+        """Whether another attempt is worth it after this one has failed; to be asked once for each."""
+        failure = verdict.first_failure(outcome.judged)
+        checkpoint = str(self._run.read_status().get("latest")) if self._is_ours else None
+        self._history.append(
+            Failed(
+                code=verdict.exit_code(outcome.judged),
+                cause=(failure.what, failure.message, failure.place) if failure else ("", "", ""),
+                lasts=failure is not None and verdict.would_come_again(failure),
+                checkpoint=checkpoint,
+                seconds=outcome.seconds,
+            )
+        )
+        self._decision = decide(self._history, self._plan.max_restarts)
+        return self._decision.again
+
+    def tell_restart(self, outcome: Outcome) -> None:
+        """Shows in a line or two why the workers are started anew, and keeps it among the run's events."""
+        failure = verdict.first_failure(outcome.judged)
+        if failure is None:
+            return
+        attempt, plan = outcome.attempt, self._plan
+        count = f"restart {attempt - plan.attempt + 1} of {plan.max_restarts}"
+        message = failure.message.strip().splitlines()
+        say(
+            f"✗ attempt {attempt} failed: {failure.what} on rank {failure.rank}"
+            f"{': ' + message[0] if message else ''}\n"
+            f"  log     {self._run.log(attempt, failure.rank)}\n  {count}: the workers are started again"
+        )
+        row = {"event": "attempt_failed", "attempt": attempt, "rank": failure.rank, "type": failure.what}
+        with _telling_of("events.jsonl"):
+            append_json_line(self._run.events, {**row, "message": failure.message, "time": time.time()})
+
+    def conclude(self, outcome: Outcome, stop: Stop) -> int:
+        """Tells how the job ended; returns its exit code.
+
+        Args:
+            outcome: of the last attempt.
+            stop: the requests to stop that came.
+        """
+        exits, reason = outcome.judged, ""
+        if stop.signal is not None:
+            own = verdict.not_asked_for(outcome.exits, outcome.killed)
+            reason = "" if own else _how_it_stopped(stop, outcome, self._plan)
+            exits = own or list(outcome.exits)
+        code = verdict.exit_code(exits, stop.signal if reason else None)
+        failure = verdict.first_failure(exits)
+        if self._is_ours and failure is not None:
+            failure = verdict.as_rank_zero_says(exits, failure)
+        # Written before it is said: a terminal that takes nothing may hold this process up from here on.
+        keep = self._may_write(outcome.attempt)
+        if keep and self._is_refused(code):
+            keep = False
+            with _telling_of("job.json"):
+                launches.withdraw(self._run, self._plan.attempt)
+        elif keep:
+            self._settle(code, reason)
+        if keep and failure is not None and code == verdict.HANG:
+            with _telling_of("status.json"):
+                why = failure.message.partition("\n")[0]
+                self._run.update_status(state="failed", attempt=outcome.attempt, exit_code=code, reason=why)
+        if reason:
+            self._say_stopped(code, reason)
+        elif code == STOPPED:
+            # The trainer's own reasons, such as max_time.
+            print(f"  again   {self._plan.again}", file=sys.stderr)
+        elif failure is not None:
+            others = folding.line(folding.fold(exits, failure))
+            self._say_failed(failure, outcome.attempt, code, keep=keep, others=others)
+            if self._decision.why:
+                print(f"  {self._decision.why}", file=sys.stderr)
+        return code
+
+    def conclude_killed(self, number: int, reason: str) -> int:
+        """Tells that the agent was killed, where nobody else is left to say so; returns the exit code.
+
+        Args:
+            number: the signal.
+            reason: who asked for the end; empty where nobody did.
+        """
+        if self._may_write(self._plan.attempt + self._plan.max_restarts):
+            self._settle(128 + number, reason and f"{reason}; the agent was killed")
+        tidy_terminal()
+        if not reason:
+            print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)
+        return 128 + number
+
+    def conclude_refused(self, error: PacelineError) -> int:
+        """Tells an error that came before there was a worker; returns the exit code."""
+        if self._may_write(self._plan.attempt):
+            self._settle(error.exit_code, "")
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+    def conclude_early(self, stop: Stop) -> int:
+        """Tells that a request came before there was a worker to hand it to; returns the exit code.
+
+        Nothing was begun, hence nothing was lost: running it again goes on where the last attempt stopped.
+        """
+        reason = f"{stop.reason} before the workers were up"
+        if self._may_write(self._plan.attempt):
+            self._settle(STOPPED, reason)
+        print(f"{reason}\n  again   {self._plan.again}", file=sys.stderr)
+        return STOPPED
+
+    def _may_write(self, attempt: int) -> bool:
+        """Whether no other job trains in the run, or has done so since this one was launched.
+
+        Args:
+            attempt: this job's latest.
+        """
+        if self._has_run:
+            return True
+        # Held although none of our workers is left, or with another attempt's status than it had: it is another job's.
+        status = self._run.read_status()
+        is_own = status.get("attempt") in range(self._plan.attempt, attempt + 1)
+        return not self._run.is_held() and (is_own or status == self._before)
+
+    def _is_refused(self, code: int) -> bool:
+        """Whether the trainer was refused a run that had saved something, which it then leaves as it was."""
+        is_untouched = self._run.read_status() == self._before and saved.has_checkpoint(self._run)
+        return self._is_ours and code == ConfigError.exit_code and is_untouched
+
+    def _say_stopped(self, code: int, reason: str) -> None:
+        if code == 0:
+            return
+        tidy_terminal()
+        if not self._is_ours:
+            print(reason, file=sys.stderr)
+        elif code != STOPPED:
+            print(f"{reason}; no checkpoint of this moment", file=sys.stderr)
+        print(f"  again   {self._plan.again}", file=sys.stderr)
+
+    def _say_failed(self, failure: Exit, attempt: int, code: int, *, keep: bool, others: str) -> None:
+        """Shows the first failure and, with `keep`, leaves it in failure.json; the trainer's word of it there stays.
+
+        Args:
+            failure: the first one.
+            attempt: the attempt's number.
+            code: the job's exit code.
+            keep: whether failure.json is this job's.
+            others: the failures that followed, in a line.
+        """
+        row = self._run.read_failure(attempt)
+        log = str(self._run.log(attempt, failure.rank))
+        hung = failure.code == verdict.HANG
+        if row.get("rank") == failure.rank and not hung:
+            row.setdefault("log", log)
+        else:
+            row = verdict.failure_row(failure, attempt=attempt, code=code, log=log, ours=self._is_ours)
+        row["others"] = others
+        if keep:
+            with _telling_of("failure.json"):
+                write_json(self._run.failure, row)
+        tidy_terminal()
+        if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung:
+            # Rank 0 has the terminal and has said it.
+            step = verdict.next_step(code, self._plan.again, ours=True, override=row.get("override", ""))
+            told = {"more": others, "log": row["log"], **step}
+            print("\n".join(f"  {label:<7} {text}" for label, text in told.items() if text), file=sys.stderr)
+        else:
+            print(verdict.panel(row, again=self._plan.again, ours=self._is_ours), file=sys.stderr)
+
+    def _settle(self, code: int, reason: str) -> None:
+        """Leaves no run that claims to be running, or to wait for an attempt that has come to nothing.
+
+        A state that the trainer wrote at its end stays.
+        """
+        status = self._run.read_status()
+        state = status.get("state", "pending")
+        came_to_nothing = status == self._before and state != "finished" and code != 0
+        if state in ("running", "pending") or came_to_nothing:
+            end = "finished" if code == 0 else "stopped" if code == STOPPED or reason else "failed"
+            with _telling_of("status.json"):
+                self._run.update_status(state=end, attempt=self._plan.attempt, exit_code=code, reason=reason)
+
+
+def in_use(run: RunDir) -> InUseError:
+    """The error for a run that another job trains."""
+    return InUseError(
+        f"run {run.name} is being trained by another job",
+        "another run.name, run.fresh=true beside it, or wait until it has ended",
+    )
+
+
+def _hold(run: RunDir) -> None:
+    """Takes the run for a program that knows nothing of it, until the last of its processes has ended.
+
+    Raises:
+        InUseError: another job has it.
+    """
+    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise in_use(run) from error
+    except OSError as error:
+        # A file system without locks; `paceline doctor --storage` says what that means.
+        print(f"warning: {run.lock} cannot be locked: {error.strerror}", file=sys.stderr)
+
+
+def _how_it_stopped(stop: Stop, outcome: Outcome, plan: JobPlan) -> str:
+    """Who asked, and whether the workers did as they were asked, in words."""
+    if not outcome.killed:
+        return stop.reason
+    ranks = f"rank{'s' if len(outcome.killed) > 1 else ''} {', '.join(map(str, outcome.killed))}"
+    late = f"within cluster.grace_seconds={plan.stop_grace_s:g}"
+    return f"{stop.reason}; killed {ranks}: {'Ctrl-C came again' if stop.is_insisted_on else f'no end {late}'}"
+
+
+@contextmanager
+def _telling_of(name: str) -> Generator[None]:
+    """Says that a file could not be written, and goes on: the verdict must be heard on a full disk too."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: cannot write {name}: {error.strerror or error}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Who hangs, and at what: found out from outside the workers, while they hang."""

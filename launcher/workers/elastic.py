@@ -1,0 +1,321 @@
+"""torchrun's own agent, told to end a failed job in seconds and to turn signals into requests."""
+
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.distributed import Store
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+
+from launcher import verdict
+from launcher.ending import memory
+from launcher.ending.outcome import Outcome
+from launcher.ending.postmortem import Evidence, examined
+from launcher.hang.watch import HangWatch, Watched
+from launcher.nodes.company import Company, Next
+from launcher.nodes.rendezvous import ranks_of
+from launcher.plan import JobPlan
+from launcher.processes import die_with_parent, end_descendants, peak_memory
+from launcher.stop import STOP_SIGNALS, Stop, StopFile, hand_on
+from launcher.verdict import Exit
+from launcher.workers import error_file, worker
+from launcher.workers.output import Output
+from trainer.errors import STOPPED
+from trainer.rundir import RunDir, error_beside, read_json
+
+FAILURE_GRACE_S = 2
+"""Seconds between a worker's failure and SIGTERM for the others, and between that and SIGKILL."""
+
+LEFTOVER_GRACE_S = 2.0
+"""Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
+
+_PARENT_DIED = signal.SIGRTMIN + 7
+
+
+class Agent(LocalElasticAgent):
+    """Runs a plan's workers on this node.
+
+    Args:
+        plan: what to run.
+        rendezvous: where the agents meet.
+        stop: the requests to stop; the workers are asked once, and killed at its deadline.
+        company: the job's other agents, who have a say in what this one does.
+
+    Attributes:
+        killed: global ranks of workers that had not ended when their time to stop was over.
+        hang: how the running attempt hung, if it did; its workers have been killed.
+        ended: `exit_codes()` before the engine saw any failure, and ended the others because of it.
+    """
+
+    def __init__(
+        self,
+        plan: JobPlan,
+        rendezvous: RendezvousHandler,
+        stop: Stop,
+        company: Company,
+    ) -> None:
+        spec = WorkerSpec(
+            role="trainer",
+            local_world_size=plan.workers_per_node,
+            entrypoint=worker.run,
+            rdzv_handler=rendezvous,
+            max_restarts=plan.max_restarts,
+            monitor_interval=0.05,
+            local_addr="127.0.0.1",
+        )
+        super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull), start_method="fork")
+        self._stop = stop
+        self._asked = False
+        self.killed: list[int] = []
+        self.hang: Exit | None = None
+        self._suspect: Exit | None = None
+        self._watch: HangWatch | None = None
+        self.ended: dict[int, int] = {}
+        self._company = company
+        self._started, self._kills_before = time.monotonic(), memory.count_kills()
+        self._peaks: dict[int, int] = {}
+        self._end_at: float | None = None
+        self._result = RunResult(WorkerState.HEALTHY)
+        self._outcome: Outcome | None = None
+        # Our trainer looks for it itself; for other programs one agent does.
+        looks = plan.program.kind != "trainer" and plan.node == 0
+        self._stop_file = StopFile(RunDir(plan.run_dir).stop) if looks else None
+        self._good_ends = mmap.mmap(-1, plan.workers_per_node)
+        self._plan = plan
+        self._output: Output | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often the workers were started anew."""
+        return self._worker_group.spec.max_restarts - self._remaining_restarts
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that runs."""
+        return self._plan.attempt + self.restarts
+
+    def exit_codes(self) -> dict[int, int]:
+        """Global rank -> exit status of each worker here that has ended; negative: the signal that did it."""
+        codes = {}
+        for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
+            if process.exitcode is not None:
+                codes[member.global_rank] = process.exitcode or self._good_ends[member.local_rank]
+        return codes
+
+    def outcome(self, result: RunResult) -> Outcome:
+        """How the attempt has ended that runs."""
+        workers = self._worker_group.workers
+        good = [workers[rank].global_rank for rank, code in self._context()._return_values.items() if code == 0]
+        exits = tuple(self._exits(result))
+        return Outcome(self.attempt, time.monotonic() - self._started, exits, tuple(good), tuple(self.killed))
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        # The last attempt's store ends with what refers to it, and its port is free.
+        self._store = worker_group.store = None
+        super()._rendezvous(worker_group)
+
+    def _assign_worker_ranks(
+        self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
+    ) -> list[Worker]:
+        """In the order of the nodes; the engine would ask the store, which would wait for who is not there."""
+        return ranks_of(group_rank, nodes=group_world_size, size=spec.local_world_size)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._stop.check()
+        # SIGKILL was right for as long as there was nobody below to be ended first.
+        signal.signal(_PARENT_DIED, _end_everything)
+        die_with_parent(os.getppid(), _PARENT_DIED)
+        self._started, self._kills_before = time.monotonic(), memory.count_kills()
+        self._peaks.clear()
+        self._end_at, self._result, self._outcome = None, RunResult(WorkerState.HEALTHY), None
+        # The job's first worker alone has the terminal.
+        self._output = output = Output(self._log(0)) if self._plan.node == 0 else None
+        self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
+        self.hang, self._suspect, self._watch = None, None, HangWatch(self._plan, self.attempt)
+        worker_group.spec.args = (self._plan, output, self._good_ends, self._watch)
+        # The engine would turn these into a shutdown; SIGQUIT remains for that.
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+        # A worker takes a signal only once it has its own handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            pids = super()._start_workers(worker_group)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            if output:
+                output.close()
+        group: Any = self._context()._pc
+        # The engine calls it without a grace period, which then is 30 s.
+        group.join = partial(group.join, grace_period=FAILURE_GRACE_S)
+        return pids
+
+    def _shutdown(self, *arguments: Any, **options: Any) -> None:
+        # Called at the end of every attempt, however it ended.
+        super()._shutdown(*arguments, **options)
+        output, self._output = self._output, None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        left = end_descendants([output.pid] if output else [], grace_s=LEFTOVER_GRACE_S)
+        if output:
+            output.drain()
+            # On a full disk the record may still have found room.
+            with suppress(OSError):
+                error_file.append_traceback(output.log, read_json(error_beside(output.log)))
+        if left:
+            print(f"warning: cannot be ended: process {', '.join(map(str, left))}", file=sys.stderr)
+
+    def _exit_barrier(self) -> None:
+        """None: the company has decided that this agent ends."""
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._note_peaks()
+        if self._stop_file:
+            self._stop_file.look(self._stop)
+        self._pass_on_stop()
+        if self._outcome is None:
+            self._result = self._look_at_workers(worker_group)
+            if self._result.state is WorkerState.HEALTHY:
+                return self._result
+            # Who judges shall find everything ended, and everything printed.
+            self._shutdown()
+            self._outcome = self.outcome(self._result)
+        self._company.look(failing=False)
+        decision = self._company.decide(self._outcome)
+        if decision is Next.WAIT:
+            return RunResult(WorkerState.HEALTHY)
+        if decision is Next.END:
+            self._end_restarts()
+            return self._result
+        return RunResult(WorkerState.FAILED)
+
+    def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """How the workers are; when one has failed, or the company demands it, all of them are ended."""
+        self._count_good_ends()
+        self.ended = self.exit_codes()
+        bad = any(code not in (0, STOPPED) for code in self.ended.values())
+        failing = bad and not self._is_stopping_in_order()
+        self._company.look(failing=failing)
+        self._look_for_hang()
+        if self._company.must_end:
+            return self._end_workers()
+        if not failing and self._alive():
+            # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and
+            # end the others, which may still be saving.
+            return RunResult(WorkerState.HEALTHY)
+        return super()._monitor_workers(worker_group)
+
+    def _end_workers(self) -> RunResult:
+        """Ends workers who are at a loss without another node's; they have a moment to say what they know of it."""
+        now = time.monotonic()
+        self._end_at = self._end_at or now + FAILURE_GRACE_S
+        if now < self._end_at and self._alive():
+            return RunResult(WorkerState.HEALTHY)
+        self._context().close(signal.SIGTERM, FAILURE_GRACE_S)
+        return RunResult(WorkerState.FAILED)
+
+    def _end_restarts(self) -> None:
+        self._worker_group.spec.max_restarts = self.restarts
+        self._remaining_restarts = 0
+
+    def _look_for_hang(self) -> None:
+        if self._watch is None or self._asked or self.hang is not None:
+            return
+        here = [Watched(member.global_rank, member.local_rank, process.pid) for member, process in self._alive()]
+        if self._company.must_end:
+            if here and not self._end_at:
+                self._suspect = self._watch.suspect(here)
+            return
+        self.hang = self._watch.find(here, self._ended_exits(), self._company.all_silent)
+        if self.hang is not None:
+            # At once: what one that waits would say of the others' end is no news.
+            for one in here:
+                os.kill(one.pid, signal.SIGKILL)
+
+    def _pass_on_stop(self) -> None:
+        if self._stop.signal is None:
+            return
+        if not self._asked:
+            self._asked = True
+            # What comes now is the end that was asked for, not a failure to recover from.
+            self._end_restarts()
+            pids = [process.pid for _, process in self._alive()]
+            hand_on(self._stop.signal, pids, ours=self._plan.program.kind == "trainer")
+        elif self._stop.is_over and not self.killed:
+            for member, process in self._alive():
+                self.killed.append(member.global_rank)
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _is_stopping_in_order(self) -> bool:
+        """Whether workers were asked to stop and have their time, and all that have ended did so as asked."""
+        if not self._asked or self._stop.is_over:
+            return False
+        if self._plan.program.kind == "trainer":
+            return all(code in (0, STOPPED) for code in self.ended.values())
+        return not verdict.not_asked_for(self._ended_exits())
+
+    def _ended_exits(self) -> list[Exit]:
+        return [error_file.exit_of(self._log(rank), rank, code) for rank, code in self.ended.items()]
+
+    def _count_good_ends(self) -> None:
+        """Gives the engine the results of workers that have ended; it would await them for ever."""
+        for local_rank, process in enumerate(self._processes()):
+            if process.exitcode == 0:
+                self._context()._return_values.setdefault(local_rank, self._good_ends[local_rank])
+
+    def _exits(self, result: RunResult) -> list[Exit]:
+        """How the workers ended, with all that is known of it; after a failure without those ended because of it."""
+        if self.hang is not None:
+            return [self.hang]
+        if result.return_values:
+            host = socket.gethostname()
+            return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
+        exits = [self._suspect] if self._suspect is not None else []
+        for rank, code in self.exit_codes().items():
+            exit = error_file.exit_of(self._log(rank), rank, code)
+            if exit.time is not None or rank in result.failures or rank in self.ended:
+                exits.append(exit)
+        return [examined(exit, self._evidence(exit.rank)) for exit in exits]
+
+    def _evidence(self, rank: int) -> Evidence:
+        ours = self._plan.program.kind == "trainer"
+        return Evidence(self._log(rank), self._kills_before, self._peaks.get(rank), ours)
+
+    def _note_peaks(self) -> None:
+        """Asks for the memory of workers that have ended, before anything here waits for them."""
+        for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
+            if peak := peak_memory(process.pid):
+                self._peaks[member.global_rank] = peak
+
+    def _log(self, rank: int) -> Path:
+        return RunDir(self._plan.run_dir).log(self.attempt, rank)
+
+    def _alive(self) -> list[tuple[Worker, Any]]:
+        """The workers here that have not ended, each with its process."""
+        pairs = zip(self._worker_group.workers, self._processes(), strict=True)
+        return [(member, process) for member, process in pairs if process.is_alive()]
+
+    def _processes(self) -> list[Any]:
+        context = self._context()
+        return list(context._pc.processes) if context._pc is not None else []
+
+    def _context(self) -> MultiprocessContext:
+        assert isinstance(self._pcontext, MultiprocessContext)
+        return self._pcontext
+
+
+def _end_everything(number: int, frame: FrameType | None) -> None:
+    """The command has died, and with it everybody's interest in this job."""
+    end_descendants(grace_s=0)
+    os._exit(128 + signal.SIGKILL)

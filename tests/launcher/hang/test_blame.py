@@ -1,0 +1,157 @@
+"""Who of a silent job is the cause, from stacks as they are seen."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from launcher.hang import blame, stacks, waiting
+from launcher.hang.blame import Sighting
+from launcher.hang.stacks import Frame, Stacks, Thread
+from launcher.hang.watchdog import Silence
+from launcher.verdict import HANG, exit_code, first_failure
+from tests.waiting import until
+from trainer.heartbeat import Phase
+
+USER = Frame("main", "/home/me/train.py", 80)
+REDUCE = (
+    Frame("all_reduce", "/v/site-packages/torch/distributed/distributed_c10d.py", 3000),
+    Frame("wrapper", "/v/site-packages/torch/distributed/c10d_logger.py", 80),
+    USER,
+)
+BACKWARD = (
+    Frame("c10d::Reducer::finalize_backward", "/v/torch/lib/libtorch_cpu.so", 0),
+    Frame("_engine_run_backward", "/v/site-packages/torch/autograd/graph.py", 1072),
+    USER,
+)
+LOADS = (
+    Frame("read", "/usr/lib/libc.so.6", 0),
+    Frame("__next__", "/v/site-packages/torch/utils/data/dataloader.py", 700),
+    USER,
+)
+
+
+def at(rank: int, frames: tuple[Frame, ...] = REDUCE, *, state: str = "S", **known: object) -> Sighting:
+    return Sighting(rank, Stacks(state, threads=(Thread("MainThread", frames),)), **known)  # type: ignore[arg-type]
+
+
+CASES = {
+    "elsewhere": ([*(at(rank) for rank in range(63)), at(63, LOADS)], [63]),
+    "in the exchange of gradients": ([at(0, BACKWARD), at(1, LOADS), at(2, BACKWARD)], [1]),
+    "in the exchange, as Python alone shows it": ([at(0, BACKWARD[1:]), at(1, LOADS)], [1]),
+    "computes in backward": ([at(0), at(1, BACKWARD[1:], busy=True)], [1]),
+    "stopped": ([at(0), at(1, state="T"), at(2, LOADS)], [1]),
+    "behind": ([at(0, LOADS, beats=7), at(1, LOADS, beats=6), at(2, LOADS, beats=7)], [1]),
+    "ended": ([at(0), at(1), Sighting(2, Stacks(""), ended=True)], [2]),
+    "another collective": ([at(0), at(1), at(2, (REDUCE[0], Frame("save", "/home/me/train.py", 9)))], [2]),
+    "gave up": ([Sighting(0, Stacks(""), gave_up="Timed out waiting 10ms"), at(1, LOADS), at(2)], [1]),
+    "computes": ([at(0, LOADS, busy=True), at(1, LOADS), at(2, LOADS)], [0]),
+    "alone": ([at(0, LOADS)], [0]),
+    "nobody": ([at(0), at(1)], []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_rank_for_which_the_others_wait_is_named(case: str) -> None:
+    seen, expected = CASES[case]
+    assert blame.culprits(seen) == expected
+    silence = Silence(31.0, {one.rank: Phase.STEP for one in seen})
+    hang = blame.judge(seen, silence, now=1.0, host="node3", stacks="/s.txt")
+    assert hang.rank == (expected or [0])[0]
+    assert first_failure([hang]) is hang
+    assert exit_code([hang]) == HANG
+    assert len(hang.message.splitlines()) <= 4
+
+
+def test_63_ranks_that_wait_are_one_line_and_the_one_elsewhere_comes_first() -> None:
+    seen, _ = CASES["elsewhere"]
+    hang = blame.judge(seen, Silence(31.0, {63: Phase.STEP}), now=1.0, host="node3", stacks="/s.txt")
+    assert hang.message.splitlines() == [
+        "rank 63 hangs: no step for 31 s",
+        "rank 63: is in __next__ (data/dataloader.py:700), from main (me/train.py:80)",
+        "ranks 0-62: wait in all_reduce (distributed/distributed_c10d.py:3000), from main (me/train.py:80)",
+    ]
+    assert hang.place == "/home/me/train.py:80 in main"
+    assert hang.meaning == "ranks 0-62 wait for it"
+    text = blame.report(seen)
+    assert text.count("all_reduce (/v/site-packages") == 1
+    assert "read (libc.so.6)" in text
+
+
+def test_a_debugger_and_a_compiler_are_left_alone_and_data_loading_has_a_watch_of_its_own() -> None:
+    debugged = (Frame("interaction", "/usr/lib/python3.11/pdb.py", 400), USER)
+    compiled = (USER, Frame("compile_fx", "/v/torch/_inductor/compile_fx.py", 4))
+    loaded = (LOADS[1], Frame("wait", "/v/trainer/data/watch.py", 60))
+    for frames, silent_s, excused in [
+        (debugged, 1e6, True),
+        (compiled, 600.0, True),
+        (compiled, 1e6, False),
+        (loaded, 299.0, True),
+        (loaded, 400.0, False),
+        (REDUCE, 31.0, False),
+    ]:
+        assert bool(waiting.excuse(frames, silent_s, 300.0)) == excused
+
+
+FORBIDDEN = """
+import ctypes, faulthandler, json, os, sys, threading
+from launcher.hang import stacks
+libc = ctypes.CDLL(None)
+# Even as root, a process that may not be dumped cannot be looked into without this capability.
+libc.prctl(24, 19)
+written, (ready, tell) = os.memfd_create("stacks"), os.pipe()
+def holds_the_lock():
+    os.write(tell, b".")
+    ctypes.PyDLL(None).sleep(600)
+if not (child := os.fork()):
+    libc.prctl(1, 9)
+    libc.prctl(4, 0)
+    faulthandler.register(stacks.STACKS_SIGNAL, file=written, all_threads=True)
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    holds_the_lock()
+os.read(ready, 1)
+seen = stacks.take([child], {child: written}, native=True)[child]
+print(json.dumps([[frame.function for frame in thread.frames] for thread in seen.threads]))
+blind = stacks.take([child], {}, native=False)[child]
+print(json.dumps([blind.state, len(blind.threads), blind.why_not]))
+os.kill(child, 9)
+"""
+
+
+def test_where_it_is_forbidden_to_look_into_a_process_it_tells_itself_though_c_holds_pythons_lock() -> None:
+    done = subprocess.run([sys.executable, "-c", FORBIDDEN], capture_output=True, text=True, timeout=60, check=True)
+    seen, (state, count, why_not) = map(json.loads, done.stdout.splitlines())
+    assert seen[0][:2] == ["holds_the_lock", "<module>"]
+    assert seen[1][:1] == ["wait"]
+    assert (state, count) == ("S", 0)
+    assert why_not
+
+
+def test_py_spy_sees_the_innermost_call_of_a_process_even_of_a_stopped_one() -> None:
+    ready, tell = os.pipe()
+    if not (child := os.fork()):
+        ctypes.CDLL(None).prctl(1, 9)
+        lock = threading.Lock()
+        lock.acquire()
+        os.write(tell, b".")
+        lock.acquire()
+    os.read(ready, 1)
+    try:
+        until(lambda: stacks.state_of(child)[0] == "S", "it waits for the lock")
+        for state in ("S", "T"):
+            seen = stacks.take([child], {}, native=True)[child]
+            assert (seen.state, seen.why_not) == (state, "")
+            python = [frame for frame in seen.main if not frame.is_native]
+            assert python[0].function == "test_py_spy_sees_the_innermost_call_of_a_process_even_of_a_stopped_one"
+            if state == "S":
+                os.kill(child, signal.SIGSTOP)
+                os.waitpid(child, os.WUNTRACED)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert stacks.take([child], {}, native=True)[child].state == ""

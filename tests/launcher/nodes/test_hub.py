@@ -1,0 +1,177 @@
+"""The hub and its agents over real connections, in one process: agents are played by threads."""
+
+import socket
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import ports
+from launcher.ending.conclusion import Account
+from launcher.ending.outcome import Outcome
+from launcher.nodes import hub
+from launcher.nodes.channel import Channel, ChannelLost, new_secret
+from launcher.nodes.company import JobOver, Member, Next
+from launcher.nodes.conduct import Limits
+from launcher.nodes.hub import Hub
+from launcher.plan import JobPlan, Program
+from launcher.stop import Stop
+from launcher.verdict import Exit
+from tests.waiting import until
+from trainer.errors import UnfitError
+from trainer.rundir import RunDir, read_json
+
+LIMITS = Limits(join_s=20, silence_s=1.0, end_s=5)
+
+
+class Job:
+    """A job of two nodes with one worker each, whose agents are the test's."""
+
+    def __init__(self, folder: Path, *, max_restarts: int = 0) -> None:
+        self.listener = ports.listen("127.0.0.1:0")
+        self.plan = JobPlan(
+            nodes=2,
+            workers_per_node=1,
+            program=Program("script", "script.py"),
+            run_dir=str(folder),
+            max_restarts=max_restarts,
+            stop_grace_s=10,
+            hub=ports.endpoint_of(self.listener),
+            secret=new_secret(),
+        )
+        self.run = RunDir(folder)
+        self.stop = Stop(10)
+        account = Account(self.plan)
+        account.begin()
+        self.hub = Hub(
+            self.plan,
+            self.listener,
+            self.plan.secret,
+            account=account,
+            stop=self.stop,
+            gone=lambda: {},
+            limits=LIMITS,
+        )
+
+    def channel(self) -> Channel:
+        return Channel(socket.create_connection(self.listener.getsockname()), self.plan.secret, is_server=False)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def hear_to_the_end(channel: Channel) -> None:
+    for _ in range(500):
+        channel.receive()
+        time.sleep(0.01)
+
+
+def play(job: Job, node: int, *, clock: float, until: threading.Event, error: str) -> None:
+    """An agent whose worker ends, with an error or well, when it may; its clock is so many seconds ahead."""
+    channel = job.channel()
+
+    def say(kind: str, **values: Any) -> None:
+        channel.send({"kind": kind, "time": time.time() + clock, **values})
+
+    say("join", node=node, host=f"host-{node}")
+    say("ready", endpoint="there:1")
+    works, has_ended = False, False
+    while True:
+        for message in channel.receive():
+            works = works or message["kind"] == "go"
+            if message["kind"] == "end":
+                channel.close()
+                return
+        say("beat")
+        if works and not has_ended and until.wait(0.02):
+            has_ended = True
+            exit = Exit(node, int(bool(error)), f"host-{node}", time=time.time() + clock, type=error, message=error)
+            if error:
+                say("failing")
+            say("ended", outcome=Outcome(0, exits=(exit,)).to_json())
+        time.sleep(0.02)
+
+
+def test_the_first_failure_is_the_first_also_where_a_nodes_clock_is_wrong(job: Job) -> None:
+    first, second = threading.Event(), threading.Event()
+    agents = [
+        threading.Thread(target=play, args=(job, 0), kwargs={"clock": 0.0, "until": second, "error": "KeyError"}),
+        threading.Thread(target=play, args=(job, 1), kwargs={"clock": 3600.0, "until": first, "error": "ValueError"}),
+    ]
+    for agent in agents:
+        agent.start()
+    first.set()
+    threading.Timer(0.3, second.set).start()
+    assert job.hub.run() == 1
+    for agent in agents:
+        agent.join(5)
+    failure = read_json(job.run.failure)
+    assert (failure["rank"], failure["type"], failure["host"]) == (1, "ValueError", "host-1")
+
+
+def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused(job: Job) -> None:
+    done = threading.Event()
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(job.hub.run())),
+        *(
+            threading.Thread(target=play, args=(job, node), kwargs={"clock": 0.0, "until": done, "error": ""})
+            for node in (0, 1)
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    while len(job.hub._channels) < 2:
+        time.sleep(0.01)
+    for node in (1, 2, -1, "0", True, None):
+        other = job.channel()
+        other.send({"kind": "join", "time": time.time(), "node": node, "host": "x"})
+        with pytest.raises(ChannelLost):
+            hear_to_the_end(other)
+    done.set()
+    for thread in threads:
+        thread.join(10)
+    assert codes == [0]
+    assert job.run.read_status()["state"] == "finished"
+
+
+def test_a_node_whose_imports_take_long_is_known_and_no_stranger_meanwhile(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_STRANGER_S", 0.5)
+    codes: list[int] = []
+    conducting = threading.Thread(target=lambda: codes.append(job.hub.run()), daemon=True)
+    conducting.start()
+    members = [Member(replace(job.plan, node=node), Stop(10), LIMITS) for node in range(job.plan.nodes)]
+    # They are in their imports now.
+    until(lambda: len(job.hub._channels) == len(members), "the hub knows them", deadline_s=5)
+    members[1].leave(UnfitError("no torch there", "install it"))
+    conducting.join(10)
+    assert codes == [members[1].code] == [UnfitError.exit_code]
+
+
+def test_an_agent_that_hears_nothing_any_more_ends_its_workers(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    """A hub that has stopped, or is cut off; nobody closes the connection."""
+    member = Member(replace(job.plan, node=1), Stop(10), LIMITS)
+    connection, _ = job.listener.accept()
+    hub = Channel(connection, job.plan.secret, is_server=True)
+    while not hub.receive():
+        member.look(failing=False)
+    hub.send({"kind": "go", "endpoint": "there:1", "attempt": 0})
+    assert member.agree("") == "there:1"
+    began = time.monotonic()
+    while not member.must_end:
+        member.look(failing=False)
+        assert time.monotonic() - began < 3
+        time.sleep(0.02)
+    assert time.monotonic() - began > 0.9
+    assert member.decide(Outcome(0)) is Next.END
+    assert member.code is None
+    assert "the first node is lost: it has given no sign of life for 1 s" in capfd.readouterr().err
+    with pytest.raises(JobOver):
+        member.agree("")
