@@ -45,7 +45,8 @@ class RunView:
         job_id: the scheduler's; None without one.
         updated: UNIX seconds of the last sign of life.
         failure: the content of failure.json where the state is failed, else empty.
-        reason: who asked it to stop and how it did, where the launcher has ended it; else empty.
+        reason: who asked it to stop and how it did, or why it failed, where the launcher knows; else empty.
+        exit_code: of its last job, where that has ended and told it; else None.
     """
 
     run: RunDir
@@ -64,6 +65,7 @@ class RunView:
     updated: float
     failure: dict[str, Any]
     reason: str
+    exit_code: int | None
 
     @property
     def is_live(self) -> bool:
@@ -122,7 +124,9 @@ def again(run: RunDir) -> list[str] | None:
     if words[:2] != ["paceline", "run"]:
         return None
     own = words.index("--") if "--" in words else len(words)
-    return [*runname.continuing(words[2:own], run.name), *words[own:]]
+    # Whether it keeps a terminal is asked anew each time.
+    given = [word for word in words[2:own] if word != "--detach"]
+    return [*runname.continuing(given, run.name), *words[own:]]
 
 
 def again_by_trainer(run: RunDir) -> list[str] | None:
@@ -131,6 +135,15 @@ def again_by_trainer(run: RunDir) -> list[str] | None:
     if Path(program).parts[-2:] != ("trainer", "__main__.py") or any(word.startswith("-") for word in words):
         return None
     return runname.continuing(words, run.name)
+
+
+def said(view: RunView) -> Path | None:
+    """What the latest job of a run would have shown on a terminal, if it had none."""
+    first = view.attempt
+    while first and not view.run.attempt_job(first).exists():
+        first -= 1
+    path = view.run.terminal_log(first)
+    return path if path.exists() else None
 
 
 def look(run: RunDir, *, now: float | None = None) -> RunView:
@@ -165,8 +178,14 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         job_id=launched.get("job_id"),
         updated=updated,
         failure=failure if state == "failed" else {},
-        reason=str(status.get("reason") or "") if state == "stopped" else "",
+        reason=str(status.get("reason") or "") if state in ("stopped", "failed") else "",
+        exit_code=_exit_code(state, status),
     )
+
+
+def _exit_code(state: str, status: dict[str, Any]) -> int | None:
+    code = status.get("exit_code", 0 if state == "finished" else None)
+    return code if state == status.get("state") and isinstance(code, int) else None
 
 
 def _launch(run: RunDir, status: dict[str, Any], *, held: bool) -> dict[str, Any]:

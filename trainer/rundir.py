@@ -153,6 +153,10 @@ class RunDir:
         """What the agent of a node other than the first has to say, from the job's first attempt on."""
         return self.log(attempt, 0).with_name(f"agent-{node}.log")
 
+    def terminal_log(self, attempt: int) -> Path:
+        """What a terminal would have shown of a job without one, from the job's first attempt on."""
+        return self.log(attempt, 0).with_name("terminal.log")
+
     @property
     def code_diff(self) -> Path:
         """What the working tree had beyond the commit that job.json names."""

@@ -146,6 +146,8 @@ class Account:
         """Tells an error that came before there was a worker; returns the exit code."""
         if self._may_write(self._plan.attempt):
             self._settle(error.exit_code, "")
+            with _telling_of("status.json"):
+                self._run.update_status(reason=error.problem)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
@@ -230,6 +232,10 @@ class Account:
             end = "finished" if code == 0 else "stopped" if code == STOPPED or reason else "failed"
             with _telling_of("status.json"):
                 self._run.update_status(state=end, attempt=self._plan.attempt, exit_code=code, reason=reason)
+        elif code != 0 and "exit_code" not in status:
+            # Nobody may have waited for this process to learn it.
+            with _telling_of("status.json"):
+                self._run.update_status(exit_code=code)
 
 
 def in_use(run: RunDir) -> InUseError:

@@ -13,9 +13,11 @@ from launcher.arguments import Parser, check_overrides, typed
 from launcher.plan import Program, again_command, plan_job, render
 from launcher.scripts import starts_python, with_program
 from trainer.errors import ConfigError
+from trainer.rundir import RunDir
+from trainer.wording import plural, short_path
 
 HELP = """\
-paceline run [KEY=VALUE ...] [--dry-run] [--config-dir DIR] [--debug] [-- PROGRAM]
+paceline run [KEY=VALUE ...] [--dry-run | --detach] [--config-dir DIR] [-- PROGRAM]
 
   paceline run recipe=fashion_mnist epochs=2 optim.lr=0.05
   paceline run cluster.gpus_per_node=4 -- train.py --lr 1     your own script
@@ -26,16 +28,18 @@ cluster.nodes=2 tries on this machine what several would do.
 The same run.name again goes on from the last checkpoint; run.fresh=true starts over beside it.
 
   --dry-run         print workers, command and environment; start nothing, write nothing
+  --detach          check everything, start, and return: it outlives this terminal
   --config-dir DIR  more configuration groups (DIR/recipe/mine.yaml, ...)
   --debug           show tracebacks and torch's own messages"""
 
+_FLAGS = ("--dry-run", "--detach")
 _FOR_PROGRAMS = ("run.name=", "run.dir=", "run.fresh=", "cluster.", "cluster=", "device=", "hydra.", "hydra/")
 """What an override begins with that matters to any program."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a job to its end; returns its exit code."""
-    parser = Parser("run", HELP, flags=["--dry-run"], values=["--config-dir"], overrides=True)
+    parser = Parser("run", HELP, flags=_FLAGS, values=["--config-dir"], overrides=True)
     arguments = list(arguments)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.read(arguments[:cut])
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"as it was begun: {typed('run', *begun)}", file=sys.stderr)
         return main(begun)
 
-    from launcher import finished, local
+    from launcher import detach, finished, local
     from launcher.gpus import count_gpus
     from launcher.stop import held_back
     from trainer.config.compose import compose
@@ -54,8 +58,6 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.cores import count_cpus
     from trainer.data.recall import check_recalled
     from trainer.run import provenance, runname, saved
-    from trainer.rundir import RunDir
-    from trainer.wording import plural, short_path
 
     program = read_program(arguments[:cut], arguments[cut + 1 :], has_dashes="--" in arguments)
     config = compose(options.words, config_dir=Path(options.config_dir) if options.config_dir else None)
@@ -90,13 +92,26 @@ def main(arguments: Sequence[str]) -> int:
     # From here on there is a run, which must not seem to wait for a job that somebody has called off.
     with held_back():
         plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
+        run = RunDir(plan.run_dir)
+        goes_on = not options.detach or detach.part(run.terminal_log(plan.attempt))
         for note in notes:
             print(note, file=sys.stderr)
         attempt = f", attempt {plan.attempt}" if plan.attempt else ""
         nodes = f"{plan.nodes} nodes on this machine, " if plan.nodes > 1 else ""
         workers = nodes + plural(plan.world_size, "worker")
-        print(f"{workers}, run directory {short_path(Path(plan.run_dir))}{attempt}", file=sys.stderr)
-        return local.run(plan)
+        print(f"{workers}, run directory {short_path(run.path)}{attempt}", file=sys.stderr)
+        if goes_on:
+            return local.run(plan)
+        print("\n".join(["detached: it outlives this terminal", *looking(run)]), file=sys.stderr, flush=True)
+        print(run.path)
+        return 0
+
+
+def looking(run: RunDir) -> list[str]:
+    """The commands with which one looks at a job from anywhere, and stops it."""
+    place = [] if run.path.parent == Path("runs").absolute() else ["--dir", short_path(run.path.parent)]
+    told = {"look": ["status"], "follow": ["logs", "-f"], "stop": ["stop"]}
+    return [f"  {label:<10} {typed(verb, run.name, *options, *place)}" for label, (verb, *options) in told.items()]
 
 
 def read_program(words: Sequence[str], program: Sequence[str], *, has_dashes: bool = True) -> Program:
@@ -135,7 +150,9 @@ def _no_script(words: Sequence[str], program: Sequence[str]) -> ConfigError:
     """The error for a script that is not there: something of ours behind the dashes, or a typing mistake."""
     first, *others = program
     problem = f"no such script: {first}"
-    if first in ("--dry-run", "--debug", "--config-dir") or ("=" in first and "/" not in first.partition("=")[0]):
+    if first in ("--dry-run", "--detach", "--debug", "--config-dir") or (
+        "=" in first and "/" not in first.partition("=")[0]
+    ):
         is_option = first == "--config-dir" and others
         ours, left = program[: 1 + bool(is_option)], program[1 + bool(is_option) :]
         return ConfigError(problem, typed("run", *words, *ours, *(["--", *left] if left else [])))
@@ -152,7 +169,6 @@ def _as_begun(options: argparse.Namespace, arguments: list[str]) -> list[str] | 
     """The whole command line of a run that is only named, from its record; None where more is said, or it is new."""
     from trainer.run.runname import continuing, wrong_name
     from trainer.run.secrets import HIDDEN
-    from trainer.rundir import RunDir
 
     words = dict(word.partition("=")[::2] for word in options.words)
     name = words.get("run.name", "")

@@ -76,10 +76,9 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
     ago = wording.duration(max(0.0, now - view.updated))
     name, state, step, accuracy, rate, gpu, eta, _ = cells(view)
     summary = read_json(view.run.summary) if view.state == "finished" else {}
+    ended = f"{state} {ago} ago" + (f", exit code {view.exit_code}" if view.exit_code else "")
     shown = {
-        "state": f"{state}, last sign of life {ago} ago"
-        if view.is_live or view.state == "lost"
-        else f"{state} {ago} ago",
+        "state": f"{state}, last sign of life {ago} ago" if view.is_live or view.state == "lost" else ended,
         "step": step,
         "val acc": accuracy,
         "images/s": rate,
@@ -87,6 +86,7 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
         "ETA": eta,
         "where": _where(view),
         "why": _why(view),
+        **_advice(view),
         "took": wording.duration(summary["seconds"]) if "seconds" in summary else "",
         "directory": wording.short_path(view.run.path),
         **_files(view),
@@ -170,10 +170,17 @@ def _why(view: RunView) -> str:
     return f"{view.failure.get('type', '')} on rank {view.failure.get('rank', 0)}: {message[0] if message else ''}"
 
 
+def _advice(view: RunView) -> dict[str, str]:
+    """What the error of a failed run means and what to try, where its message does not say it, by its label."""
+    told = {"means": view.failure.get("meaning"), "do": view.failure.get("advice")}
+    message = str(view.failure.get("message", ""))
+    return {label: str(text) for label, text in told.items() if text and text not in message}
+
+
 def _files(view: RunView) -> dict[str, str]:
     """What there is to look at, by its label."""
     weights = next((path for name in ("best", "last") if (path := view.run.weights(name)).exists()), None)
-    found = {"weights": weights, "metrics": view.run.metrics}
+    found = {"weights": weights, "metrics": view.run.metrics, "said": runs.said(view)}
     return {label: wording.short_path(path) for label, path in found.items() if path is not None and path.exists()}
 
 
