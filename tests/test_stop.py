@@ -1,9 +1,12 @@
 """Requests to stop, from whoever and at whatever moment: all ranks stop at one step, save, and exit 75."""
 
 import fcntl
+import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import psutil
@@ -92,6 +95,34 @@ def test_a_signal_to_every_process_of_a_job_is_a_request_too(
     assert "error" not in said
     _, left = psutil.wait_procs(tree[1:], timeout=10)
     assert not left
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_terminal_that_is_closed_asks_to_stop_but_not_under_nohup(tmp_path: Path, ignores: bool) -> None:
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores else signal.SIG_DFL)
+
+    run = RunDir(tmp_path / "s")
+    ours, theirs = pty.openpty()
+    arguments = [*DIGITS, "epochs=9" if ignores else "epochs=4000", "evaluate.every=end", f"run.dir={tmp_path}"]
+    worker = subprocess.Popen(
+        [*TRAINER, *arguments, "run.name=s"],
+        env=environment() | {"TERM": "xterm"},
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=take_terminal,
+    )
+    os.close(theirs)
+    until(run.metrics.exists, "the training has begun", worker)
+    os.close(ours)
+    assert worker.wait(60) == (0 if ignores else 75)
+    status = read_json(run.status)
+    assert status["state"] == ("finished" if ignores else "preempted")
+    assert checkpoint.steps(run)[-1] == status["step"]
 
 
 def test_a_file_in_the_run_directory_stops_the_run_once(tmp_path: Path) -> None:

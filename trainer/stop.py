@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 _FILE_PERIOD_S = 1.0
 
 
@@ -38,9 +38,10 @@ class StopRequest:
         return bool(self.reason)
 
     def listen(self) -> None:
-        """Takes SIGTERM, SIGUSR1, SIGUSR2 and the first SIGINT as requests; a second SIGINT ends the process."""
+        """Takes the signals as requests; a second SIGINT ends the process. Under nohup SIGHUP stays ignored."""
         for number in STOP_SIGNALS:
-            signal.signal(number, self._remember)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._remember)
         # A launcher may have held them back until they are understood.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         _count_interrupts()

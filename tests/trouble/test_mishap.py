@@ -97,8 +97,8 @@ def test_another_rank_leaves_the_status_to_rank_zero_and_is_found_all_the_same(
     assert run_dir.status.read_bytes() == before
     view = runs.look(run_dir)
     assert (view.state, view.failure["rank"], view.failure["type"]) == ("failed", 1, "KeyError")
-    # It only heard of the other's end, and it is the one to say how the run has ended.
-    assert "another worker ended" in fails_on(0, ConnectionError("Connection reset by peer"), run_dir, monkeypatch)
+    # It only heard of the other's end, has nothing to add, and is the one to write how the run has ended.
+    assert fails_on(0, ConnectionError("Connection reset by peer"), run_dir, monkeypatch) == ""
     assert read_json(run_dir.status)["state"] == "failed"
     assert read_json(run_dir.failure)["rank"] == 1
 
@@ -110,6 +110,15 @@ def test_the_same_error_is_told_once_and_is_in_the_log_of_each_rank(
     assert fails_on(1, ValueError("the cause of both"), run_dir, monkeypatch) == ""
     for rank in (0, 1):
         assert "raise error\nValueError: the cause of both" in run_dir.log(1, rank).read_text()
+
+
+def test_that_another_worker_is_gone_is_said_where_neither_it_nor_a_launcher_says_why(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = ConnectionError("Connection reset by peer")
+    assert "another worker ended" in fails_on(0, gone, run_dir, monkeypatch)
+    monkeypatch.setenv("PACELINE_RUN_DIR", str(run_dir.path))
+    assert fails_on(0, gone, run_dir, monkeypatch) == ""
 
 
 @pytest.mark.parametrize("rank", [0, 1])

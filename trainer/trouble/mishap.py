@@ -56,7 +56,8 @@ def report(error: Exception, attempt: Attempt | None, console: Console, *, micro
         with saying_if_slow(console.warn, slow):
             if attempt.run.path.exists():
                 is_told, fix = _keep(error, attempt, rank=rank, code=code, problem=problem, advice=fix)
-    if is_told and not is_echo(error):
+    # A launcher shows the first error, with those that followed from it.
+    if is_told or (is_echo(error) and "PACELINE_RUN_DIR" in os.environ):
         return code
     console.close()
     console.error(problem, fix)
