@@ -59,8 +59,8 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def descendants(spare: Collection[int] = ()) -> list[int]:
-    """Processes below this one that are alive, but not those to be spared nor what is below them."""
+def descendants(spare: Collection[int] = (), *, root: int | None = None) -> list[int]:
+    """Processes below this one, or below `root`, that are alive, but not those to be spared nor what is below them."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -71,7 +71,7 @@ def descendants(spare: Collection[int] = ()) -> list[int]:
         if state not in "ZX":
             children.setdefault(int(parent), []).append(int(folder.name))
     found: list[int] = []
-    level = [os.getpid()]
+    level = [os.getpid() if root is None else root]
     while level:
         level = [child for parent in level for child in children.get(parent, []) if child not in spare]
         found += level
@@ -102,7 +102,7 @@ def end_descendants(spare: Collection[int] = (), *, grace_s: float) -> list[int]
     return left
 
 
-def catches(pid: int, number: signal.Signals) -> bool:
+def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -42,7 +42,6 @@ class Exit:
         override: with which the same command works, where the exception knows one.
         meaning: what the end means, where more is known than its signal says.
         stacks: the file with the stacks of all ranks, of one that hung; else empty.
-        is_vague: whether it only says that ranks of this machine wait, or where they were when all had to end.
     """
 
     rank: int
@@ -57,7 +56,6 @@ class Exit:
     override: str = ""
     meaning: str = ""
     stacks: str = ""
-    is_vague: bool = False
 
     @property
     def is_silence(self) -> bool:
@@ -97,7 +95,7 @@ def first_failure(exits: Sequence[Exit]) -> Exit | None:
     # A worker that left no time behind did not get to notice another one's end either.
     return min(
         filter(is_failure, exits),
-        key=lambda exit: (exit.is_echo, exit.is_silence, exit.is_vague, exit.is_untold, exit.time or 0.0, exit.rank),
+        key=lambda exit: (exit.is_echo, exit.is_silence, exit.is_untold, exit.time or 0.0, exit.rank),
         default=None,
     )
 
@@ -149,7 +147,7 @@ def with_early_end(exits: Sequence[Exit], early: Sequence[int]) -> list[Exit]:
         early: ranks that had ended with exit code 0 before the first failure.
     """
     echo = first_failure(exits)
-    if echo is None or not (echo.is_echo or echo.is_silence or echo.is_vague) or not early:
+    if echo is None or not (echo.is_echo or echo.is_silence) or not early:
         return list(exits)
     ranks = f"rank{'s' if len(early) > 1 else ''} {', '.join(map(str, sorted(early)))}"
     cause = Exit(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from launcher import verdict
+from launcher.hang.sighting import Findings
 from launcher.verdict import Exit
 
 _CLOCKS_AGREE_S = 0.1
@@ -20,6 +21,7 @@ class Outcome:
         exits: how the workers ended, with all that is known of it; after a failure without those ended because of it.
         early: global ranks of those that had ended with exit code 0 before another one failed.
         killed: global ranks of those that were asked to stop and had to be ended by force.
+        findings: what the watch over hangs has seen, a machine each.
     """
 
     attempt: int
@@ -27,6 +29,7 @@ class Outcome:
     exits: tuple[Exit, ...] = ()
     early: tuple[int, ...] = ()
     killed: tuple[int, ...] = ()
+    findings: tuple[Findings, ...] = ()
 
     @property
     def is_failed(self) -> bool:
@@ -51,6 +54,7 @@ class Outcome:
             exits=tuple(Exit(**exit) for exit in values["exits"]),
             early=tuple(values["early"]),
             killed=tuple(values["killed"]),
+            findings=tuple(map(Findings.from_json, values["findings"])),
         )
 
 
@@ -69,15 +73,11 @@ def by_our_clock(outcome: Outcome, ahead_s: float) -> Outcome:
 
 def merged(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcome of a job from those of its nodes, in any order; there is at least one."""
-    exits = [exit for outcome in outcomes for exit in outcome.exits]
-    first = verdict.first_failure(exits)
-    if first is not None and not (first.is_vague or first.is_silence):
-        # Where ranks were that had to end for it explains nothing.
-        exits = [exit for exit in exits if not exit.is_vague]
     return replace(
         outcomes[0],
         seconds=max(outcome.seconds for outcome in outcomes),
-        exits=tuple(sorted(exits, key=lambda exit: exit.rank)),
+        exits=tuple(sorted((exit for outcome in outcomes for exit in outcome.exits), key=lambda exit: exit.rank)),
         early=tuple(sorted(rank for outcome in outcomes for rank in outcome.early)),
         killed=tuple(sorted(rank for outcome in outcomes for rank in outcome.killed)),
+        findings=tuple(findings for outcome in outcomes for findings in outcome.findings),
     )

@@ -1,79 +1,18 @@
 """Which rank of a silent job is the cause: ranks at the same place are grouped, and who is elsewhere is named. Pure."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from launcher.ending.folding import spans
-from launcher.hang.stacks import Frame, Stacks
-from launcher.hang.waiting import is_in_backward, key, place, waits_for_others
-from launcher.hang.watchdog import Silence
+from launcher.hang.sighting import Below, Sighting, groups
+from launcher.hang.stacks import Frame
 from launcher.verdict import HANG, Exit
 from trainer import wording
 from trainer.heartbeat import Phase
 from trainer.trouble.frames import is_theirs
 
 _GRANTED = "where that may take so long: cluster.hang_timeout=30m, or 0 for no watch"
-_SHOWN_GROUPS = 3
-_LONGEST_SAID = 120
-_SOURCE = re.compile(r"^\[[^]]*:\d+\] ")
-
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """What is known of one rank of a job that hangs.
-
-    Attributes:
-        rank: its global rank.
-        stacks: where it was seen.
-        beats: its signs of life; None of a program that does not tell.
-        step: the last step that it has taken; None where unknown.
-        busy: whether it was computing.
-        missing: whether it has not begun a collective that others have.
-        gave_up: what it said before it ended for want of an answer; empty of one that is still there.
-        ended: whether it had ended well before.
-    """
-
-    rank: int
-    stacks: Stacks
-    beats: int | None = None
-    step: int | None = None
-    busy: bool = False
-    missing: bool = False
-    gave_up: str = ""
-    ended: bool = False
-
-    @property
-    def frames(self) -> tuple[Frame, ...]:
-        """Where its main thread was, innermost call first."""
-        return self.stacks.main
-
-    @property
-    def waits(self) -> bool:
-        """Whether it waits for other ranks, or did so until it gave up."""
-        idle_in_backward = not self.busy and is_in_backward(self.frames)
-        return bool(self.gave_up) or waits_for_others(self.frames) or idle_in_backward
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether it is the kernel that does not let it go on, by somebody's SIGSTOP."""
-        return self.stacks.state == "T"
-
-    def what(self, *, of_many: bool = False) -> str:
-        """What it does, in words; `of_many`: and others as well."""
-        if self.ended:
-            return "had ended with exit code 0"
-        if self.gave_up:
-            said = _SOURCE.sub("", self.gave_up.splitlines()[0])
-            return f"gave up waiting: {said[:_LONGEST_SAID]}"
-        if self.stacks.why_not and not self.is_stopped:
-            return f"could not be looked into ({self.stacks.why_not})"
-        where, be = place(self.frames), "are" if of_many else "is"
-        if self.is_stopped:
-            return f"{be} stopped (SIGSTOP)" + (f" in {where}" if self.frames else "")
-        if self.waits:
-            return f"{'wait' if of_many else 'waits'} in {where}"
-        return f"{be} in {where}"
+_SHOWN_LINES = 3
+_SHOWN_BELOW = 2
 
 
 def culprits(seen: Sequence[Sighting]) -> list[int]:
@@ -102,49 +41,36 @@ def culprits(seen: Sequence[Sighting]) -> list[int]:
     return [] if any(one.waits for one in seen) else [one.rank for one in seen]
 
 
-def groups(seen: Sequence[Sighting]) -> list[list[Sighting]]:
-    """The ranks by what they do, the largest group first."""
-    found: dict[tuple[object, ...], list[Sighting]] = {}
-    for one in seen:
-        same = one.ended, bool(one.gave_up), one.is_stopped, one.waits, key(one.frames)
-        found.setdefault(same, []).append(one)
-    return sorted(found.values(), key=lambda group: -len(group))
-
-
-def judge(
-    seen: Sequence[Sighting], silence: Silence | None, *, now: float, host: str, stacks: str, collectives: str = ""
-) -> Exit:
+def judge(seen: Sequence[Sighting], silent_s: float | None, *, now: float, stacks: str, collectives: str = "") -> Exit:
     """The hang as the end of the rank that is its cause.
 
     Args:
-        seen: the ranks of this machine.
-        silence: how nothing has gone on; None: a rank gave up waiting.
+        seen: the job's ranks.
+        silent_s: how long nothing has gone on; None: a rank gave up waiting.
         now: UNIX seconds.
-        host: the name of this machine.
         stacks: the file that has everybody's stacks.
         collectives: what sets ranks apart in the collectives that they have begun, in words, where that is known.
     """
     named = culprits(seen)
     one = next(one for one in seen if one.rank in named or not named)
     in_order = sorted(groups(seen), key=lambda group: not any(member.rank in named for member in group))
-    lines = [_line(group) for group in in_order]
-    more = [f"and {len(lines) - _SHOWN_GROUPS} more, see the stacks"] if len(lines) > _SHOWN_GROUPS else []
+    first, *others = map(_line, in_order)
+    lines = [first, *_lines_below(one.below), *others]
+    if len(lines) > _SHOWN_LINES:
+        lines[_SHOWN_LINES - 1 :] = [f"and {len(lines) - _SHOWN_LINES + 1} more, see the stacks"]
     meaning, advice = _explain(one, named, seen)
-    python = [frame for frame in one.frames if not frame.is_native]
-    own = next((frame for frame in python if is_theirs(frame.file)), next(iter(python), None))
     return Exit(
         one.rank,
         HANG,
-        host=host,
+        host=one.host,
         time=now,
         type="Hang",
-        message="\n".join([_headline(one, named, silence), *lines[:_SHOWN_GROUPS], *more]),
+        message="\n".join([_headline(one, named, silent_s), *lines]),
         traceback=_text(one.frames),
-        place=f"{own.file}:{own.line} in {own.function}" if own and not one.waits else "",
+        place="" if one.waits else _own_place(one),
         meaning=f"{meaning}; {collectives}" if collectives else meaning,
         advice=advice,
         stacks=stacks,
-        is_vague=not named,
     )
 
 
@@ -157,6 +83,10 @@ def report(seen: Sequence[Sighting]) -> str:
         for number, thread in enumerate(one.stacks.threads):
             frames = thread.frames if number else one.frames
             parts.append(f"  thread {thread.name or number}, innermost call first\n{_text(frames, '    ')}")
+        for member in group:
+            for below in member.below:
+                heading = f"  process {below.pid}, started by rank {member.rank}, {below.what}"
+                parts.append(f"{heading}\n{_text(below.stacks.started, '    ')}")
     return "\n".join(parts)
 
 
@@ -164,12 +94,28 @@ def _line(group: Sequence[Sighting]) -> str:
     return f"{spans([one.rank for one in group])}: {group[0].what(of_many=len(group) > 1)}"
 
 
-def _headline(one: Sighting, named: Sequence[int], silence: Silence | None) -> str:
+def _lines_below(below: Sequence[Below]) -> list[str]:
+    """What the processes that a rank has started are at: those that do not only wait for work."""
+    at_work = [f"    its process {one.pid} {one.what}" for one in below if not one.is_at_rest]
+    if below and not at_work:
+        return [f"    its {len(below)} processes that load data wait for work"]
+    return at_work[:_SHOWN_BELOW]
+
+
+def _own_place(one: Sighting) -> str:
+    """Where in the user's own code a rank is, or what it waits for below it."""
+    at_work = [frame for below in one.below if not below.is_at_rest for frame in below.stacks.started]
+    python = [frame for frame in one.frames if not frame.is_native]
+    theirs = (frame for frame in (*at_work, *python) if is_theirs(frame.file))
+    own = next(theirs, next(iter(python), None))
+    return f"{own.file}:{own.line} in {own.function}" if own else ""
+
+
+def _headline(one: Sighting, named: Sequence[int], silent_s: float | None) -> str:
     who = spans(named) if named else "all ranks"
     hang = "hangs" if len(named) == 1 else "hang"
-    if silence is None:
+    if silent_s is None:
         return f"{who} {'has' if len(named) == 1 else 'have'} not answered in time"
-    phase, past = silence.phases.get(one.rank), wording.duration(silence.seconds)
     after = f" after step {one.step:,}" if one.step else ""
     missing = {
         None: "no output and no work",
@@ -179,7 +125,7 @@ def _headline(one: Sighting, named: Sequence[int], silence: Silence | None) -> s
         Phase.CHECKPOINT: f"nothing new in saving{after}",
         Phase.END: "no output and no work at the end",
     }
-    return f"{who} {hang}: {missing[phase]} for {past}"
+    return f"{who} {hang}: {missing[one.phase]} for {wording.duration(silent_s)}"
 
 
 def _explain(one: Sighting, named: Sequence[int], seen: Sequence[Sighting]) -> tuple[str, str]:

@@ -34,15 +34,14 @@ class FlightRecorder:
     def __init__(self, folder: Path) -> None:
         self._pipes = Path(tempfile.mkdtemp(prefix="paceline-"))
         # What the user has set stays.
-        self._stem = {_DUMP: str(folder / "flight-rank-"), _PIPE: str(self._pipes / "rank-")}
-        self._stem |= {name: os.environ[name] for name in self._stem if name in os.environ}
+        self._stem = {_DUMP: _stem(folder), _PIPE: os.environ.get(_PIPE, str(self._pipes / "rank-"))}
 
     def join(self) -> None:
         """Makes this process one that keeps a record; called in the worker, before NCCL is there."""
         os.environ.update(self._stem)
 
-    def dump(self, ranks: Collection[int]) -> dict[int, "list[Collective]"]:
-        """The records of ranks, as far as they can be had within seconds."""
+    def dump(self, ranks: Collection[int]) -> None:
+        """Has the records of ranks written, as far as they can be had within seconds; see `kept`."""
         files = {rank: Path(f"{self._stem[_DUMP]}{rank}") for rank in ranks}
         # One of a collective that has timed out is there already, and tells more.
         asked = [rank for rank in ranks if not files[rank].exists() and self._ask(rank)]
@@ -53,7 +52,6 @@ class FlightRecorder:
             if len(sizes) == len(asked) and sizes == before:
                 break
             time.sleep(0.1)
-        return {rank: record for rank, file in files.items() if (record := read(file))}
 
     def close(self) -> None:
         """Removes the pipes; the records stay."""
@@ -85,6 +83,16 @@ class Collective:
     number: int
     operation: str
     place: str
+
+
+def kept(folder: Path, ranks: Collection[int]) -> dict[int, list[Collective]]:
+    """The records of ranks, of those that have one.
+
+    Args:
+        folder: as of the `FlightRecorder`.
+        ranks: of any machine.
+    """
+    return {rank: record for rank in ranks if (record := read(Path(f"{_stem(folder)}{rank}")))}
 
 
 def read(file: Path) -> list[Collective]:
@@ -134,6 +142,10 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"{module}.{name} is no plain data")
+
+
+def _stem(folder: Path) -> str:
+    return os.environ.get(_DUMP, str(folder / "flight-rank-"))
 
 
 def _collective(entry: dict[str, Any]) -> Collective:

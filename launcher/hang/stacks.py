@@ -7,21 +7,29 @@ import shutil
 import signal
 import subprocess
 import sysconfig
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from launcher.processes import catches, descendants
 
 STACKS_SIGNAL = signal.SIGRTMIN + 6
 """Makes a worker write its stacks, through faulthandler: without Python's lock, whatever the process does."""
 
 _SPY_LIMIT_S = 5.0
 _WRITTEN_LIMIT_S = 2.0
+_turns: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 _HEADING = re.compile(r"^(Current thread|Thread) 0x[0-9a-f]+(?: \[(?P<name>[^\]]*)\])?")
 _WRITTEN_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.*)$')
 _NATIVE = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".rs", ".so")
+_BOOTSTRAP = "multiprocessing/process.py"
+_MOST_BELOW = 32
 _WORKER = str(Path(__file__).parents[1] / "workers" / "worker.py")
 
 
@@ -84,6 +92,20 @@ class Stacks:
             own -= 1
         return frames[:own]
 
+    @property
+    def started(self) -> tuple[Frame, ...]:
+        """Of a process that Python's multiprocessing has started: the main thread's frames from there on."""
+        frames = self.threads[0].frames if self.threads else ()
+        begin = next((index for index, frame in enumerate(frames) if frame.file.endswith(_BOOTSTRAP)), 0)
+        return frames[:begin]
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Stacks":
+        """What `dataclasses.asdict` and JSON have made of one."""
+        threads = (Thread(one["name"], tuple(Frame(**frame) for frame in one["frames"])) for one in values["threads"])
+        given: dict[str, Any] = {**values, "threads": tuple(threads)}
+        return Stacks(**given)
+
 
 def take(pids: Collection[int], written: Mapping[int, int], *, native: bool) -> dict[int, Stacks]:
     """The stacks of processes, all at once.
@@ -95,6 +117,18 @@ def take(pids: Collection[int], written: Mapping[int, int], *, native: bool) -> 
     """
     with ThreadPoolExecutor(max(1, len(pids))) as pool:
         return dict(zip(pids, pool.map(lambda pid: _stacks(pid, written.get(pid), native=native), pids), strict=True))
+
+
+def below(pid: int, written: int) -> dict[int, Stacks]:
+    """The stacks of what a worker has started by Python's multiprocessing, by pid: its loading processes, most likely.
+
+    Args:
+        pid: the worker.
+        written: as in `take`; what it has forked inherits that.
+    """
+    started = descendants(root=pid)[:_MOST_BELOW]
+    seen = take(started, dict.fromkeys(started, written), native=False)
+    return {child: stacks for child, stacks in seen.items() if stacks.started}
 
 
 def _stacks(pid: int, written: int | None, *, native: bool) -> Stacks:
@@ -151,16 +185,21 @@ def _spied(pid: int, options: list[str]) -> tuple[tuple[Thread, ...], str]:
 
 def _asked(pid: int, descriptor: int) -> tuple[Thread, ...]:
     """What the process writes itself when it is asked to."""
-    begin = os.fstat(descriptor).st_size
-    with suppress(OSError):
-        os.kill(pid, STACKS_SIGNAL)
-    deadline, size = time.monotonic() + _WRITTEN_LIMIT_S, begin
-    while time.monotonic() < deadline:
-        time.sleep(0.05)
-        before, size = size, os.fstat(descriptor).st_size
-        if size == before > begin:
-            break
-    return parse_written(os.pread(descriptor, size - begin, begin).decode(errors="replace"))
+    if not catches(pid, STACKS_SIGNAL):
+        # It would die of it.
+        return ()
+    # A worker and what it has forked write to the same place.
+    with _turns[descriptor]:
+        begin = os.fstat(descriptor).st_size
+        with suppress(OSError):
+            os.kill(pid, STACKS_SIGNAL)
+        deadline, size = time.monotonic() + _WRITTEN_LIMIT_S, begin
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            before, size = size, os.fstat(descriptor).st_size
+            if size == before > begin:
+                break
+        return parse_written(os.pread(descriptor, size - begin, begin).decode(errors="replace"))
 
 
 def parse_written(text: str) -> tuple[Thread, ...]:

@@ -16,6 +16,7 @@ _PLUMBING = (
     "torch/_tensor.py",
     "torch/utils/_contextlib.py",
 )
+_QUEUES = ("/multiprocessing/", "/selectors.py", "/threading.py", "/torch/utils/data/_utils/worker.py")
 _DEBUGGERS = ("/pdb.py", "/bdb.py", "/debugpy/", "/pydevd", "/IPython/", "/ipdb/", "/pudb/")
 _COMPILE_LIMIT_S = 1800.0
 _DATA_GRACE_S = 15.0
@@ -48,6 +49,16 @@ def waits_for_others(frames: Sequence[Frame]) -> bool:
 def is_in_backward(frames: Sequence[Frame]) -> bool:
     """Whether a stack, seen without native calls, ends in autograd's: DDP waits there, and Python does not show it."""
     return bool(frames) and frames[0].file.endswith(_AUTOGRAD)
+
+
+def rests(frames: Sequence[Frame]) -> bool:
+    """Whether a stack of a process that works for another one ends in its wait for work.
+
+    Args:
+        frames: innermost first, from where its own program begins.
+    """
+    python = [frame.file for frame in frames if not frame.is_native]
+    return bool(python) and all(any(word in file for word in _QUEUES) for file in python)
 
 
 def excuse(frames: Sequence[Frame], silent_s: float, data_timeout_s: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The watch over this machine's workers: what they share with it, when it looks, and what it finds out of a hang."""
+"""The watch over this machine's workers: what they share with it, when it looks, and what it sees of a hang."""
 
 import faulthandler
 import mmap
@@ -6,18 +6,16 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from launcher import verdict
 from launcher.ending.postmortem import tail
-from launcher.hang import blame, flights, stacks, waiting
+from launcher.hang import stacks, waiting
 from launcher.hang.activity import Activity
-from launcher.hang.blame import Sighting
 from launcher.hang.flights import FlightRecorder
+from launcher.hang.sighting import Below, Findings, Sighting, thinned
 from launcher.hang.stacks import Stacks
-from launcher.hang.watchdog import IDLE_LIMIT_S, Clock, Sign, Silence, Watchdog
+from launcher.hang.watchdog import IDLE_LIMIT_S, Clock, Sign, Watchdog
 from launcher.plan import JobPlan
 from launcher.verdict import Exit
 from trainer import heartbeat
@@ -61,7 +59,8 @@ class HangWatch:
         ]
         self._hearts = [Heartbeat(words) for words in self._words]
         self._written = [os.memfd_create("stacks") for _ in self._words]
-        self._flights = FlightRecorder(self._folder) if plan.device == "cuda" else None
+        folder = self._run.log(attempt, 0).parent
+        self._flights = FlightRecorder(folder) if plan.device == "cuda" else None
         self._clock = Clock(time.monotonic())
         self._dog = Watchdog(plan.hang_timeout_s)
         self._examined_until = 0.0
@@ -84,21 +83,24 @@ class HangWatch:
 
     def find(
         self, workers: Collection[Watched], ended: Sequence[Exit], all_silent: Callable[[bool], bool]
-    ) -> Exit | None:
-        """A hang of this job as the end of the rank that is its cause, if it has come to that.
+    ) -> Findings | None:
+        """What is seen of a hang of this job, if it has come to that.
 
-        Where a rank has ended since it waited for another one in vain, this tells for which one, while that is there.
+        Where a rank has ended since it waited for another one in vain, this is where those are that are still there.
 
         Args:
             workers: that have not ended.
             ended: how those that have did, with their own word of it.
             all_silent: told whether these are silent for too long, it knows whether those of all machines are.
         """
-        well = [exit.rank for exit in ended if exit.code == 0]
-        if len(well) == len(ended):
-            return self._look(workers, well, all_silent)
+        if all(exit.code == 0 for exit in ended):
+            return self._look(workers, all_silent)
         silent = self._silent(ended)
-        return self._gave_up(workers, silent, well) if silent else None
+        return self._seen(workers, gave_up=silent) if silent else None
+
+    def look_around(self, workers: Collection[Watched]) -> Findings:
+        """Where workers are that must end since those of another machine have failed, perhaps for want of an answer."""
+        return self._seen(workers)
 
     def _silent(self, ended: Sequence[Exit]) -> dict[int, str]:
         """Rank -> what it said, of workers that have ended because another one did not answer, if that is all."""
@@ -113,42 +115,29 @@ class HangWatch:
                 said[exit.rank] = line
         return said
 
-    def suspect(self, workers: Collection[Watched]) -> Exit | None:
-        """Who might be the cause where workers of another machine have failed; counts if those only gave up waiting."""
-        seen = self._see(workers)
-        named = blame.culprits(seen)
-        return replace(self._found(seen, None), is_vague=True) if named else None
-
-    def _look(
-        self, workers: Collection[Watched], ended: Collection[int], all_silent: Callable[[bool], bool]
-    ) -> Exit | None:
+    def _look(self, workers: Collection[Watched], all_silent: Callable[[bool], bool]) -> Findings | None:
         if self._plan.hang_timeout_s == 0 or not workers:
             return None
-        silence, seen = self._silence(workers), []
-        if silence is not None and self._clock.time >= self._examined_until:
-            seen = self._see(workers)
-            if self._is_excused(seen, silence):
+        silent_s, seen = self._silence(workers), None
+        if silent_s is not None and self._clock.time >= self._examined_until:
+            seen = self._seen(workers)
+            if self._is_excused(seen.seen, silent_s):
                 self._dog.excuse(self._clock.time)
-                silence = None
+                silent_s = None
             else:
                 # Good reasons are looked for again after as much time as is granted at least.
                 self._examined_until = self._clock.time + self._dog.least_s
-        all_are = all_silent(silence is not None)
-        if silence is None or not all_are:
+        if not all_silent(silent_s is not None):
             return None
-        seen = seen or self._see(workers)
-        # That took a moment, in which some may have gone on.
-        silence = self._silence(workers)
-        if silence is None or not all(one.stacks.state for one in seen):
-            return None
-        return self._found([*seen, *(Sighting(rank, Stacks(""), ended=True) for rank in ended)], silence)
+        seen = seen or self._seen(workers)
+        if self._plan.nodes == 1:
+            # That took a moment, in which some may have gone on. What all machines have agreed on stays so.
+            silent_s = self._silence(workers)
+            if silent_s is None or not all(one.stacks.state for one in seen.seen):
+                return None
+        return replace(seen, silent_s=silent_s or 0.0)
 
-    def _gave_up(self, workers: Collection[Watched], silent: Mapping[int, str], ended: Collection[int]) -> Exit | None:
-        gone = [Sighting(rank, Stacks(""), gave_up=message) for rank, message in silent.items()]
-        seen = [*self._see(workers), *gone, *(Sighting(rank, Stacks(""), ended=True) for rank in ended)]
-        return self._found(seen, None) if blame.culprits(seen) and workers else None
-
-    def _silence(self, workers: Collection[Watched]) -> Silence | None:
+    def _silence(self, workers: Collection[Watched]) -> float | None:
         now = self._clock.tick(time.monotonic())
         return self._dog.look(now, self._signs(now, workers))
 
@@ -165,26 +154,31 @@ class HangWatch:
     def _glance(self, pids: Collection[int]) -> dict[int, Stacks]:
         return stacks.take(pids, {}, native=False)
 
-    def _see(self, workers: Collection[Watched]) -> list[Sighting]:
+    def _seen(self, workers: Collection[Watched], gave_up: Mapping[int, str] | None = None) -> Findings:
         written = {one.pid: self._written[one.local_rank] for one in workers}
         taken = stacks.take(written.keys(), written, native=True)
-        return [
-            Sighting(
-                one.rank,
-                taken[one.pid],
-                beats=self._hearts[one.local_rank].beats if self._tells else None,
-                step=self._hearts[one.local_rank].last_step if self._tells else None,
-                busy=self._activity.is_busy(one.rank),
-            )
-            for one in workers
-        ]
+        host = socket.gethostname()
+        seen = [Sighting(rank, Stacks(""), host, gave_up=message) for rank, message in (gave_up or {}).items()]
+        for one in workers:
+            heart = self._hearts[one.local_rank]
+            sighting = Sighting(one.rank, taken[one.pid], host, busy=self._activity.is_busy(one.rank))
+            if self._tells:
+                sighting = replace(sighting, phase=heart.phase, beats=heart.beats, step=heart.last_step)
+            seen.append(sighting)
+        pids = {one.rank: one.pid for one in workers}
+        for number, one in enumerate(seen):
+            if one.rank in pids and not (one.waits or one.is_stopped):
+                found = stacks.below(pids[one.rank], written[pids[one.rank]])
+                seen[number] = replace(one, below=tuple(Below(pid, where) for pid, where in found.items()))
+        if self._flights is not None:
+            self._flights.dump([one.rank for one in seen])
+        return Findings(thinned(sorted(seen, key=lambda one: one.rank)), silent_s=None)
 
-    def _is_excused(self, seen: Sequence[Sighting], silence: Silence) -> bool:
+    def _is_excused(self, seen: Sequence[Sighting], silent_s: float) -> bool:
         """Whether there is a good reason for a silence."""
         # All of them, be it the only one: somebody has paused the job. Nobody hangs, and nobody waits in vain.
         return all(one.is_stopped for one in seen) or any(
-            one.stacks.traced
-            or (not one.is_stopped and waiting.excuse(one.frames, silence.seconds, self._data_timeout_s()))
+            one.stacks.traced or (not one.is_stopped and waiting.excuse(one.frames, silent_s, self._data_timeout_s()))
             for one in seen
         )
 
@@ -195,18 +189,3 @@ class HangWatch:
         from trainer.config import from_yaml
 
         return from_yaml(self._plan.config).data.timeout_s
-
-    def _found(self, seen: list[Sighting], silence: Silence | None) -> Exit:
-        records = self._flights.dump([one.rank for one in seen]) if self._flights is not None else {}
-        behind, collectives = flights.compare(records)
-        seen = sorted((replace(one, missing=one.rank in behind) for one in seen), key=lambda one: one.rank)
-        file = self._folder / ("stacks.txt" if self._plan.nodes == 1 else f"stacks-node-{self._plan.node}.txt")
-        # The verdict must be heard on a full disk, too.
-        with suppress(OSError):
-            file.write_text("\n".join(part for part in (collectives, blame.report(seen)) if part))
-        host = socket.gethostname()
-        return blame.judge(seen, silence, now=time.time(), host=host, stacks=str(file), collectives=collectives)
-
-    @property
-    def _folder(self) -> Path:
-        return self._run.log(self._attempt, 0).parent

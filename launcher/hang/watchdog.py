@@ -34,19 +34,6 @@ class Sign:
     phase: Phase | None
 
 
-@dataclass(frozen=True, slots=True)
-class Silence:
-    """No worker gives a sign of life, for longer than any of them should be silent.
-
-    Attributes:
-        seconds: since the last sign of any of them.
-        phases: rank -> what it is at.
-    """
-
-    seconds: float
-    phases: dict[int, Phase | None]
-
-
 class Clock:
     """The time in which this process could watch: neither a suspended machine nor a stopped job ages.
 
@@ -109,8 +96,8 @@ class Watchdog:
             return self._timeout_s
         return self._gaps[phase].limit_s() if phase in self._gaps else IDLE_LIMIT_S
 
-    def look(self, now: float, signs: Mapping[int, Sign]) -> Silence | None:
-        """Takes note of the workers' signs; says so if all that are there are silent for too long.
+    def look(self, now: float, signs: Mapping[int, Sign]) -> float | None:
+        """Takes note of the workers' signs; if all that are there are silent for too long, the seconds of that.
 
         One that goes on, or may still be silent, speaks for all: the others wait for it.
 
@@ -134,8 +121,7 @@ class Watchdog:
             return None
         if not all(self._is_overdue(seen, now) for seen in self._seen.values()):
             return None
-        latest = max(seen.since for seen in self._seen.values())
-        return Silence(now - latest, {rank: seen.sign.phase for rank, seen in self._seen.items()})
+        return now - max(seen.since for seen in self._seen.values())
 
     def excuse(self, now: float) -> None:
         """The silence has a good reason: nothing is said of it for as long again as is granted at least."""

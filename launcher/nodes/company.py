@@ -174,7 +174,7 @@ class Member:
         if silent != self._is_silent:
             self._is_silent = silent
             self._say("silent" if silent else "lively")
-        return silent and self._are_all_silent
+        return self._are_all_silent
 
     def decide(self, outcome: Outcome) -> Next:
         """See `Company`."""

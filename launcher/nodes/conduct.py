@@ -149,10 +149,9 @@ class Conduct:
             self.phase, self._ending_since = Phase.ENDING, now
             self._tell({"kind": "down"}, self._in(State.WORKING))
         elif self.phase is Phase.WORKING and (working := self._in(State.WORKING)) and self._are_silent(working, now):
-            # Every agent says itself where its workers are, and ends them.
+            # Every agent looks where its workers are, and ends them.
+            self.phase, self._ending_since = Phase.ENDING, now
             self._tell({"kind": "hang"}, working)
-            for number in working:
-                self._nodes[number].silent = False
         if self.phase in (Phase.WORKING, Phase.ENDING) and states <= {State.ENDED, State.LOST}:
             self.phase = Phase.COMPLETE
         orders, self._orders = self._orders, []

@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.ending.conclusion import Account
 from launcher.ending.outcome import Outcome, by_our_clock, merged
+from launcher.hang import inquest
 from launcher.hang.watchdog import Clock
 from launcher.nodes.channel import Channel, ChannelLost
 from launcher.nodes.conduct import BEAT_S, Conduct, Limits, Phase, State
@@ -208,6 +209,7 @@ class Hub:
     def _judge(self) -> int:
         """Another attempt, or the end; returns the exit code, which counts only at the end."""
         outcome = merged([Outcome(self._conduct.attempt), *self._outcomes.values(), self._losses()])
+        outcome = inquest.concluded(outcome, self._run.log(outcome.attempt, 0).parent)
         lost, stopped = bool(self._conduct.lost), self._stop.signal is not None
         if not lost and not stopped and outcome.is_failed and self._account.is_worth(outcome):
             self._account.tell_restart(outcome)

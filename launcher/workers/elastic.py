@@ -23,6 +23,8 @@ from launcher import verdict
 from launcher.ending import memory
 from launcher.ending.outcome import Outcome
 from launcher.ending.postmortem import Evidence, examined
+from launcher.hang import blame, inquest
+from launcher.hang.sighting import Findings
 from launcher.hang.watch import HangWatch, Watched
 from launcher.nodes.company import Company, Next
 from launcher.nodes.rendezvous import ranks_of
@@ -55,7 +57,6 @@ class Agent(LocalElasticAgent):
 
     Attributes:
         killed: global ranks of workers that had not ended when their time to stop was over.
-        hang: how the running attempt hung, if it did; its workers have been killed.
         ended: `exit_codes()` before the engine saw any failure, and ended the others because of it.
     """
 
@@ -79,8 +80,7 @@ class Agent(LocalElasticAgent):
         self._stop = stop
         self._asked = False
         self.killed: list[int] = []
-        self.hang: Exit | None = None
-        self._suspect: Exit | None = None
+        self._findings: Findings | None = None
         self._watch: HangWatch | None = None
         self.ended: dict[int, int] = {}
         self._company = company
@@ -119,7 +119,12 @@ class Agent(LocalElasticAgent):
         workers = self._worker_group.workers
         good = [workers[rank].global_rank for rank, code in self._context()._return_values.items() if code == 0]
         exits = tuple(self._exits(result))
-        return Outcome(self.attempt, time.monotonic() - self._started, exits, tuple(good), tuple(self.killed))
+        findings = (self._findings,) if self._findings is not None else ()
+        outcome = Outcome(
+            self.attempt, time.monotonic() - self._started, exits, tuple(good), tuple(self.killed), findings
+        )
+        # Of several nodes the hub judges what all have seen.
+        return outcome if self._plan.hub else inquest.concluded(outcome, self._log(0).parent)
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         # The last attempt's store ends with what refers to it, and its port is free.
@@ -143,7 +148,7 @@ class Agent(LocalElasticAgent):
         # The job's first worker alone has the terminal.
         self._output = output = Output(self._log(0)) if self._plan.node == 0 else None
         self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
-        self.hang, self._suspect, self._watch = None, None, HangWatch(self._plan, self.attempt)
+        self._findings, self._watch = None, HangWatch(self._plan, self.attempt)
         worker_group.spec.args = (self._plan, output, self._good_ends, self._watch)
         # The engine would turn these into a shutdown; SIGQUIT remains for that.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
@@ -230,18 +235,23 @@ class Agent(LocalElasticAgent):
         self._remaining_restarts = 0
 
     def _look_for_hang(self) -> None:
-        if self._watch is None or self._asked or self.hang is not None:
+        if self._watch is None or self._asked or self._findings is not None:
             return
         here = [Watched(member.global_rank, member.local_rank, process.pid) for member, process in self._alive()]
         if self._company.must_end:
             if here and not self._end_at:
-                self._suspect = self._watch.suspect(here)
+                self._findings = self._watch.look_around(here)
             return
-        self.hang = self._watch.find(here, self._ended_exits(), self._company.all_silent)
-        if self.hang is not None:
+        self._findings = self._watch.find(here, self._ended_exits(), self._company.all_silent)
+        if self._findings is not None and (self._hangs or blame.culprits(self._findings.seen)):
             # At once: what one that waits would say of the others' end is no news.
             for one in here:
                 os.kill(one.pid, signal.SIGKILL)
+
+    @property
+    def _hangs(self) -> bool:
+        """Whether the job was found to hang, and its workers have been killed for that."""
+        return self._findings is not None and self._findings.silent_s is not None
 
     def _pass_on_stop(self) -> None:
         if self._stop.signal is None:
@@ -276,14 +286,14 @@ class Agent(LocalElasticAgent):
 
     def _exits(self, result: RunResult) -> list[Exit]:
         """How the workers ended, with all that is known of it; after a failure without those ended because of it."""
-        if self.hang is not None:
-            return [self.hang]
         if result.return_values:
             host = socket.gethostname()
             return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
-        exits = [self._suspect] if self._suspect is not None else []
+        exits = []
         for rank, code in self.exit_codes().items():
             exit = error_file.exit_of(self._log(rank), rank, code)
+            if self._hangs and code != 0:
+                continue
             if exit.time is not None or rank in result.failures or rank in self.ended:
                 exits.append(exit)
         return [examined(exit, self._evidence(exit.rank)) for exit in exits]

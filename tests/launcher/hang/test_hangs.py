@@ -119,7 +119,7 @@ dist.all_reduce(torch.ones(1))
     assert job.alive() == []
 
 
-def test_on_two_nodes_one_that_works_speaks_for_all_and_the_other_nodes_rank_is_named(make_job: MakeJob) -> None:
+def test_on_two_nodes_one_that_works_speaks_for_all_and_all_ranks_are_in_one_verdict(make_job: MakeJob) -> None:
     job = make_job(
         TELLS
         + """
@@ -129,25 +129,32 @@ attempt = int(os.environ["PACELINE_ATTEMPT"])
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=(60, 2)[attempt]))
 def asleep():
     time.sleep(600)
-if rank == 1 and attempt == 0:
+if rank == 2 and attempt == 0:
     while time.process_time() < 5.5: pass
-if rank == 1:
+if rank == 2:
     asleep()
 dist.all_reduce(torch.ones(1))
 """
     )
-    nodes = ["cluster.nodes=2", "cluster.gpus_per_node=1", "cluster.max_restarts=1"]
-    process = job.start(f"cluster.hang_timeout={TIMEOUT_S}", *nodes)
+    process = job.start(f"cluster.hang_timeout={TIMEOUT_S}", "cluster.nodes=2", "cluster.max_restarts=1")
     code, _, err = job.finish(process)
     assert code == 124, err
     (event,) = [row for row in read_json_lines(job.run.events) if row["event"] == "attempt_failed"]
-    assert (event["type"], event["rank"]) == ("Hang", 1)
-    assert "rank 1 hangs: no output and no work for" in event["message"]
-    assert "is in asleep (script.py:14)" in event["message"]
-    # In the second attempt the other node's rank gives up waiting first.
-    assert (job.failure["type"], job.failure["rank"], job.failure["attempt"]) == ("Hang", 1, 1)
-    assert "rank 1 has not answered in time" in job.failure["message"]
-    assert Path(job.failure["stacks"]).name == "stacks-node-1.txt"
+    assert (event["type"], event["rank"]) == ("Hang", 2)
+    headline, culprit, others = event["message"].splitlines()
+    assert "rank 2 hangs: no output and no work for" in headline
+    assert "rank 2: is in asleep (script.py:14)" in culprit
+    # The other node's, and the one beside it.
+    assert others.startswith("ranks 0-1, 3: wait in all_reduce (")
+    # In the second attempt ranks of both nodes give up waiting, whichever comes first.
+    failure = job.failure
+    assert (failure["type"], failure["rank"], failure["attempt"]) == ("Hang", 2, 1)
+    assert failure["message"].startswith("rank 2 has not answered in time\nrank 2: is in asleep (script.py:14)")
+    for attempt in (0, 1):
+        text = job.run.log(attempt, 0).with_name("stacks.txt").read_text()
+        assert text.count("asleep (") > 1
+        assert "all_reduce" in text or "gave up waiting" in text
+    assert failure["stacks"] == str(job.run.log(1, 0).with_name("stacks.txt"))
     assert job.alive() == []
 
 

@@ -54,7 +54,7 @@ def test_one_rank_that_goes_on_speaks_for_all_and_a_time_that_was_set_holds_in_e
         told = dog.look(now, signs)
         now, count = now + timeout_s / 8, count + 1
     assert (told is None) == lively
-    assert told is None or timeout_s <= told.seconds <= 1.2 * timeout_s
+    assert told is None or timeout_s <= told <= 1.2 * timeout_s
 
 
 def test_phases_have_limits_of_their_own_and_a_worker_that_saves_is_waited_for() -> None:
@@ -79,9 +79,7 @@ def test_an_excuse_puts_it_off_and_the_silence_is_still_told_from_its_beginning(
     assert silent_until_told(dog, {0: steps(1)}, 0.0) == 4.0
     dog.excuse(4.0)
     assert dog.look(7.9, {0: steps(1)}) is None
-    silence = dog.look(8.0, {0: steps(1)})
-    assert silence is not None
-    assert (silence.seconds, silence.phases) == (8.0, {0: Phase.STEP})
+    assert dog.look(8.0, {0: steps(1)}) == 8.0
 
 
 def test_a_suspended_machine_or_a_watchdog_that_was_stopped_itself_ages_nobody() -> None:
