@@ -1,6 +1,8 @@
 """A hang of several machines: what each has seen comes to one verdict."""
 
 import json
+import multiprocessing.process
+import multiprocessing.queues
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,10 @@ from trainer.heartbeat import Phase
 USER = Frame("main", "/home/me/train.py", 80)
 REDUCE = (Frame("all_reduce", "/v/site-packages/torch/distributed/distributed_c10d.py", 3000), USER)
 LOADS = (Frame("__next__", "/v/site-packages/torch/utils/data/dataloader.py", 700), USER)
-BOOTSTRAP = Frame("_bootstrap", "/usr/lib/python3.11/multiprocessing/process.py", 314)
+BOOTSTRAP = Frame("_bootstrap", multiprocessing.process.__file__, 314)
 WORKER_LOOP = Frame("_worker_loop", "/v/site-packages/torch/utils/data/_utils/worker.py", 349)
 READS = (Frame("__getitem__", "/home/me/pages.py", 61), WORKER_LOOP, BOOTSTRAP, *LOADS)
-RESTS = (Frame("get", "/usr/lib/python3.11/multiprocessing/queues.py", 113), WORKER_LOOP, BOOTSTRAP, *LOADS)
+RESTS = (Frame("get", multiprocessing.queues.__file__, 113), WORKER_LOOP, BOOTSTRAP, *LOADS)
 BESIDE = Thread("monitor", (Frame("wait", "/usr/lib/python3.11/threading.py", 300),))
 
 
