@@ -51,6 +51,7 @@ $(READY): pyproject.toml
 
 $(READY_TEST): $(READY)
 	@$(BIN)/python tools/install.py -e '.[test]'
+	$(BIN)/python tools/packages.py
 	touch $@
 
 $(READY_BENCH): $(READY)
