@@ -4,10 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from trainer import wording
 from trainer.errors import UnfitError
-
-_BUSY_SHARE = 0.1
 
 
 def count_gpus(environment: Mapping[str, str] | None = None) -> int:
@@ -22,30 +19,44 @@ def count_gpus(environment: Mapping[str, str] | None = None) -> int:
     mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if mask is not None and not mask.strip():
         return 0
+    return len(visible(mask)[0])
+
+
+def visible(mask: str | None) -> tuple[list[int | None], int]:
+    """What a value of CUDA_VISIBLE_DEVICES leaves, as `choose` says it, and how many GPUs the machine has.
+
+    Raises:
+        UnfitError: see `count_gpus`.
+    """
     identifiers = _identifiers()
-    return len(identifiers) if mask is None else count_visible(mask, identifiers)
+    count = len(identifiers)
+    return list(range(count)) if mask is None else choose(mask, identifiers), count
 
 
-def count_visible(mask: str, identifiers: Sequence[str]) -> int:
-    """How many devices a value of CUDA_VISIBLE_DEVICES leaves; CUDA stops at the first that is absent.
+def choose(mask: str, identifiers: Sequence[str]) -> list[int | None]:
+    """Which devices a value of CUDA_VISIBLE_DEVICES leaves; CUDA stops at the first that is absent.
 
     Args:
         mask: indices, or beginnings of GPU or MIG UUIDs, separated by commas.
         identifiers: the UUIDs of the machine's GPUs, in order.
+
+    Returns:
+        Their indices; None for an instance of a GPU (MIG), which does not say of which.
     """
-    visible = 0
+    chosen: list[int | None] = []
     for entry in (part.strip() for part in mask.split(",")):
+        found: list[int | None]
         if entry.isdigit():
-            exists = int(entry) < len(identifiers)
+            found = [int(entry)] if int(entry) < len(identifiers) else []
         elif entry.startswith("MIG-"):
             # The driver lists MIG devices per GPU; whether this one exists is left to CUDA.
-            exists = bool(identifiers)
+            found = [None] if identifiers else []
         else:
-            exists = bool(entry) and sum(name.startswith(entry) for name in identifiers) == 1
-        if not exists:
+            found = [index for index, name in enumerate(identifiers) if entry and name.startswith(entry)]
+        if len(found) != 1:
             break
-        visible += 1
-    return visible
+        chosen += found
+    return chosen
 
 
 def driver() -> tuple[str, tuple[int, int]] | None:
@@ -61,23 +72,6 @@ def driver() -> tuple[str, tuple[int, int]] | None:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return None
-
-
-def busy_gpus() -> list[str]:
-    """GPUs of whose memory a good part is taken: `GPU 0 (12.0 GiB)`."""
-    import pynvml
-
-    busy = []
-    pynvml.nvmlInit()
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
-            used, total = int(found.used), int(found.total)
-            if used > _BUSY_SHARE * total:
-                busy.append(f"GPU {index} ({wording.size(used)})")
-    finally:
-        pynvml.nvmlShutdown()
-    return busy
 
 
 def share(mask: str | None, *, number: int, size: int) -> str:

@@ -3,10 +3,13 @@
 from launcher.doctor import graphics, host, network, places, software
 from launcher.doctor.finding import Check
 from launcher.doctor.surroundings import Surroundings
-from launcher.gpus import driver
+
+ALWAYS = (*software.CHECKS, graphics.gpus, *host.CHECKS, *network.CHECKS, *places.CHECKS)
+"""What is looked at on every machine."""
 
 
-def checks() -> tuple[Check[Surroundings], ...]:
-    """What is looked at, in this order; of the GPUs' health only where there is a driver to ask."""
-    health = graphics.HEALTH if driver() is not None else ()
-    return (*software.CHECKS, graphics.gpus, *health, *host.CHECKS, *network.CHECKS, *places.CHECKS)
+def checks(here: Surroundings) -> tuple[Check[Surroundings], ...]:
+    """What is looked at, in this order; of the GPUs' health only where there are some to use."""
+    health = graphics.HEALTH if here.gpus else ()
+    at = ALWAYS.index(graphics.gpus) + 1
+    return (*ALWAYS[:at], *health, *ALWAYS[at:])

@@ -1,16 +1,17 @@
 """What a check has found, and the running of checks."""
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+from launcher.doctor.apart import NoAnswer, ask
+from trainer.errors import PacelineError
 
 T = TypeVar("T")
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
-LIMIT_S = 30.0
+_LIMIT_S = 10.0
 _NAME_WIDTH = 14
-"""Seconds that a check may take: storage that hangs must not hang the doctor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,43 @@ class Finding:
         return asdict(self)
 
 
-Check = Callable[[T], Finding]
+@dataclass(frozen=True, slots=True)
+class Check(Generic[T]):
+    """Something to look at.
+
+    Attributes:
+        name: what is looked at, a word or two; its finding's name, which programs rely on.
+        look: looks at it; may raise, hang or crash.
+        limit_s: seconds that it may take.
+        hangs: what to do when it takes longer.
+    """
+
+    name: str
+    look: Callable[[T], Finding]
+    limit_s: float
+    hangs: str
+
+    def __call__(self, subject: T) -> Finding:
+        """Looks, here and now."""
+        return self.look(subject)
 
 
-def examine(checks: Iterable[Check[T]], subject: T, *, limit_s: float = LIMIT_S) -> list[Finding]:
-    """Runs each check on a subject; one that raises or hangs becomes a finding of its own."""
-    return [_run(check, subject, limit_s) for check in checks]
+def check(
+    name: str, *, limit_s: float = _LIMIT_S, hangs: str = "`dmesg | tail` may say what hangs"
+) -> Callable[[Callable[[T], Finding]], Check[T]]:
+    """Makes a check of a function."""
+    return lambda look: Check(name, look, limit_s, hangs)
+
+
+def examine(checks: Iterable[Check[T]], subject: T) -> list[Finding]:
+    """Runs each check on a subject; one that raises, hangs or crashes becomes a finding of its own."""
+    return [_run(check, subject) for check in checks]
+
+
+def worst(findings: Sequence[Finding]) -> str:
+    """The worst state among findings."""
+    states = {finding.state for finding in findings}
+    return next((state for state in (FAIL, WARN) if state in states), PASS)
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
@@ -53,19 +85,26 @@ def lines(findings: Sequence[Finding]) -> list[str]:
     return shown
 
 
-def _run(check: Check[T], subject: T, limit_s: float) -> Finding:
-    name = check.__name__.replace("_", " ")
-    found: list[Finding] = []
-
-    def work() -> None:
+def _run(check: Check[T], subject: T) -> Finding:
+    def answer() -> dict[str, Any]:
         try:
-            found.append(check(subject))
+            return check(subject).to_json()
+        except PacelineError as error:
+            return Finding(check.name, FAIL, error.problem, error.fix).to_json()
+        except OSError as error:
+            # What the machine refuses to a check it will refuse to a job.
+            return Finding(check.name, FAIL, f"could not be checked: {error}", _refused(error)).to_json()
         except Exception as error:
-            # What the machine refuses to a check it will refuse to a job; anything else is the check's own fault.
-            state = FAIL if isinstance(error, OSError) else WARN
-            found.append(Finding(name, state, f"could not be checked: {type(error).__name__}: {error}"))
+            message = f"could not be checked: {type(error).__name__}: {error}"
+            return Finding(check.name, WARN, message, "this is the doctor's own fault: please report it").to_json()
 
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return found[0] if found else Finding(name, FAIL, f"no answer within {limit_s:.0f} s", "see whether the disk hangs")
+    try:
+        return Finding(**ask(answer, check.limit_s))
+    except NoAnswer as error:
+        return Finding(check.name, FAIL, str(error), check.hangs)
+
+
+def _refused(error: OSError) -> str:
+    return (
+        f"see `ls -ld {error.filename}` and `df {error.filename}`" if error.filename else "`dmesg | tail` may say why"
+    )

@@ -9,24 +9,25 @@ from pathlib import Path
 
 import psutil
 
-from launcher.doctor.finding import PASS, WARN, Check, Finding
+from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding, check
 from launcher.doctor.surroundings import Surroundings
-from launcher.ending.memory import memory_limit
+from launcher.ending.memory import memory_left, memory_limit
 from trainer import wording
 from trainer.cores import count_cpus
 from trainer.data.shared_memory import WAYS_OUT
 
 _LEAST_SHM = 1 << 30
-_LEAST_FILES = 4096
+_LEAST_FILES, _GOOD_FILES = 1024, 65536
 _LEAST_PROCESSES = 1024
 _MEMORY_PER_WORKER = 2 << 30
 _INFINIBAND = Path("/sys/class/infiniband")
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _TIME_ERROR = 5
 _OLDEST = 1.75e9
 """A UNIX time that has passed: a clock before it is wrong."""
 
 
+@check("cores")
 def cores(here: Surroundings) -> Finding:
     """Cores for the workers and their data workers."""
     count, workers = count_cpus(), here.workers
@@ -41,53 +42,62 @@ def cores(here: Surroundings) -> Finding:
     return Finding("cores", PASS, text)
 
 
+@check("memory")
 def memory(here: Surroundings) -> Finding:
     """Host memory, as this machine and its container allow."""
-    free, limit = psutil.virtual_memory().available, memory_limit()
-    room = free if limit is None else min(free, limit)
+    limit, left = memory_limit(), memory_left()
+    free = psutil.virtual_memory().available
+    room = free if left is None else min(free, left)
     text = f"{wording.size(room)} available" + ("" if limit is None else f" (limit {wording.size(limit)})")
     workers = here.workers
     if room < workers * _MEMORY_PER_WORKER:
-        return Finding("memory", WARN, f"{text} for {workers} workers", "fewer data.workers, a smaller data.prefetch")
+        for_whom = f"{text} for {wording.plural(workers, 'worker')}"
+        return Finding("memory", WARN, for_whom, "cluster.gpus_per_node=1, fewer data.workers, or data.prefetch=1")
     return Finding("memory", PASS, text)
 
 
+@check("/dev/shm")
 def shared_memory(here: Surroundings) -> Finding:
     """Data workers hand their batches over in /dev/shm."""
-    free = shutil.disk_usage("/dev/shm").free
-    if free < _LEAST_SHM:
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except FileNotFoundError:
+        return Finding("/dev/shm", FAIL, "there is none", "sudo mount -t tmpfs -o mode=1777 tmpfs /dev/shm")
+    if free < _LEAST_SHM and here.config.data.workers != 0:
         text = f"{wording.size(free)} free: too small for many data workers"
         return Finding("/dev/shm", WARN, text, WAYS_OUT)
     return Finding("/dev/shm", PASS, f"{wording.size(free)} free")
 
 
+@check("open files")
 def open_files(here: Surroundings) -> Finding:
     """Every worker and data worker needs some."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("open files", PASS, "unlimited")
     if soft < _LEAST_FILES:
-        most = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-        return Finding(
-            "open files",
-            WARN,
-            f"at most {soft:,}",
-            f"ulimit -n {min(hard, 65536) if hard > 0 else 65536} (the hard limit is {most})",
+        may_raise = hard == resource.RLIM_INFINITY or hard >= _LEAST_FILES
+        wanted = _GOOD_FILES if hard == resource.RLIM_INFINITY else min(hard, _GOOD_FILES)
+        fix = (
+            f"ulimit -n {wanted}" if may_raise else f"docker run --ulimit nofile={_GOOD_FILES}, or limits.conf as root"
         )
+        return Finding("open files", WARN, f"at most {soft:,}", fix)
     return Finding("open files", PASS, f"at most {soft:,}")
 
 
+@check("processes")
 def processes(here: Surroundings) -> Finding:
     """Threads count, too; a container has a limit of its own."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    limits = [] if soft == resource.RLIM_INFINITY else [soft]
-    for folder in _CGROUPS, _CGROUPS / "pids":
-        with suppress(OSError, ValueError):
-            limits.append(int((folder / "pids.max").read_text()))
-    most = min(limits, default=None)
+    own, group = None if soft == resource.RLIM_INFINITY else soft, _pids_limit()
+    most = min((limit for limit in (own, group) if limit is not None), default=None)
     if most is not None and most < _LEAST_PROCESSES:
-        return Finding("processes", WARN, f"at most {most:,}", "ulimit -u 4096, docker run --pids-limit=4096")
+        fix = "docker run --pids-limit=4096, or TasksMax= of the service" if most == group else "ulimit -u 4096"
+        return Finding("processes", WARN, f"at most {most:,}, threads included", fix)
     return Finding("processes", PASS, "unlimited" if most is None else f"at most {most:,}")
 
 
+@check("locked memory")
 def locked_memory(here: Surroundings) -> Finding:
     """InfiniBand locks the buffers that it sends from."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -99,6 +109,7 @@ def locked_memory(here: Surroundings) -> Finding:
     return Finding("locked memory", PASS, text)
 
 
+@check("clock")
 def clock(here: Surroundings) -> Finding:
     """The machine's clock: attempts, logs and nodes are ordered by it."""
     if time.time() < _OLDEST:
@@ -110,6 +121,21 @@ def clock(here: Surroundings) -> Finding:
         return Finding("clock", PASS, "synchronised")
     state = WARN if here.config.cluster.nodes > 1 else PASS
     return Finding("clock", state, "not known to be synchronised", "chrony or NTP on every node")
+
+
+def _pids_limit() -> int | None:
+    """The smallest of this process's control group and of those above it; None without one."""
+    limits = []
+    with suppress(OSError):
+        for line in _MEMBERSHIP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers not in ("", "pids"):
+                continue
+            group = _CGROUPS / controllers / path.lstrip("/")
+            for folder in (group, *group.parents):
+                with suppress(OSError, ValueError):
+                    limits.append(int((folder / "pids.max").read_text()))
+    return min(limits, default=None)
 
 
 CHECKS: tuple[Check[Surroundings], ...] = (

@@ -14,21 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.doctor import gpu_facts
 from launcher.doctor.finding import FAIL, PASS, WARN, Finding
 from launcher.doctor.gpu_facts import GpuFacts
 from launcher.doctor.surroundings import Surroundings
-from launcher.gpus import count_gpus
 from trainer import wording
 from trainer.cores import count_cpus
-from trainer.errors import UnfitError
 from trainer.trouble import meaning
 
 LIMIT_S = 90.0
 _SLOWEST_SHARE = 0.85
 _FEW_IMAGES = 100
 # Bytes/s of a link in one direction; of PCI Express a lane, by its generation.
-_NVLINK = 25e9
+_NVLINK, _NVLINK_5 = 25e9, 50e9
+_BLACKWELL = (10, 0)
 _LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.97e9, 5: 3.94e9, 6: 7.56e9}
 # What nccl-tests reach of that on sound machines is 0.7 to 0.8 and, through the host's bridges, 0.3 to 0.7.
 _LEAST_OF_NVLINK, _LEAST_OF_PCIE = 0.4, 0.2
@@ -38,21 +36,23 @@ Row = Mapping[str, Any]
 
 def examine(here: Surroundings, *, limit_s: float = LIMIT_S) -> Iterator[Finding]:
     """Runs the trials for a job's workers and judges them, each as soon as it is known."""
-    try:
-        gpus = count_gpus(here.environment) if here.config.device != "cpu" else 0
-    except UnfitError:
-        gpus = 0
+    gpus = here.machine.visible if here.config.device != "cpu" else 0
     workers = min(here.workers, gpus) if gpus else here.workers
-    facts = gpu_facts.read() if gpus else []
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+") as errors:
-        words = ["-m", "launcher.doctor.trials", str(workers), "cuda" if gpus else "cpu", folder]
+    try:
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        fix = "export TMPDIR=/a/directory/you/can/write"
+        yield Finding("trials", FAIL, f"no room for temporary files: {error.strerror or error}", fix)
+        return
+    with folder as place, (Path(place) / "stderr").open("w+") as errors:
+        words = ["-m", "launcher.doctor.trials", str(workers), "cuda" if gpus else "cpu", place]
         process = subprocess.Popen(
             [sys.executable, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={"OMP_NUM_THREADS": "1", **here.environment},
+            env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **here.environment},
             start_new_session=True,
         )
         try:
@@ -60,7 +60,7 @@ def examine(here: Surroundings, *, limit_s: float = LIMIT_S) -> Iterator[Finding
             for row in _rows(process.stdout, limit_s):
                 rows.append(row)
                 if len([other for other in rows if other["trial"] == row["trial"]]) == expected(row["trial"], workers):
-                    yield judge(row["trial"], rows, facts)
+                    yield judge(row["trial"], rows, here.gpus)
             in_time = _ended(process)
             if not in_time or process.returncode != 0:
                 errors.seek(0)
@@ -68,7 +68,8 @@ def examine(here: Surroundings, *, limit_s: float = LIMIT_S) -> Iterator[Finding
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            # One that hangs in the driver stays until the driver lets go of it.
+            _ended(process)
 
 
 def expected(trial: str, workers: int) -> int:
@@ -117,16 +118,23 @@ def best_rate(gpus: Sequence[GpuFacts]) -> tuple[str, float, float]:
     """By which link the GPUs are joined, its bytes/s in one direction, and the least share of it that is sound."""
     links = min((gpu.nvlinks for gpu in gpus), default=0)
     if links:
-        return wording.plural(links, "NVLink"), links * _NVLINK, _LEAST_OF_NVLINK
+        is_newest = all(gpu.capability is not None and gpu.capability >= _BLACKWELL for gpu in gpus)
+        return wording.plural(links, "NVLink"), links * (_NVLINK_5 if is_newest else _NVLINK), _LEAST_OF_NVLINK
     lanes = min((gpu.lanes or 0 for gpu in gpus), default=0)
     generation = min((gpu.pcie_generation or 0 for gpu in gpus), default=0)
     return f"PCI Express {generation} x{lanes}", lanes * _LANE.get(generation, 0.0), _LEAST_OF_PCIE
 
 
 def _libraries(row: Row) -> Finding:
+    if row["unavailable"] is not None:
+        known = meaning.of_error("RuntimeError", row["unavailable"], ours=False)
+        fix = f"{known.meaning}: {known.advice}" if known else "nvidia-smi, and the lines `torch` and `GPUs` above"
+        return Finding("libraries", FAIL, f"torch.cuda.is_available() is False: {row['unavailable']}", fix)
     built = [name.removeprefix("sm_") for name in row["architectures"] if name.startswith("sm_")]
     text = ", ".join(
-        f"{name} {value}" for name, value in (("cuDNN", row["cudnn"]), ("NCCL", row["nccl"])) if value is not None
+        f"{name} {value}"
+        for name, value in (("cuDNN", _cudnn(row["cudnn"])), ("NCCL", row["nccl"]))
+        if value is not None
     )
     foreign = sorted(
         {
@@ -137,9 +145,16 @@ def _libraries(row: Row) -> Finding:
     )
     if foreign:
         message = f"this torch has no code for {', '.join(foreign)}, only for {', '.join(built)}"
-        return Finding("libraries", FAIL, message, "a build of torch for that GPU: an older one for an older GPU")
-    names = sorted({name for name, _, _ in row["gpus"]})
-    return Finding("libraries", PASS, "; ".join(part for part in (text, ", ".join(names)) if part) or "torch runs")
+        return Finding("libraries", FAIL, message, "another build of torch: see the line `torch`")
+    names = ", ".join(sorted({f"{name} ({major}.{minor})" for name, major, minor in row["gpus"]}))
+    if names:
+        text = f"{text}; torch.cuda.is_available(), with code for {names}"
+    return Finding("libraries", PASS, text or "torch runs")
+
+
+def _cudnn(number: int | None) -> str | None:
+    """Its version, which it gives as a number: 92400 is 9.24.0."""
+    return None if number is None else f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 def _has_code(major: int, minor: int, architectures: Iterable[str]) -> bool:

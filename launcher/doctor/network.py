@@ -7,27 +7,33 @@ from typing import Any
 
 import psutil
 
-from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding
+from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding, check
 from launcher.doctor.surroundings import Surroundings
 
 _OURS = b"PACELINE_RUN_DIR="
+_CONNECT_S = 3.0
+_NO_LOOPBACK = "sudo ip link set lo up"
 
 
+@check("rendezvous", hangs="`ip addr show lo`: the loopback interface does not work")
 def rendezvous(here: Surroundings) -> Finding:
     """The port where the workers meet."""
     port = here.config.cluster.port or 0
     try:
-        socket.create_server(("127.0.0.1", port)).close()
+        server = socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        return Finding(
-            "rendezvous",
-            FAIL,
-            f"port {port or 'any'} on 127.0.0.1: {error.strerror}",
-            "cluster.port=null takes a free one",
-        )
+        fix = "cluster.port=null takes a free one" if port else _NO_LOOPBACK
+        return Finding("rendezvous", FAIL, f"port {port or 'any'} on 127.0.0.1: {error.strerror}", fix)
+    with server:
+        try:
+            socket.create_connection(server.getsockname(), _CONNECT_S).close()
+        except OSError as error:
+            message = f"127.0.0.1 cannot be reached: {error.strerror or error}"
+            return Finding("rendezvous", FAIL, message, _NO_LOOPBACK)
     return Finding("rendezvous", PASS, f"port {port} is free" if port else "a port is free")
 
 
+@check("host name", limit_s=5.0, hangs="a line `ADDRESS $(hostname)` in /etc/hosts: the name server does not answer")
 def host_name(here: Surroundings) -> Finding:
     """The name by which other machines would find this one."""
     name = socket.gethostname()
@@ -45,6 +51,7 @@ def host_name(here: Surroundings) -> Finding:
     return Finding("host name", PASS, f"{name} is {address}")
 
 
+@check("listening")
 def listening(here: Surroundings) -> Finding:
     """What running jobs of ours listen on: torch's store and gloo take connections from anyone who reaches them."""
     places = sorted({found for connection in psutil.net_connections("tcp") if (found := _ours(connection))})

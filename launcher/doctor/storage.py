@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding
+from launcher.doctor.apart import NoAnswer, ask
+from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding, check
 from trainer import wording
 from trainer.errors import ConfigError, UnfitError
 from trainer.rundir import sync_directory
 
+_ANSWER_S = 10.0
+_LIMIT_S = 30.0
 _SYNCS = 20
 _SLOW_SYNC_S = 0.2
 _REPLACEMENTS = 200
@@ -29,7 +32,8 @@ TRIAL_BYTES = 16 << 20
 
 _LEAST_BYTES, _FEW_BYTES = 1 << 30, 10 << 30
 _LEAST_INODES, _FEW_INODES = 100, 10_000
-_SPEED_BYTES = 64 << 20
+_SPEED_BYTES, _SPEED_S = 64 << 20, 3.0
+_SYNC_EVERY = 8
 _MOST_SKEW_S = 2.0
 _IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -55,20 +59,30 @@ def trial_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         ConfigError: `path` is no directory.
-        UnfitError: nothing can be written there.
+        UnfitError: nothing can be written there, or it does not answer.
     """
-    if not path.is_dir():
+    try:
+        made = ask(lambda: _make_folder(path), _ANSWER_S)
+    except NoAnswer as error:
+        fix = f"`grep {path} /proc/mounts` shows what is mounted there; its server may be down"
+        raise UnfitError(f"{path}: {error}", fix) from error
+    if made["problem"]:
+        raise UnfitError(f"cannot write to {path}: {made['problem']}", f"`ls -ld {path}`, `df {path}`; or another one")
+    if not made["folder"]:
         raise ConfigError(f"{path} is not a directory", f"{wording.command('paceline')} doctor --storage DIRECTORY")
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".paceline-doctor-", dir=path))
-    except OSError as error:
-        raise UnfitError(
-            f"cannot write to {path}: {error.strerror}", "another directory, or its permissions"
-        ) from error
-    try:
-        yield folder
+        yield Path(made["folder"])
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(NoAnswer):
+            ask(lambda: shutil.rmtree(made["folder"], ignore_errors=True), _ANSWER_S)
+
+
+def _make_folder(path: Path) -> dict[str, str]:
+    try:
+        folder = tempfile.mkdtemp(prefix=".paceline-doctor-", dir=path) if path.is_dir() else ""
+    except OSError as error:
+        return {"folder": "", "problem": error.strerror or str(error)}
+    return {"folder": folder, "problem": ""}
 
 
 def kind(path: Path) -> str:
@@ -83,6 +97,7 @@ def kind(path: Path) -> str:
     return found
 
 
+@check("replace a file", limit_s=_LIMIT_S)
 def replacing_files(folder: Path) -> Finding:
     """A file is replaced while somebody reads it: every read must give the old content or the new one, whole."""
     path, bad, done = folder / "file", [], threading.Event()
@@ -112,6 +127,7 @@ def replacing_files(folder: Path) -> Finding:
     return Finding("replace a file", PASS, f"atomic in {_REPLACEMENTS} of {_REPLACEMENTS} trials")
 
 
+@check("rename a folder", limit_s=_LIMIT_S)
 def renaming_folders(folder: Path) -> Finding:
     """A complete folder appears under its name at once, and never takes the place of another one's content."""
     for name in ("made", "taken"):
@@ -132,6 +148,7 @@ def renaming_folders(folder: Path) -> Finding:
     return Finding("rename a folder", PASS, "works, and refuses to cover another one")
 
 
+@check("sync", limit_s=_LIMIT_S)
 def syncing(folder: Path) -> Finding:
     """What was synced must be on the disk: a save is 'done' only then."""
     name, times = "sync", []
@@ -161,6 +178,7 @@ def syncing(folder: Path) -> Finding:
     return Finding(name, PASS, found + (f", {system}" if system else ""))
 
 
+@check("lock", limit_s=_LIMIT_S)
 def locking(folder: Path) -> Finding:
     """One job a run: a lock keeps another process out, and a killed holder lets go of it."""
     name, path = "lock", folder / "lock"
@@ -188,6 +206,7 @@ def locking(folder: Path) -> Finding:
     return Finding(name, PASS, "keeps others out, and ends with its holder")
 
 
+@check("append", limit_s=_LIMIT_S)
 def appending(folder: Path) -> Finding:
     """Several processes append lines to one file: none may be lost or torn."""
     path = folder / "lines"
@@ -205,6 +224,7 @@ def appending(folder: Path) -> Finding:
     return Finding("append", PASS, f"{_WRITERS * _LINES} lines of {_WRITERS} processes, all whole")
 
 
+@check("hard links", limit_s=_LIMIT_S)
 def hard_links(folder: Path) -> Finding:
     """Of several ranks exactly one writes failure.json."""
     (folder / "one").touch()
@@ -217,6 +237,7 @@ def hard_links(folder: Path) -> Finding:
     return Finding("hard links", PASS, "work")
 
 
+@check("room", limit_s=_LIMIT_S)
 def room(folder: Path) -> Finding:
     """Space and inodes that this user may still take."""
     found = os.statvfs(folder)
@@ -238,15 +259,17 @@ def measure_speed(folder: Path, most_bytes: int) -> tuple[float, float, int] | N
         None where there is too little room.
     """
     path, block = folder / "large", os.urandom(1 << 20)
-    count = min(most_bytes, shutil.disk_usage(folder).free // 4) >> 20
-    if count == 0:
+    most = min(most_bytes, shutil.disk_usage(folder).free // 4) >> 20
+    if most == 0:
         return None
-    begin = time.perf_counter()
-    with path.open("wb") as stream:
-        for _ in range(count):
+    count, begin = 0, time.perf_counter()
+    with path.open("wb", buffering=0) as stream:
+        # A slow disk has told enough before the file is full.
+        while count < most and time.perf_counter() - begin < _SPEED_S:
             stream.write(block)
-        stream.flush()
-        os.fsync(stream.fileno())
+            count += 1
+            if count % _SYNC_EVERY == 0 or count == most:
+                os.fdatasync(stream.fileno())
         written = time.perf_counter() - begin
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     begin = time.perf_counter()
@@ -257,6 +280,7 @@ def measure_speed(folder: Path, most_bytes: int) -> tuple[float, float, int] | N
     return (count << 20) / max(written, 1e-9), (count << 20) / max(read, 1e-9), count
 
 
+@check("speed", limit_s=_LIMIT_S)
 def speed(folder: Path) -> Finding:
     """How fast a large file is written to the disk, and read back from there."""
     found = measure_speed(folder, _SPEED_BYTES)
@@ -270,6 +294,7 @@ def in_words(written: float, read: float, mib: int) -> str:
     return f"writes {wording.size(written)}/s to the disk, reads {wording.size(read)}/s ({mib} MiB)"
 
 
+@check("clock", limit_s=_LIMIT_S)
 def clock(folder: Path) -> Finding:
     """A file server's clock against this machine's: times in the run directory are compared."""
     before = time.time()
@@ -280,6 +305,7 @@ def clock(folder: Path) -> Finding:
     return Finding("clock", PASS, "agrees with this machine's")
 
 
+@check("letter case", limit_s=_LIMIT_S)
 def letter_case(folder: Path) -> Finding:
     """Runs `a` and `A` must be two."""
     (folder / "case").touch()

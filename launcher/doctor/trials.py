@@ -23,7 +23,8 @@ from trainer.data.decode import decode
 _TRIAL_S = 0.5
 _CPU_BYTES, _GPU_BYTES = 16 << 20, 256 << 20
 _CHUNK = 256 << 20
-_FILL_SHARE = 0.8
+_FILL_SHARE, _SMALL_SHARE = 0.8, 0.1
+_OWN_SHARE = 0.9
 _ROUNDS = 5
 _IMAGE = (500, 375)
 
@@ -46,10 +47,13 @@ def work(rank: int, workers: int, kind: str, folder: Path) -> None:
     die_with_parent(os.getppid())
     torch.set_num_threads(1)
     device = torch.device("cuda", rank) if kind == "cuda" else torch.device("cpu")
+    unavailable = why_unavailable() if device.type == "cuda" else None
+    if rank == 0:
+        tell("libraries", rank, unavailable=unavailable, **libraries(device if unavailable is None else None))
+    if unavailable is not None:
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if rank == 0:
-        tell("libraries", rank, **libraries(device))
     tell("matmul", rank, **matmul(device))
     tell("memory", rank, **memory(device))
     if workers > 1:
@@ -68,10 +72,21 @@ def tell(trial: str, rank: int, **found: Any) -> None:
     os.write(1, (json.dumps({"trial": trial, "rank": rank, **found}) + "\n").encode())
 
 
-def libraries(device: torch.device) -> dict[str, Any]:
-    """Versions, and which GPUs this build of torch has code for."""
+def why_unavailable() -> str | None:
+    """Why torch finds no CUDA here, in its words; None where it does."""
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().partition("\n")[0]
+    return "torch does not say why"
+
+
+def libraries(device: torch.device | None) -> dict[str, Any]:
+    """Versions, and which GPUs there are and this build of torch has code for; None: CUDA cannot be asked."""
     gpus = []
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         gpus = [
             [torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)]
             for i in range(torch.cuda.device_count())
@@ -111,7 +126,9 @@ def memory(device: torch.device) -> dict[str, Any]:
     """Writes two patterns into most of a GPU's free memory, or some of the host's, and reads them back."""
     room = _CPU_BYTES * 4
     if device.type == "cuda":
-        room = int(torch.cuda.mem_get_info(device)[0] * _FILL_SHARE)
+        free, total = torch.cuda.mem_get_info(device)
+        # Whoever else is there must not run out of memory for a trial.
+        room = int(free * (_FILL_SHARE if free > _OWN_SHARE * total else _SMALL_SHARE))
     size = min(_CHUNK, room)
     chunks = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(room // size)]
     wrong = 0

@@ -69,6 +69,20 @@ def memory_limit(root: Path = _ROOT, proc: Path = _PROC) -> int | None:
     return min(limits, default=None)
 
 
+def memory_left(root: Path = _ROOT, proc: Path = _PROC) -> int | None:
+    """Bytes until one of those limits is reached, where what the kernel would give back is free; None without one."""
+    left = []
+    for folder in _groups(root, proc):
+        for limit, used, freed in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            most, taken = _read(folder / limit).strip(), _read(folder / used).strip()
+            if most.isdigit() and taken.isdigit() and int(most) < _NO_LIMIT:
+                left.append(max(0, int(most) - int(taken) + _field(folder / "memory.stat", freed)))
+    return min(left, default=None)
+
+
 def _groups(root: Path, proc: Path) -> list[Path]:
     """The folders of this process's memory group and of those above it, its own first."""
     for line in sorted(_read(proc / "self" / "cgroup").splitlines(), key=lambda line: ":memory:" not in line):

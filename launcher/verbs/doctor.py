@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.arguments import Parser, check_overrides
-from launcher.doctor.finding import FAIL, WARN, Finding, examine, lines
+from launcher.doctor.finding import FAIL, WARN, Finding, examine, lines, worst
 from trainer.errors import UnfitError
 
 HELP = """\
@@ -39,7 +39,10 @@ def main(arguments: Sequence[str]) -> int:
 
     if options.storage is not None:
         subject = Path(options.storage).expanduser()
-        findings = examine_storage(subject)
+        try:
+            findings = examine_storage(subject)
+        except UnfitError as error:
+            findings = [Finding("place", FAIL, error.problem, error.fix)]
         show(findings)
         verdict = _storage_verdict(subject, findings)
     else:
@@ -47,10 +50,11 @@ def main(arguments: Sequence[str]) -> int:
         verdict = _environment_verdict(findings)
     if options.json:
         rows = [finding.to_json() for finding in findings]
-        print(json.dumps({"version": 1, "findings": rows, "verdict": verdict}, indent=2, ensure_ascii=False))
+        told = {"version": 1, "state": worst(findings), "verdict": verdict, "findings": rows}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
         print(f"\n{verdict}")
-    return UnfitError.exit_code if _named(findings, FAIL) else 0
+    return UnfitError.exit_code if worst(findings) == FAIL else 0
 
 
 def examine_storage(path: Path) -> list[Finding]:
@@ -58,15 +62,16 @@ def examine_storage(path: Path) -> list[Finding]:
 
     Raises:
         ConfigError: it is no directory.
-        UnfitError: nothing can be written there.
+        UnfitError: nothing can be written there, or it does not answer.
     """
     from launcher.doctor import storage
 
     # As after Ctrl-C, so that nothing is left there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with storage.trial_folder(path) as folder:
-        enough = shutil.disk_usage(folder).free >= storage.TRIAL_BYTES
-        return examine(storage.CHECKS if enough else [storage.room], folder)
+        room = examine([storage.room], folder)
+        enough = room[0].state != FAIL or shutil.disk_usage(folder).free >= storage.TRIAL_BYTES
+        return room + (examine(storage.CHECKS[1:], folder) if enough else [])
 
 
 def examine_environment(
@@ -85,13 +90,18 @@ def examine_environment(
     """
     from launcher.doctor import environment
     from launcher.doctor import live as trials
+    from launcher.doctor.gpu_facts import Machine, look
     from launcher.doctor.surroundings import Surroundings
     from trainer.config.compose import compose
 
     config = compose(list(overrides), config_dir=Path(config_dir) if config_dir else None)
-    here = Surroundings(config, os.environ)
-    findings = examine(environment.checks(), here)
-    show(findings)
+    # What a job cannot use it cannot be held up by.
+    machine = Machine() if config.device == "cpu" else look(os.environ)
+    here = Surroundings(config, os.environ, machine)
+    findings = []
+    for check in environment.checks(here):
+        findings += examine([check], here)
+        show(findings[-1:])
     for finding in trials.examine(here) if live else ():
         show([finding])
         findings.append(finding)

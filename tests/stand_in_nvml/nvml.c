@@ -91,6 +91,20 @@ int nvmlDeviceGetUUID(Device device, char *uuid, unsigned length) {
     return 0;
 }
 
+int nvmlDeviceGetName(Device device, char *name, unsigned length) {
+    long ignored;
+    snprintf(name, length, "Stand-in");
+    return read_figure(device, "name", &ignored);
+}
+
+/* 9.0 unless the figure says otherwise: 10 x major + minor. */
+int nvmlDeviceGetCudaComputeCapability(Device device, int *major, int *minor) {
+    long value = 0;
+    int error = read_figure(device, "capability", &value);
+    *major = value ? (int)value / 10 : 9, *minor = (int)value % 10;
+    return error;
+}
+
 int nvmlDeviceGetIndex(Device device, unsigned *index) {
     *index = (unsigned)(intptr_t)device - 1;
     return 0;

@@ -252,14 +252,14 @@ class WandbTracker:
                     process.kill()
 
 
-def has_api_key() -> bool:
+def has_api_key(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether W&B would find an API key without asking: in the environment or in the .netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or _PUBLIC_HOST).netloc
+    host = urlsplit(environment.get("WANDB_BASE_URL") or _PUBLIC_HOST).netloc
     try:
-        login = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
-    except (OSError, netrc.NetrcParseError):
+        login = netrc.netrc(environment.get("NETRC") or Path.home() / ".netrc").authenticators(host)
+    except (OSError, RuntimeError, netrc.NetrcParseError):
         return False
     return login is not None and bool(login[2])
 

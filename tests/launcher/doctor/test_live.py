@@ -17,6 +17,8 @@ from trainer.config import ClusterConfig, Config
 TWO = Config(device="cpu", cluster=ClusterConfig(gpus_per_node=2))
 H100 = ["NVIDIA H100", 9, 0]
 NVLINKED = [GpuFacts(i, nvlinks=18) for i in range(2)]
+NO_CUDA = {"unavailable": "No CUDA GPUs are available", "gpus": [], "architectures": [], "cudnn": None, "nccl": None}
+NEWEST = [GpuFacts(i, capability=(10, 0), nvlinks=18) for i in range(2)]
 ON_PCIE = [GpuFacts(i, lanes=16, pcie_generation=4) for i in range(2)]
 
 
@@ -25,7 +27,8 @@ def row(trial: str, rank: int = 0, **found: Any) -> dict[str, Any]:
 
 
 def libraries(gpus: list[Any], architectures: str) -> dict[str, Any]:
-    return row("libraries", gpus=gpus, architectures=architectures.split(), cudnn=92400, nccl="2.30.7")
+    known = {"architectures": architectures.split(), "cudnn": 92400, "nccl": "2.30.7"}
+    return row("libraries", unavailable=None, gpus=gpus, **known)
 
 
 def matmuls(*tflops: float, right: bool = True) -> list[dict[str, Any]]:
@@ -35,11 +38,17 @@ def matmuls(*tflops: float, right: bool = True) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("rows", "gpus", "state", "words"),
     [
-        ([libraries([H100], "sm_80 sm_90 compute_90")], [], PASS, "cuDNN 92400, NCCL 2.30.7; NVIDIA H100"),
+        (
+            [libraries([H100], "sm_80 sm_90 compute_90")],
+            [],
+            PASS,
+            "cuDNN 9.24.0, NCCL 2.30.7; torch.cuda.is_available(), with code for NVIDIA H100 (9.0)",
+        ),
         ([libraries([["Tesla V100", 7, 0]], "sm_75 sm_80")], [], FAIL, "no code for Tesla V100 (7.0), only for 75, 80"),
         ([libraries([["A10", 8, 6]], "sm_80")], [], PASS, "A10"),
         ([libraries([["B200", 10, 0]], "sm_90 compute_90")], [], PASS, "B200"),
         ([libraries([["B200", 10, 0]], "sm_90a")], [], FAIL, "no code for B200"),
+        ([row("libraries", **NO_CUDA)], [], FAIL, "torch.cuda.is_available() is False: No CUDA GPUs are available"),
         (matmuls(400, 410, 405), [], PASS, "right on all; 400 to 410 TFLOP/s"),
         (matmuls(400, 410, 205), [], WARN, "rank 2 reaches 51 % of the others"),
         (matmuls(400, right=False), [], FAIL, "a wrong result on rank 0"),
@@ -47,6 +56,7 @@ def matmuls(*tflops: float, right: bool = True) -> list[dict[str, Any]]:
         ([row("memory", 3, bytes=1 << 30, wrong=7)], [], FAIL, "rank 3 (7 bytes)"),
         ([row("all-reduce", right=True, busbw=340e9, bytes=1 << 28)], NVLINKED, PASS, "76 % of 18 NVLinks"),
         ([row("all-reduce", right=True, busbw=20e9, bytes=1 << 28)], NVLINKED, WARN, "4 % of 18 NVLinks: slow"),
+        ([row("all-reduce", right=True, busbw=680e9, bytes=1 << 28)], NEWEST, PASS, "76 % of 18 NVLinks"),
         ([row("all-reduce", right=True, busbw=15e9, bytes=1 << 28)], ON_PCIE, PASS, "48 % of PCI Express 4 x16"),
         ([row("all-reduce", right=True, busbw=1e9, bytes=1 << 28)], ON_PCIE, WARN, "slow"),
         ([row("all-reduce", right=True, busbw=1e9, bytes=1 << 24)], [], PASS, "953.7 MiB/s bus bandwidth"),

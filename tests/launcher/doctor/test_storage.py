@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import pytest
 
 from launcher.cli import main
 from launcher.doctor import storage
-from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding, examine
+from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding, check, examine
 from launcher.verbs import doctor
 from tests.launcher.conftest import small_disk  # noqa: F401  # a fixture
+from trainer.errors import UnfitError
 
 
 def test_real_storage_passes_and_nothing_is_left_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +52,8 @@ def test_memory_in_a_disks_place_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("path", "code"), [("absent", 2), ("/proc", 3)])
 def test_where_nothing_can_be_tried_is_said(path: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--storage", path]) == code
-    assert path in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert path in (told.err if code == 2 else told.out)
 
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -146,27 +149,48 @@ def test_a_broken_promise_is_seen(
     assert found.fix
 
 
-def test_a_check_that_fails_or_hangs_breaks_no_other() -> None:
-    forever = threading.Event()
-
+def test_a_check_that_fails_hangs_or_crashes_breaks_no_other() -> None:
+    @check("wrong")
     def wrong(subject: None) -> Finding:
         raise ValueError("oh")
 
+    @check("refused")
     def refused(subject: None) -> Finding:
-        raise PermissionError(errno.EACCES, "no")
+        raise PermissionError(errno.EACCES, "no", "/a/file")
 
+    @check("told")
+    def told(subject: None) -> Finding:
+        raise UnfitError("it is broken", "mend it")
+
+    @check("hanging", limit_s=0.2, hangs="ask the other server")
     def hanging(subject: None) -> Finding:
-        forever.wait()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        time.sleep(600)
         raise AssertionError
 
+    @check("crashing")
+    def crashing(subject: None) -> Finding:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    @check("fine")
     def fine(subject: None) -> Finding:
         return Finding("fine", PASS, "yes")
 
-    found = examine([wrong, refused, hanging, fine], None, limit_s=0.2)
-    forever.set()
-    assert [finding.state for finding in found] == [WARN, FAIL, FAIL, PASS]
-    assert "ValueError: oh" in found[0].message
-    assert "no answer within" in found[2].message
+    found = examine([wrong, refused, told, hanging, crashing, fine], None)
+    assert [(row.name, row.state, row.message, row.fix) for row in found] == [
+        ("wrong", WARN, "could not be checked: ValueError: oh", "this is the doctor's own fault: please report it"),
+        (
+            "refused",
+            FAIL,
+            "could not be checked: [Errno 13] no: '/a/file'",
+            "see `ls -ld /a/file` and `df /a/file`",
+        ),
+        ("told", FAIL, "it is broken", "mend it"),
+        ("hanging", FAIL, "no answer within 0.2 s", "ask the other server"),
+        ("crashing", FAIL, "the process that asked ended with SIGKILL", "`dmesg | tail` may say what hangs"),
+        ("fine", PASS, "yes", ""),
+    ]
 
 
 def test_a_verdict_is_one_plain_sentence(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ending.memory import Kills, count_kills, meaning, memory_limit
+from launcher.ending.memory import Kills, count_kills, meaning, memory_left, memory_limit
 from tests.launcher.conftest import ROOT, Job
 from tests.launcher.test_launch import MakeJob
 
@@ -41,22 +41,28 @@ def test_version_2_is_read_along_the_groups(tmp_path: Path) -> None:
     files = {
         "cgroup/a/b/memory.max": "max\n",
         "cgroup/a/memory.max": "4096\n",
+        "cgroup/a/memory.current": "3000\n",
+        "cgroup/a/memory.stat": "anon 900\ninactive_file 100\n",
         "cgroup/a/b/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 9\n",
         "proc/vmstat": "nr_free_pages 5\noom_kill 7\n",
     }
     assert memory_limit(*lay_out(tmp_path, "0::/a/b\n", files)) == 4096
+    assert memory_left(tmp_path / "cgroup", tmp_path / "proc") == 4096 - 3000 + 100
     assert count_kills(tmp_path / "cgroup", tmp_path / "proc") == Kills(2, 7)
 
 
 def test_version_1_is_read_and_nothing_is_no_error(tmp_path: Path) -> None:
     files = {
         "cgroup/memory/job/memory.limit_in_bytes": "8192\n",
+        "cgroup/memory/job/memory.usage_in_bytes": "9000\n",
         "cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         "cgroup/memory/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
     }
     assert memory_limit(*lay_out(tmp_path, "4:memory:/job\n1:cpu:/\n0::/\n", files)) == 8192
     assert count_kills(tmp_path / "cgroup", tmp_path / "proc") == Kills(1, 0)
+    assert memory_left(tmp_path / "cgroup", tmp_path / "proc") == 0
     assert memory_limit(tmp_path / "no", tmp_path / "no") is None
+    assert memory_left(tmp_path / "no", tmp_path / "no") is None
     assert count_kills(tmp_path / "no", tmp_path / "no") == Kills(0, 0)
 
 
