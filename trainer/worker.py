@@ -3,10 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -14,11 +13,10 @@ from trainer import results
 from trainer.age import process_age_s
 from trainer.config import Config, TrackingConfig
 from trainer.distributed import World, join
-from trainer.errors import STOPPED, InUseError
+from trainer.errors import STOPPED
 from trainer.monitor.sampling import Monitor
 from trainer.precision import agreed
-from trainer.run import environment, provenance, runname, saved
-from trainer.run.lease import Lease, check
+from trainer.run import environment, opening, runname, saved
 from trainer.run.patience import saying_if_slow
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, write_json
@@ -52,24 +50,24 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
         try:
             asked, config = config, prepare(config)
             with join(config.distributed, device=config.device) as world:
-                run = RunDir(world.on_rank_zero(lambda: open_run(config)))
-                if is_over(run, config, world, console):
+                run = RunDir(world.on_rank_zero(lambda: opening.open_run(config)))
+                if opening.is_over(run, config, world, console):
                     return 0
-                holding.enter_context(held(run, world, stop, console))
+                holding.enter_context(opening.held(run, world, stop, console))
                 # What a launcher has written, or would have.
                 kept = config if "PACELINE_RUN_DIR" not in os.environ else asked
                 # Another job may have had it until now.
-                accepted = world.on_rank_zero(lambda: agree_again(run, kept))
-                if is_over(run, config, world, console):
+                accepted = world.on_rank_zero(lambda: opening.agree_again(run, kept))
+                if opening.is_over(run, config, world, console):
                     return 0
                 goes_on = world.from_rank_zero(saved.has_checkpoint(run))
-                attempt = world.from_rank_zero(choose_attempt(run))
+                attempt = world.from_rank_zero(opening.choose_attempt(run))
                 ours = Attempt(run, attempt, is_ours=True, has_begun=not goes_on)
-                world.on_rank_zero(lambda: enter(run, kept, world, attempt=attempt))
+                world.on_rank_zero(lambda: opening.enter(run, kept, world, attempt=attempt))
 
                 def begin_now() -> None:
                     nonlocal ours
-                    world.on_rank_zero(lambda: begin(run, kept, attempt=attempt))
+                    world.on_rank_zero(lambda: opening.begin(run, kept, attempt=attempt))
                     environment.write(run, world, attempt=attempt)
                     ours = Attempt(run, attempt, is_ours=True)
 
@@ -84,7 +82,7 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                 on_start = begin_now if goes_on else lambda: None
                 return train_in(run, config, world, console, stop, started=started, attempt=attempt, on_start=on_start)
         except Exception as error:
-            return report(error, ours or launched(error), console, micro_batch=micro_batch(config))
+            return report(error, ours or opening.launched(error), console, micro_batch=micro_batch(config))
         finally:
             keeper.call_off_end()
 
@@ -109,115 +107,6 @@ def prepare(config: Config) -> Config:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not config.deterministic
     return config
-
-
-def open_run(config: Config) -> str:
-    """Chooses or finds the run directory; returns its path.
-
-    Raises:
-        ConfigError: a run of that name was begun with another configuration.
-        UnfitError: the directory cannot be written.
-    """
-    given = os.environ.get("PACELINE_RUN_DIR")
-    if given is not None:
-        return given
-    run = provenance.restarted(config.run) or RunDir(runname.create(config.run, config.recipe or config.model.name))
-    provenance.agree(run, config)
-    return str(run.path)
-
-
-def agree_again(run: RunDir, config: Config) -> list[str]:
-    """Judges once more, now that nobody else has the run, whether it may go on with this configuration.
-
-    Returns:
-        What was accepted, for the user to know; nothing where a launcher has said it.
-
-    Raises:
-        ConfigError: as `open_run`.
-        UnfitError: the directory cannot be written.
-    """
-    accepted = provenance.agree(run, config)
-    return [] if "PACELINE_RUN_DIR" in os.environ else accepted
-
-
-def enter(run: RunDir, config: Config, world: World, *, attempt: int) -> None:
-    """Notes in the run directory what was launched, unless the launcher has done that.
-
-    Raises:
-        UnfitError: the directory cannot be written.
-    """
-    if "PACELINE_RUN_DIR" in os.environ:
-        return
-    try:
-        provenance.begin(
-            run,
-            config,
-            attempt=attempt,
-            argv=sys.argv,
-            folder=Path(__file__).parent,
-            nodes=world.nodes,
-            world_size=world.world_size,
-        )
-    except OSError as error:
-        raise runname.unwritable(run.path, error) from error
-
-
-def begin(run: RunDir, config: Config, *, attempt: int) -> None:
-    """Makes the run directory this attempt's.
-
-    Raises:
-        UnfitError: the directory cannot be written.
-    """
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if "PACELINE_RUN_DIR" in os.environ else 0
-    try:
-        run.failure.unlink(missing_ok=True)
-        provenance.confirm(run, config, attempt=attempt - restarts)
-        run.update_status(state="running", attempt=attempt)
-    except OSError as error:
-        raise runname.unwritable(run.path, error) from error
-
-
-@contextmanager
-def held(run: RunDir, world: World, stop: StopRequest, console: Console) -> Iterator[None]:
-    """Keeps other jobs out of the run directory, see `Lease`; losing it stops the run.
-
-    Raises:
-        InUseError: another job trains in it.
-        UnfitError: it cannot be written.
-    """
-    lease = Lease(run, say=console.say, on_loss=stop.ask)
-
-    def take() -> None:
-        try:
-            lease.take()
-        except OSError as error:
-            raise runname.unwritable(run.path, error) from error
-
-    world.on_rank_zero(take)
-    try:
-        token = world.from_rank_zero(lease.token)
-        run.guard = lambda: check(run, token)
-        yield
-    finally:
-        if world.is_rank_zero:
-            lease.release()
-
-
-def choose_attempt(run: RunDir) -> int:
-    """The number of this attempt at the run: the launcher's, or one more than the last."""
-    given = os.environ.get("PACELINE_ATTEMPT")
-    return int(given) if given is not None else run.next_attempt()
-
-
-def is_over(run: RunDir, config: Config, world: World, console: Console) -> bool:
-    """Whether the run has nothing left to do, which is said; the same on all ranks."""
-    if config.run.accept_changes or not world.from_rank_zero(saved.is_complete(run)):
-        return False
-    console.say(
-        f"run {run.name} is finished; run.fresh=true starts over beside it, "
-        "run.accept_changes=true with more epochs or steps prolongs it"
-    )
-    return True
 
 
 def train_in(
@@ -320,12 +209,3 @@ def micro_batch(config: Config) -> int:
     """The most samples that this worker takes at once."""
     share = -(-config.global_batch_size // int(os.environ.get("WORLD_SIZE", "1")))
     return min(config.micro_batch_size or share, share)
-
-
-def launched(error: Exception) -> Attempt | None:
-    """The attempt that the launcher has begun for this job, for an error that came before the run was this worker's."""
-    given = os.environ.get("PACELINE_RUN_DIR")
-    if given is None or isinstance(error, InUseError):
-        return None
-    run = RunDir(given)
-    return Attempt(run, choose_attempt(run), is_ours=False)

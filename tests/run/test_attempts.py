@@ -22,6 +22,7 @@ from trainer import checkpoint, worker
 from trainer.config import Config, EvaluateConfig, ModelConfig, compose
 from trainer.distributed import World
 from trainer.errors import TrainingError, UnfitError
+from trainer.run import opening
 from trainer.run.lease import LeaseLost
 from trainer.run.rows import append_json_line, read_json_lines
 from trainer.rundir import RunDir, read_json
@@ -189,7 +190,7 @@ def test_a_job_that_was_overtaken_by_another_finds_what_that_one_left(
 ) -> None:
     """Both find the run new; the other one has it first, and ends, while this one waits for it."""
     arguments = [*DIGITS, "max_steps=4", f"run.dir={tmp_path}", "run.name=r"]
-    held = worker.held
+    held = opening.held
 
     @contextlib.contextmanager
     def waits(*arguments_of_held: Any) -> Iterator[None]:
@@ -197,7 +198,7 @@ def test_a_job_that_was_overtaken_by_another_finds_what_that_one_left(
         with held(*arguments_of_held):
             yield
 
-    monkeypatch.setattr(worker, "held", waits)
+    monkeypatch.setattr(opening, "held", waits)
     assert worker.work(compose(arguments), StopRequest(), started=time.time()) == code
     assert says in capsys.readouterr().err
     run = RunDir(tmp_path / "r")

@@ -10,10 +10,9 @@ import pytest
 
 from launcher import local, runs
 from launcher.plan import Program, plan_job
-from trainer import worker
 from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError, UnfitError
-from trainer.run import history, launches, provenance
+from trainer.run import history, launches, opening, provenance
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, read_json, write_json
 
@@ -161,7 +160,7 @@ def test_job_json_ends_with_the_launch_that_has_the_run_whoever_wrote_it_last(
     begin(run, Config(), attempt=loser, argv="loser", folder=tmp_path)
     monkeypatch.setenv("PACELINE_RUN_DIR", str(run.path))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    worker.begin(run, Config(), attempt=winner + 2)
+    opening.begin(run, Config(), attempt=winner + 2)
     job = read_json(run.job)
     assert [(row["attempt"], row["argv"]) for row in job["attempts"]] == [(loser, ["loser"]), (winner, ["winner"])]
     assert job["argv"] == (["winner"] if winner == 0 else ["loser"])
