@@ -85,8 +85,9 @@ def test_a_stop_reaches_all_workers_of_torchrun_and_leaves_a_checkpoint(tmp_path
 
 
 def test_max_time_stops_in_time_with_a_checkpoint(tmp_path: Path) -> None:
-    done = run(TRAINER, *DIGITS, "epochs=4000", "max_time=00:00:06", f"run.dir={tmp_path}", "run.name=m")
+    done = run(TRAINER, *DIGITS, "epochs=4000", "max_time=00:00:01", f"run.dir={tmp_path}", "run.name=m")
     assert done.returncode == 75, done.stderr
+    assert "max_time=00:00:01 counts from the start of the command: " in done.stderr
     assert "max_time is near" in done.stderr
     assert checkpoint.steps(RunDir(tmp_path / "m"))
 

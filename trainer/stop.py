@@ -65,6 +65,11 @@ class StopRequest:
         """Leaves the file alone from now on."""
         self._unwatched.set()
 
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the end of `max_time`; None without one."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
     def is_late(self, margin_s: float) -> bool:
         """Whether the end of `max_time` asks to stop now, when noticing and saving take `margin_s` seconds."""
         return self._deadline is not None and time.monotonic() + margin_s >= self._deadline

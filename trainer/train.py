@@ -17,12 +17,13 @@ from trainer.data import loader, shared_memory
 from trainer.errors import TrainingError
 from trainer.heartbeat import Phase
 from trainer.run.rows import append_json_line, read_json_lines
+from trainer.stop import parse_duration
 from trainer.training import best_weights
 from trainer.training.assembly import Parts, assemble
 from trainer.training.job import Job
 from trainer.training.loop import Loop
 from trainer.training.state import Progress, restore
-from trainer.wording import plural
+from trainer.wording import duration, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,11 @@ def announce(parts: Parts, job: Job, progress: Progress) -> None:
         job.console.warn("distributed.sync_batchnorm works on GPUs only: each worker uses its own statistics")
     if (warning := shared_memory.shortage(parts.shared_memory_bytes)) is not None:
         job.console.warn(warning)
+    left_s = job.stop.remaining_s
+    if config.max_time and left_s is not None and left_s < parse_duration(config.max_time) / 2:
+        job.console.warn(
+            f"max_time={config.max_time} counts from the start of the command: {duration(left_s)} of it are left"
+        )
     if not parts.is_evaluated:
         job.console.say("  data.val_fraction=0: nothing is evaluated, and the last weights are the result")
     for note in splits.notes:

@@ -271,7 +271,7 @@ class Config:
     seed: int = key(0, "Decides the order of samples, augmentation and initial weights.", low=0, high=2**63 - 1)
     epochs: int | None = key(10, "Passes over the training split.", low=1)
     max_steps: int | None = key(None, "Stop after this many optimizer steps, if the epochs last longer.", low=1)
-    max_time: str | None = key(None, "Stop with a checkpoint in time, HH:MM:SS.")
+    max_time: str | None = key(None, "Stop with a checkpoint in time, HH:MM:SS from the start of the command.")
     global_batch_size: int = key(256, "Samples of one optimizer step, over all workers.", unit="samples", low=1)
     micro_batch_size: int | None = key(
         None,
