@@ -65,7 +65,7 @@ def descendants(spare: Collection[int] = (), *, root: int | None = None) -> list
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             # The name in parentheses may hold anything, parentheses too.
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if state not in "ZX":
@@ -105,7 +105,7 @@ def end_descendants(spare: Collection[int] = (), *, grace_s: float) -> list[int]
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     except OSError:
         return False
     mask = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")

@@ -10,5 +10,5 @@ def process_age_s() -> float:
 
     psutil adds the ticks to the time of the boot, which the kernel gives in whole seconds.
     """
-    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    after_name = Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[19]) / os.sysconf("SC_CLK_TCK")

@@ -89,7 +89,7 @@ def kind(path: Path) -> str:
     """The type of the file system that a path is on, such as ext4, nfs4 or lustre; empty where it cannot be told."""
     found, longest = "", -1
     with suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
             left, _, right = line.partition(" - ")
             point = Path(left.split()[4].encode().decode("unicode_escape"))
             if path.resolve().is_relative_to(point) and len(point.parts) >= longest:

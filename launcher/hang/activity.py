@@ -137,7 +137,7 @@ def _used_by_trees(pids: Mapping[int, int]) -> dict[int, float]:
     seconds: dict[int, float] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             parents[int(folder.name)] = int(fields[1])
             # With what children have used that were waited for: it stays when they go.
             seconds[int(folder.name)] = sum(map(int, fields[11:15])) * _TICK_S
@@ -154,7 +154,7 @@ def _used_by_trees(pids: Mapping[int, int]) -> dict[int, float]:
 def _used_by_main_thread(pid: int) -> float:
     """CPU seconds used so far; 0 of a process that has ended."""
     try:
-        fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return 0.0
     return sum(map(int, fields[11:13])) * _TICK_S

@@ -150,7 +150,7 @@ def _stacks(pid: int, written: int | None, *, native: bool) -> Stacks:
 def state_of(pid: int) -> tuple[str, bool]:
     """The kernel's letter for what a process does, empty of one that has ended; whether a debugger holds it."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     except OSError:
         return "", False
     fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
