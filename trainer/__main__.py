@@ -38,9 +38,13 @@ def main(frozen: str | None = None) -> int:
 
 def _check_and_train(config: "Config") -> int:
     from trainer.config import entry, validate
+    from trainer.model.published import check_available
+    from trainer.run import saved
 
     try:
         notes = validate(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+        if not saved.goes_on(config.run):
+            check_available(config.model)
     except PacelineError as error:
         return entry.tell(error, sys.argv[1:])
     return _train(config, notes)

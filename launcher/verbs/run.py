@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
     from trainer.data.recall import check_recalled
+    from trainer.model.published import check_available
     from trainer.run import provenance, runname, saved
 
     program = read_program(arguments[:cut], arguments[cut + 1 :], has_dashes="--" in arguments)
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     if is_over:
         print("\n".join(finished.lines(run, config, plan.overrides)), file=sys.stderr)
         return 0
+    if ours and not saved.has_checkpoint(run):
+        check_available(config.model)
     # From here on there is a run, which must not seem to wait for a job that somebody has called off.
     with held_back():
         plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])

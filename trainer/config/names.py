@@ -32,6 +32,9 @@ _DEFINITION = re.compile(
 )
 _WEIGHTS_OF = re.compile(r"weights:\s*(?:Optional\[)?\s*(\w+)")
 _MEMBER = re.compile(r"^    ([A-Z]\w*)\s*=", re.MULTILINE)
+_URL = re.compile(r'url="([^"]+)"')
+_PARAMETERS = re.compile(r'"num_params": (\d+)')
+_ALIAS = re.compile(r"^    DEFAULT = (\w+)", re.MULTILINE)
 _MIN_SIZE = re.compile(r'"min_size": \((\d+), (\d+)\)')
 _SHARED = re.compile(r"\*\*(_\w+)")
 _OPTIMIZER = re.compile(r"^from torch\.optim\.(\w+) import (\w+) as \2$", re.MULTILINE)
@@ -102,13 +105,30 @@ def weights_names(model: str) -> list[str]:
     return sorted(set(_MEMBER.findall(_weights_body(model))))
 
 
+def weights_url(model: str, weights: str) -> str | None:
+    """Where torchvision's weights of a name, for a model, are published; None for unknown ones."""
+    body = _weights_body(model)
+    alias = _ALIAS.search(body)
+    member = alias[1] if alias and weights == "DEFAULT" else weights
+    found = re.search(rf"^    {re.escape(member)} = Weights\((.*?)^    \)", body, re.MULTILINE | re.DOTALL)
+    url = _URL.search(found[1]) if found else None
+    return url[1] if url else None
+
+
+def parameter_counts() -> dict[int, str]:
+    """How many parameters torchvision's models have with 1,000 classes: count -> model."""
+    return {
+        int(count): model
+        for model in sorted(_torchvision())
+        for text in _meta(model)
+        for count in _PARAMETERS.findall(text)
+    }
+
+
 def smallest_image(model: str) -> int:
     """The side of the smallest images, pixels, that torchvision tells of a model's weights; 1 for others."""
-    body = _weights_body(model)
-    told = [body]
-    for name in set(_SHARED.findall(body)):
-        told += re.findall(rf"^{name}\b[^\n]*= \{{\n(.*?)^\}}", _torchvision()[model.lower()].source, re.M | re.S)
-    return min((min(map(int, size)) for text in told for size in _MIN_SIZE.findall(text)), default=1)
+    sizes = (min(map(int, size)) for text in _meta(model) for size in _MIN_SIZE.findall(text))
+    return min(sizes, default=1)
 
 
 def is_torchvision(model: str) -> bool:
@@ -167,6 +187,15 @@ def _weights_body(model: str) -> str:
         return ""
     body = re.search(rf"^class {found.weights}\(WeightsEnum\):\n(.*?)(?=^\S|\Z)", found.source, re.M | re.S)
     return body.group(1) if body else ""
+
+
+def _meta(model: str) -> list[str]:
+    """The source that describes a model's weights: its own, and what it shares with others'."""
+    body = _weights_body(model)
+    told = [body]
+    for name in sorted(set(_SHARED.findall(body))):
+        told += re.findall(rf"^{name}\b[^\n]*= \{{\n(.*?)^\}}", _torchvision()[model.lower()].source, re.M | re.S)
+    return told
 
 
 @cache

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import names, targets
+from trainer.config.likeness import likely_models
 from trainer.config.schema import Config
 from trainer.config.suggest import choice, did_you_mean, renamed, replaced
 from trainer.data.glance import Sight, glance
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import check_metric
 from trainer.model import demands
-from trainer.model.form import check_form
+from trainer.model.form import check_form, shapes
+from trainer.run import saved
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _WITHOUT_FILES = ("digits", "synthetic")
@@ -113,10 +115,11 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
         yield from _unknown_arguments(model.name, model.args)
         if names.is_torchvision(model.name):
             yield from _form(config)
-    if model.weights is None:
+    # A run that goes on has its weights in a checkpoint; those that it began with need not be there any more.
+    if model.weights is None or saved.goes_on(config.run):
         return
     if is_weights_file(model.weights):
-        yield from _weights_file(model.weights)
+        yield from _weights_file(model.weights, None if model._target_ else model.name)
     elif model._target_ is None:
         known = names.weights_names(model.name)
         if not known:
@@ -161,7 +164,8 @@ def is_weights_file(weights: str) -> bool:
     return "/" in weights or os.sep in weights or weights.lower().endswith(_WEIGHT_FILES)
 
 
-def _weights_file(weights: str) -> Iterator[ConfigError]:
+def _weights_file(weights: str, name: str | None) -> Iterator[ConfigError]:
+    """What is wrong with a file of weights for the model of that name, or for one of the user's own."""
     path = Path(weights).expanduser()
     fix = "name a .safetensors or .pth file"
     if not path.exists():
@@ -171,7 +175,20 @@ def _weights_file(weights: str) -> Iterator[ConfigError]:
     elif not os.access(path, os.R_OK):
         yield ConfigError(f"model.weights={weights} cannot be read", "check its permissions")
     else:
-        yield from _told(lambda: check_form(path))
+        yield from _told(lambda: _check_weights(path, name))
+
+
+def _check_weights(path: Path, name: str | None) -> None:
+    check_form(path)
+    # The header of a safetensors file tells all; what a pickle holds a worker sees, which may read it.
+    others = likely_models(shapes(path)) if name is not None and path.suffix.lower() == ".safetensors" else set()
+    if name is not None and others and name.lower() not in others:
+        other = min(others)
+        raise ConfigError(
+            f"{path} does not fit {name}: it has the parameters of {other}",
+            f"model.name={other}, or another file",
+            instead=([f"model.name={name}"], [f"model.name={other}"]),
+        )
 
 
 def _target(key: str, target: str, args: Mapping[str, Any] | None = None) -> Iterator[ConfigError]:

@@ -11,7 +11,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import safetensors.torch
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from trainer.checkpoint import sealed
 from trainer.errors import ConfigError, UnfitError
 from trainer.model.form import check_form, unreadable
+from trainer.model.published import place, unfetched
 
 _LOG = logging.getLogger(__name__)
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -80,13 +80,11 @@ def download(url: str) -> Path:
     Raises:
         UnfitError: the file cannot be fetched or stored.
     """
-    name = Path(urlparse(url).path).name
-    directory = Path(torch.hub.get_dir()) / "checkpoints"
-    path = directory / name
+    path = place(url)
+    directory, name = path.parent, path.name
     if path.exists():
         # A shared cache may be read-only: nothing is asked of it.
         return path
-    by_hand = f"fetch {url} on a machine with a network, copy it here, and set model.weights=PATH/{name}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory / f".{name}.lock"):
@@ -104,9 +102,9 @@ def download(url: str) -> Path:
     except PermissionError as error:
         raise UnfitError(f"{directory} is not writable", "set TORCH_HOME to a directory that is") from error
     except OSError as error:
-        raise UnfitError(f"the weights {name} cannot be fetched: {error}", by_hand) from error
+        raise unfetched(url, f"cannot be fetched: {error}") from error
     except RuntimeError as error:
-        raise UnfitError(f"the weights {name} arrived damaged: {error}", by_hand) from error
+        raise unfetched(url, f"arrived damaged: {error}") from error
     return path
 
 

@@ -43,6 +43,23 @@ def check_form(path: Path) -> None:
         raise _other(path, "PyTorch", beginning, fix=_AGAIN)
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file, as its header lists them; none where it is no such file.
+
+    Raises:
+        UnfitError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(min(length, _LONGEST_HEADER)))
+        return {name: tuple(map(int, entry["shape"])) for name, entry in entries.items() if name != "__metadata__"}
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
 def unreadable(path: Path, error: OSError) -> UnfitError:
     """The error for a file that cannot be read."""
     return UnfitError(f"{path} cannot be read: {error.strerror or error}", "look at its permissions")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
+from trainer.config.likeness import likely_models
 from trainer.config.schema import ModelConfig
 from trainer.errors import ConfigError
 from trainer.model import registry
@@ -29,15 +30,13 @@ def find_weights(config: ModelConfig) -> WeightsEnum | Path | None:
     """What `model.weights` stands for: torchvision's weights, a file, or nothing. Fetches and reads nothing.
 
     Raises:
-        ConfigError: no such file, or no weights of that name for this model.
+        ConfigError: no weights of that name for this model.
     """
     wanted = config.weights
     if wanted is None:
         return None
     path = Path(wanted).expanduser()
     if path.suffix.lower() in _SUFFIXES or "/" in wanted:
-        if not path.is_file():
-            raise ConfigError(f"model.weights={wanted} is not a file", "give the path of a .pth or .safetensors file")
         return path
     if config._target_ is not None:
         raise ConfigError(
@@ -93,9 +92,11 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
         label: the model's name, for messages.
 
     Raises:
-        ConfigError: the file is damaged, unsafe, or of another architecture.
+        ConfigError: there is no such file, or it is damaged, unsafe, or of another architecture.
         UnfitError: the download failed.
     """
+    if isinstance(source, Path) and not source.is_file():
+        raise ConfigError(f"model.weights={source} is not a file", "give the path of a .pth or .safetensors file")
     path = source if isinstance(source, Path) else download(source.url)
     state = _matched(read_state(path), model)
     own = model.state_dict()
@@ -103,7 +104,7 @@ def load_weights(model: nn.Module, source: WeightsEnum | Path, *, num_classes: i
     differing = [key for key in common if own[key].shape != state[key].shape]
     head = _head_keys(own, state, differing, num_classes)
     if strange := misfits(own, state, but=head):
-        guess = _likely_name(state, label)
+        guess = next(iter(likely_models({key: value.shape for key, value in state.items()}) - {label.lower()}), None)
         raise ConfigError(
             f"{path} does not fit {label}: {len(common) - len(differing)} of its {len(state)} tensors agree; {strange}",
             f"its size says model.name={guess}" if guess else "give model.name and model.args of the file's model",
@@ -177,19 +178,3 @@ def _head_keys(
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a single number"
-
-
-def _likely_name(state: Mapping[str, Tensor], label: str) -> str | None:
-    """The torchvision model with as many parameters as the file, whatever its number of classes."""
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    parameters = {key: value for key, value in state.items() if not key.endswith(buffers)}
-    matrices = [value for value in parameters.values() if value.ndim == 2]
-    count = sum(value.numel() for value in parameters.values())
-    if matrices:
-        classes, features = matrices[-1].shape
-        count += (1000 - classes) * (features + 1)
-    for name in registry.names():
-        enum = registry.weights_enum(name)
-        if enum is not None and any(member.meta["num_params"] == count for member in enum):
-            return name if name != label.lower() else None
-    return None

@@ -1,8 +1,10 @@
 """What a run has saved by its own word: the checkpoints themselves may be gone, or their disk not mounted."""
 
 import time
+from pathlib import Path
 
 from trainer.run.rows import append_json_line, read_json_lines
+from trainer.run.runname import Naming, wrong_name
 from trainer.rundir import RunDir, read_json
 
 _STARTS_OVER = "starts_over"
@@ -33,6 +35,13 @@ def last_checkpoint(run: RunDir) -> str | None:
 def has_checkpoint(run: RunDir) -> bool:
     """Whether a run has saved anything, by its own word or by what lies there: then it is more than a new one."""
     return last_checkpoint(run) is not None or any(run.checkpoints.glob("step-*"))
+
+
+def goes_on(choice: Naming) -> bool:
+    """Whether the run that a configuration names has saved something, from which the job will go on."""
+    if choice.name is None or choice.fresh or wrong_name(choice.name):
+        return False
+    return has_checkpoint(RunDir(Path(choice.dir).expanduser() / choice.name))
 
 
 def start_over(run: RunDir, missing: str) -> None:
