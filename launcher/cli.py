@@ -25,23 +25,37 @@ class Verb:
         aliases: words that people try for it.
         starts: whether it starts something, so that after an error it is worth saying that nothing was started.
         module: the file under `launcher.verbs`, by default called like the verb.
+        takes: `overrides` where its words are those; else empty.
+        runs: how many runs it takes.
     """
 
     summary: str
     aliases: tuple[str, ...] = ()
     starts: bool = False
     module: str = ""
+    takes: str = ""
+    runs: int = 0
 
 
 VERBS = {
-    "run": Verb("train on this machine", ("start", "train", "launch", "go", "fit", "exec"), starts=True),
-    "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "jobs")),
-    "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat")),
-    "stop": Verb("ask a run to end; a training saves first", ("kill", "cancel", "end", "scancel", "abort")),
-    "diff": Verb("the first step at which two runs part", ("compare", "cmp", "versus")),
-    "replay": Verb("do some steps again, and compare", ("redo", "reproduce", "rerun")),
-    "doctor": Verb("what is wrong with this machine, or with a disk", ("check", "env", "diagnose", "health", "info")),
+    "run": Verb(
+        "train on this machine",
+        ("start", "train", "launch", "go", "fit", "exec"),
+        starts=True,
+        takes="overrides",
+    ),
+    "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "jobs"), runs=1),
+    "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat"), runs=1),
+    "stop": Verb("ask a run to end; a training saves first", ("kill", "cancel", "end", "scancel", "abort"), runs=1),
+    "diff": Verb("the first step at which two runs part", ("compare", "cmp", "versus"), runs=2),
+    "replay": Verb("do some steps again, and compare", ("redo", "reproduce", "rerun"), runs=1),
+    "doctor": Verb(
+        "what is wrong with this machine, or with a disk",
+        ("check", "env", "diagnose", "health", "info"),
+        takes="overrides",
+    ),
     "config": Verb("look at the configuration", ("conf", "cfg", "settings", "show")),
+    "completion": Verb("the tab key, for bash, zsh and fish", ("complete", "completions", "autocomplete")),
 }
 """The commands."""
 
@@ -52,7 +66,7 @@ _MODULES = {
 }
 """What people try as a command that is one of the trainer's modules."""
 
-_NAMES = "\n".join(f"  {name:<8}{verb.summary}" for name, verb in VERBS.items())
+_NAMES = "\n".join(f"  {name:<12}{verb.summary}" for name, verb in VERBS.items())
 HELP = f"""\
 Train on every GPU of this machine.
 

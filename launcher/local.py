@@ -44,9 +44,10 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
     run = RunDir(runname.create(config.run, recipe).absolute())
     if run.is_held():
         raise in_use(run)
-    # One that an earlier attempt has not seen any more is not meant for this one.
-    with suppress(OSError):
-        run.stop.unlink()
+    for request in (run.stop, run.stop_now):
+        # One that an earlier attempt has not seen any more is not meant for this one.
+        with suppress(OSError):
+            request.unlink()
     try:
         attempt = _take_attempt(run)
     except OSError as error:

@@ -118,6 +118,11 @@ def is_script(run: RunDir) -> bool:
     return "--" in (read_json(run.job).get("argv") or [])
 
 
+def is_launched(run: RunDir) -> bool:
+    """Whether the latest launch of a run was by `paceline run`, which conducts its workers."""
+    return (run.launches()[-1].get("argv") or [])[:2] == ["paceline", "run"]
+
+
 def again(run: RunDir) -> list[str] | None:
     """The words behind `paceline run` that go on with a run as it was last trained; None where another way began it."""
     words = [str(word) for word in _launch(run, run.read_status(), held=run.is_held()).get("argv") or []]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from launcher.processes import catches
+from trainer.rundir import RunDir
 from trainer.stop import asked_by
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -110,28 +111,42 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-class StopFile:
-    """A request by a file.
+class StopFiles:
+    """Requests by a file in the run directory: whoever makes one asks.
 
     Args:
-        path: whoever makes it asks.
+        run: the run.
+        ours: whether our trainer runs, which looks for the one with which there is time to stop itself.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, run: RunDir, *, ours: bool) -> None:
+        self._run, self._ours = run, ours
         self._next_look = 0.0
 
     def look(self, stop: Stop) -> None:
         """To be called all the time; hands the request to `stop`."""
         now = time.monotonic()
-        if stop.signal is not None or now < self._next_look:
+        if now < self._next_look or stop.is_insisted_on:
             return
         self._next_look = now + _FILE_PERIOD_S
-        if self._path.exists():
-            # If it cannot be removed, it will stop the next attempt as well: whoever made it must remove it.
-            with suppress(OSError):
-                self._path.unlink()
-            stop.ask(f"asked to stop ({self._path.name} in the run directory)")
+        if _taken(self._run.stop_now):
+            stop.hear(signal.SIGTERM, _asked_by(self._run.stop_now), insisted=True)
+        elif stop.signal is None and not self._ours and _taken(self._run.stop):
+            stop.ask(_asked_by(self._run.stop))
+
+
+def _taken(path: Path) -> bool:
+    """Whether a file was there; now it is not."""
+    if not path.exists():
+        return False
+    # If it cannot be removed, it will stop the next attempt as well: whoever made it must remove it.
+    with suppress(OSError):
+        path.unlink()
+    return True
+
+
+def _asked_by(path: Path) -> str:
+    return f"asked to stop ({path.name} in the run directory)"
 
 
 def hand_on(number: signal.Signals, pids: Iterable[int], *, ours: bool) -> None:

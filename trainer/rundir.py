@@ -128,6 +128,11 @@ class RunDir:
         return self.path / "stop"
 
     @property
+    def stop_now(self) -> Path:
+        """Likewise, of a job's launcher, not to wait for its workers."""
+        return self.path / "stop-now"
+
+    @property
     def skipped_images(self) -> Path:
         """Images that could not be read and were left out, one JSON object a line (may repeat a path)."""
         return self.path / "skipped_images.jsonl"

@@ -268,7 +268,8 @@ def _how_it_stopped(stop: Stop, outcome: Outcome, plan: JobPlan) -> str:
         return stop.reason
     ranks = f"rank{'s' if len(outcome.killed) > 1 else ''} {', '.join(map(str, outcome.killed))}"
     late = f"within cluster.grace_seconds={plan.stop_grace_s:g}"
-    return f"{stop.reason}; killed {ranks}: {'Ctrl-C came again' if stop.is_insisted_on else f'no end {late}'}"
+    insisted = "Ctrl-C came again" if stop.signal == signal.SIGINT else "told not to wait"
+    return f"{stop.reason}; killed {ranks}: {insisted if stop.is_insisted_on else f'no end {late}'}"
 
 
 @contextmanager

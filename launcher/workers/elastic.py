@@ -30,7 +30,7 @@ from launcher.nodes.company import Company, Next
 from launcher.nodes.rendezvous import ranks_of
 from launcher.plan import JobPlan
 from launcher.processes import die_with_parent, end_descendants, peak_memory
-from launcher.stop import STOP_SIGNALS, Stop, StopFile, hand_on
+from launcher.stop import STOP_SIGNALS, Stop, StopFiles, hand_on
 from launcher.verdict import Exit
 from launcher.workers import error_file, worker
 from launcher.workers.output import Output
@@ -89,9 +89,9 @@ class Agent(LocalElasticAgent):
         self._end_at: float | None = None
         self._result = RunResult(WorkerState.HEALTHY)
         self._outcome: Outcome | None = None
-        # Our trainer looks for it itself; for other programs one agent does.
-        looks = plan.program.kind != "trainer" and plan.node == 0
-        self._stop_file = StopFile(RunDir(plan.run_dir).stop) if looks else None
+        # One agent does for all of them.
+        ours, looks = plan.program.kind == "trainer", plan.node == 0
+        self._stop_files = StopFiles(RunDir(plan.run_dir), ours=ours) if looks else None
         self._good_ends = mmap.mmap(-1, plan.workers_per_node)
         self._plan = plan
         self._output: Output | None = None
@@ -186,8 +186,8 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._note_peaks()
-        if self._stop_file:
-            self._stop_file.look(self._stop)
+        if self._stop_files:
+            self._stop_files.look(self._stop)
         self._pass_on_stop()
         if self._outcome is None:
             self._result = self._look_at_workers(worker_group)
