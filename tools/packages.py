@@ -14,6 +14,8 @@ PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "mount": "mount",
     "g++": "g++",
+    "zsh": "zsh",
+    "fish": "fish",
     "ip": "iproute2",
     "iptables": "iptables",
     "munged": "munge",

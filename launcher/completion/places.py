@@ -68,5 +68,5 @@ def logged(given: Sequence[str], option: str) -> Iterator[Word]:
 
 def _place(given: Sequence[str]) -> Path:
     """Where the runs are, as far as the command line says it."""
-    settings = dict(word.partition("=")[::2] for word in given)
+    settings = {key: value for key, _, value in (word.partition("=") for word in given)}
     return Path(settings.get("--dir") or settings.get("run.dir") or "runs").expanduser()
