@@ -40,7 +40,7 @@ def criterion(output: object, targets: torch.Tensor) -> torch.Tensor:
 
 
 def stepper(world: World, model: nn.Module, plan: StepPlan, *, counts_targets: bool, clip: float | None) -> Stepper:
-    wrapped = data_parallel(model, world, DistributedConfig(), accumulates=plan.largest_accumulation > 1)
+    wrapped = data_parallel(model, world, DistributedConfig())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
     optimizer.param_groups[0]["base_lr"] = 0.5
     precision = choose("fp32", world.device)
@@ -176,7 +176,7 @@ def test_what_is_random_in_the_model_differs_between_ranks_and_micro_batches() -
 def compressed_weights(world: World, compression: str) -> list[torch.Tensor]:
     plan = StepPlan(SAMPLES, 10, world.world_size, world.rank)
     model = network().float()
-    wrapped = data_parallel(model, world, DistributedConfig(compression=compression), accumulates=False)
+    wrapped = data_parallel(model, world, DistributedConfig(compression=compression))
     inputs = INPUTS.float()
     for indices in StepSampler(range(SAMPLES), plan, seed=3, first_step=0, last_step=1):
         criterion(wrapped(inputs[indices.samples]), TARGETS[indices.samples]).backward()

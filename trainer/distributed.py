@@ -19,12 +19,12 @@ from trainer.wording import plural
 
 T = TypeVar("T")
 
-# torch 2.13 renamed broadcast_buffers.
 # What both gloo and NCCL send.
 _SENT = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
     torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool,
 }  # fmt: skip
+# torch 2.13 renamed broadcast_buffers.
 _HAS_FORWARD_SYNC = "forward_sync_buffers" in signature(nn.parallel.DistributedDataParallel.__init__).parameters
 
 
@@ -186,14 +186,13 @@ def choose_device(requested: str, *, local_rank: int, local_world_size: int) -> 
     return torch.device("cpu")
 
 
-def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, accumulates: bool) -> nn.Module:
+def data_parallel(model: nn.Module, world: World, config: DistributedConfig) -> nn.Module:
     """Wraps the model so that gradients are averaged over all ranks; a single worker keeps it as it is.
 
     Args:
         model: on its device.
         world: the workers.
-        config: SyncBatchNorm, bucket size, gradient compression.
-        accumulates: whether steps have several micro-batches; a static graph does not allow that.
+        config: SyncBatchNorm, bucket size, gradient compression, whether parameters may take no part in a step.
     """
     if world.world_size == 1:
         return model
@@ -207,7 +206,7 @@ def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, 
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         bucket_cap_mb=config.bucket_mb,
         gradient_as_bucket_view=True,
-        static_graph=not accumulates,
+        find_unused_parameters=config.find_unused_parameters,
         **buffers,
     )
     if config.compression != "none":
@@ -215,7 +214,26 @@ def data_parallel(model: nn.Module, world: World, config: DistributedConfig, *, 
 
         hooks = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
         wrapped.register_comm_hook(None, hooks[config.compression])
+    if not config.find_unused_parameters:
+        _arrange_buckets(wrapped)
     return wrapped
+
+
+def _arrange_buckets(wrapped: nn.parallel.DistributedDataParallel) -> None:
+    """Has DDP arrange its buckets for good, with gradients of zeros; else it would after the first step.
+
+    Where it looks for unused parameters it never does.
+    From three ranks on a sum's rounding depends on the place in the bucket: a resumed run's first step would not be
+    the same to the bit.
+    """
+    wrapped.reducer.prepare_for_forward()
+    wrapped.reducer.prepare_for_backward([])
+    parameters = [parameter for parameter in wrapped.module.parameters() if parameter.requires_grad]
+    # One by one, in about the order in which a backward pass comes by.
+    for parameter in reversed(parameters):
+        parameter.backward(torch.zeros_like(parameter))
+    for parameter in parameters:
+        parameter.grad = None
 
 
 @torch.no_grad()

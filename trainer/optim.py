@@ -57,7 +57,23 @@ def build_optimizer(config: OptimConfig, model: nn.Module, device: torch.device)
         ) from error
     for group in optimizer.param_groups:
         group["base_lr"] = config.lr
+    begin_momentum(optimizer)
     return optimizer
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Gives SGD the momentum that it would have after steps without any gradient, for parameters that have none yet.
+
+    Else its fused kernel fails where parameters have their first gradients in different steps. Zeros are exact unless
+    the first gradient is to be dampened, for which SGD makes an exception.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if not group["momentum"] or group["dampening"]:
+            continue
+        for parameter in group["params"]:
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.detach()))
 
 
 def optimizer_class(name: str) -> Callable[..., Optimizer]:

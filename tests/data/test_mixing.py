@@ -72,7 +72,7 @@ def mixed_weights(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     optimizer.param_groups[0]["base_lr"] = 0.5
     take = Stepper(
-        model=data_parallel(model, world, DistributedConfig(), accumulates=plan.largest_accumulation > 1),
+        model=data_parallel(model, world, DistributedConfig()),
         optimizer=optimizer,
         lr_factor=lambda _: 1.0,
         criterion=criterion,

@@ -26,6 +26,7 @@ HARMLESS = (
     "data.timeout_s",
     "distributed.timeout_s",
     "distributed.bucket_mb",
+    "distributed.find_unused_parameters",
     "checkpoint",
     "cluster",
     "monitor",

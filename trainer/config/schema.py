@@ -189,6 +189,9 @@ class DistributedConfig:
     sync_batchnorm: bool = key(False, "Compute BatchNorm statistics over all ranks.")
     compression: str = key("none", "Send gradients in half precision.", choices=("none", "bf16", "fp16"))
     bucket_mb: int = key(25, "Size of DDP's gradient buckets.", unit="MiB", low=1)
+    find_unused_parameters: bool = key(
+        False, "Allow that parameters take no part in a step, on some ranks or on all; DDP then looks for them."
+    )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from trainer.rundir import RunDir, read_json
 MOVABLE = ("data.root", "data.workers", "data.prefetch", "data.timeout_s", "distributed.timeout_s")
 """Keys that may differ from an attempt's without a bit of what it computed: they belong to place and time."""
 
-_ROUNDING = ("micro_batch_size", "device", "distributed.bucket_mb")
+_ROUNDING = ("micro_batch_size", "device", "distributed.bucket_mb", "distributed.find_unused_parameters")
 _FULL_RANGE = ("fp32", "bf16")
 
 

@@ -231,7 +231,7 @@ def _stepper(
     ema = Ema(model, config.ema.decay) if config.ema.decay is not None else None
     optimizer = build_optimizer(optim, model, world.device)
     return Stepper(
-        model=distributed.data_parallel(model, world, config.distributed, accumulates=plan.largest_accumulation > 1),
+        model=distributed.data_parallel(model, world, config.distributed),
         optimizer=optimizer,
         lr_factor=lambda step: lr_factor(optim, step, total_steps, plan.steps_per_epoch),
         criterion=_criterion(optim.label_smoothing, classes),

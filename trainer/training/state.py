@@ -18,6 +18,7 @@ from trainer.data.sampler import count_shifted
 from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
 from trainer.evaluate.judge import Standing
+from trainer.optim import begin_momentum
 from trainer.run import saved
 from trainer.rundir import RunDir
 from trainer.training.assembly import Parts
@@ -172,6 +173,7 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
         stepper.ema.load(_below(tensors, "ema."))
     if state["optimizer_name"] == type(stepper.optimizer).__name__:
         checkpoint.restore_optimizer(stepper.optimizer, parts.model, _below(tensors, "optimizer."), state["optimizer"])
+        begin_momentum(stepper.optimizer)
     stepper.scaler.load_state_dict(state["scaler"])
     stepper.applied_steps = state["applied_steps"]
     progress = Progress(**state["progress"])

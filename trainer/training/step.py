@@ -25,6 +25,7 @@ from trainer.numerics.figures import MOST_STEPS, NO_SAMPLE, PASSED_OVER, StepRec
 from trainer.numerics.gate import Gate, may_update
 from trainer.precision import Precision, Scaler
 from trainer.training.standing_in import stand_in, without_trace
+from trainer.training.unused import check_averaged
 
 Criterion = Callable[[object, torch.Tensor], torch.Tensor]
 """(model output, targets [B]) -> sum of the losses, a scalar."""
@@ -171,6 +172,7 @@ class Stepper:
                 self.scaler.scale(loss).backward(self._weight_of(share.samples, loss.dtype))
             self.records.losses[place].add_(loss.detach())
             clock.backward += time.perf_counter() - forwarded
+        check_averaged(self.model, step=share.step + 1)
 
     def _loss(self, batch: Batch, step: int) -> torch.Tensor:
         if self.mixing is None:

@@ -9,15 +9,13 @@ PROGRAM = (
         "parameters of the model took no part in the loss, so their gradients cannot be averaged",
         "freeze them with requires_grad_(False) before DDP, or use them; DDP(find_unused_parameters=True) searches for "
         "them in every step; TORCH_DISTRIBUTED_DEBUG=DETAIL names them",
-        "freeze them with requires_grad_(False), or use them; the traceback names them",
+        "distributed.find_unused_parameters=true, or freeze them with requires_grad_(False)",
     ),
     Signature(
         "graph_changed",
         r"Your training graph has changed in this iteration",
         "the model uses other parameters in this step than in the first, and DDP(static_graph=True) goes by the first",
         "DDP(find_unused_parameters=True) without static_graph, or use all of them in every step, if times 0",
-        "use all of them in every step, times 0 where they are not wanted yet; freeze those that are never used with "
-        "requires_grad_(False)",
     ),
     Signature(
         "late_gradient",
@@ -31,6 +29,7 @@ PROGRAM = (
         r"Expected to mark a variable ready only once",
         "a parameter was used twice in one backward pass of DDP: shared, or under reentrant checkpointing",
         "checkpoint(..., use_reentrant=False), or DDP(static_graph=True)",
+        "checkpoint(..., use_reentrant=False)",
     ),
     Signature(
         "head_shape",
