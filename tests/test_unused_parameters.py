@@ -175,8 +175,9 @@ def test_the_command_says_what_to_add_and_with_it_the_run_goes_well(tmp_path: Pa
     arguments += ["run.dir=.", "run.name=a", "cluster.gpus_per_node=2"]
     refused = run(PACELINE, *arguments, cwd=tmp_path)
     assert refused.returncode == 1, refused.stderr
-    again = next(line for line in refused.stderr.splitlines() if line.startswith("  again"))
-    assert again.endswith(" distributed.find_unused_parameters=true")
+    again = [line for line in refused.stderr.splitlines() if line.startswith("  again")]
+    assert len(again) == 1, refused.stderr
+    assert again[0].endswith(" distributed.find_unused_parameters=true"), refused.stderr
     done = run(PACELINE, *arguments, "distributed.find_unused_parameters=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -151,7 +151,7 @@ def _implementation(
     On CPUs too fused is the fastest: for SGD and AdamW on ResNet-18 with one thread it took 7 and 10 ms,
     foreach 16 and 31, the plain loop 25 and 27 (torch 2.14).
     """
-    if {"fused", "foreach", "differentiable", "capturable"} & given.keys():
+    if {"fused", "foreach"} & given.keys():
         return {}
     floating = all(p.is_floating_point() for group in groups for p in group["params"])
     if "fused" in accepted and floating and device.type in ("cpu", "cuda"):

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.numerics import runs
 from tests.workers import alone
 from trainer import checkpoint
-from trainer.config import DataConfig
+from trainer.config import DataConfig, OptimConfig
 from trainer.errors import ConfigError
 from trainer.rundir import RunDir
 from trainer.training.assembly import Parts, assemble
@@ -88,3 +89,34 @@ def test_images_that_come_twice_with_another_batch_are_counted(
     heard.clear()
     restore(assemble(config, alone(), RunDir(tmp_path)), accept_changes=True, warn=heard.append)
     assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now", "forgets"),
+    [
+        ("adamw", {}, {"amsgrad": True}, True),
+        ("adamw", {"amsgrad": True}, {"betas": [0.8, 0.9]}, False),
+        ("rmsprop", {}, {"momentum": 0.9, "centered": True}, True),
+        ("rmsprop", {"momentum": 0.9}, {}, False),
+        ("sgd", {}, {"momentum": 0.9}, False),
+    ],
+)
+def test_an_optimizer_that_keeps_more_now_begins_anew_and_says_so(
+    tmp_path: Path, name: str, before: dict[str, Any], now: dict[str, Any], forgets: bool
+) -> None:
+    def parts_with(args: dict[str, Any]) -> Parts:
+        config = runs.configuration([], optim=OptimConfig(name=name, args=args))
+        return assemble(config, alone(), RunDir(tmp_path))
+
+    def step(parts: Parts) -> None:
+        for parameter in parts.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        parts.stepper.optimizer.step()
+
+    first, heard = parts_with(before), list[str]()
+    step(first)
+    checkpoint.save(RunDir(tmp_path).checkpoint(1), snapshot(first, Progress(step=1)))
+    second = parts_with(now)
+    restore(second, accept_changes=True, warn=heard.append)
+    step(second)
+    assert any("keeps more than was saved: it begins without a memory" in line for line in heard) == forgets

@@ -404,6 +404,13 @@ def test_the_arguments_of_optimizers_and_models_are_accepted() -> None:
     check_accepted(with_values(model__name="resnet18", model__args={"zero_init_residual": True}))
 
 
+@pytest.mark.parametrize("name", ["capturable", "differentiable"])
+def test_arguments_that_only_other_loops_can_use_are_refused_before_the_start(name: str) -> None:
+    error = refusal(with_values(optim__name="adam", optim__args={name: True}))
+    assert error.problem.startswith(f"optim.args.{name}=true cannot be used: it is for ")
+    check_accepted(with_values(optim__name="adam", optim__args={name: False}))
+
+
 def test_own_targets_need_no_known_name() -> None:
     unknown = {"model__name": "x", "data__name": "y"}
     assert "model.name=x" in str(refusal(with_values(**unknown)))

@@ -13,7 +13,7 @@ from trainer.checkpoint.files import (
     write,
 )
 from trainer.checkpoint.image import Image
-from trainer.checkpoint.optimizer import optimizer_tensors, restore_optimizer
+from trainer.checkpoint.optimizer import lacks_entries, optimizer_tensors, restore_optimizer
 from trainer.checkpoint.retention import delete_old
 from trainer.checkpoint.schedule import Schedule
 from trainer.commit import Damaged
@@ -26,6 +26,7 @@ __all__ = [
     "Schedule",
     "delete_old",
     "find_newest",
+    "lacks_entries",
     "load",
     "optimizer_tensors",
     "prove",

@@ -1,6 +1,7 @@
 """An optimizer's state as tensors and plain values, named by parameter and entry, and back."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,3 +47,32 @@ def restore_optimizer(
             value = alike.copy_(value)
         state.setdefault(numbers[parameter], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def lacks_entries(optimizer: torch.optim.Optimizer, model: nn.Module, saved: Iterable[str]) -> bool:
+    """Whether an optimizer, with the arguments that it has now, needs more than was saved of it.
+
+    Args:
+        optimizer: over parameters of `model`.
+        model: gives the parameters their names.
+        saved: the names of the tensors and values.
+    """
+    kept: dict[str, set[str]] = {}
+    for key in saved:
+        name, entry = key.rsplit(".", 1)
+        kept.setdefault(name, set()).add(entry)
+    # One that has had no gradient yet has nothing saved.
+    dimensions = {name: parameter.ndim for name, parameter in model.named_parameters() if name in kept}
+    needed = {number: _entries(optimizer, number) for number in set(dimensions.values())}
+    return any(not needed[number] <= kept[name] for name, number in dimensions.items())
+
+
+def _entries(optimizer: torch.optim.Optimizer, dimensions: int) -> set[str]:
+    """What such an optimizer keeps of a parameter with so many dimensions."""
+    kind: Any = type(optimizer)
+    accepted = inspect.signature(kind).parameters
+    probe = nn.Parameter(torch.ones((2,) * dimensions))
+    probe.grad = torch.ones_like(probe)
+    like = kind([probe], **{name: value for name, value in optimizer.defaults.items() if name in accepted})
+    like.step()
+    return {entry for entry, value in like.state[probe].items() if value is not None}

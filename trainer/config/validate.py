@@ -18,6 +18,10 @@ from trainer.run import runname
 
 _DURATION = re.compile(r"\d{1,4}:[0-5]\d:[0-5]\d")
 _OWN_KEYS = {"lr": "optim.lr", "weight_decay": "optim.weight_decay"}
+_USELESS = {
+    "capturable": "it is for steps inside CUDA graphs, which are not recorded here",
+    "differentiable": "it is for gradients through the update itself, which nothing asks for here",
+}
 
 
 def validate(config: Config, *, world_size: int, train_samples: int | None = None) -> list[str]:
@@ -214,6 +218,8 @@ def _optimizer(config: Config) -> Iterator[ConfigError]:
         elif not _is_finite(value):
             # torch.optim's own checks, such as momentum < 0, let nan pass.
             yield ConfigError(f"optim.args.{name}={value} is not a finite number", "take a finite one, or leave it out")
+        elif value is True and name in _USELESS:
+            yield ConfigError(f"optim.args.{name}=true cannot be used: {_USELESS[name]}", "leave it out")
         elif wanted := _wanted_instead(kinds[name], value):
             yield ConfigError(f"optim.args.{name} takes {wanted}, got {value!r}", "write such, or leave it out")
 

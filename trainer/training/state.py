@@ -129,9 +129,8 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     _check_data(newest.state["data"], parts.identity, accept_changes=accept_changes, warn=warn)
     for change in (*_numerical_changes(newest.state, parts), *_shift(newest.state, parts)):
         warn(change)
-    before, now = newest.state["optimizer_name"], type(parts.stepper.optimizer).__name__
-    if before != now:
-        warn(f"the optimizer was {before} and is now {now}: it begins without a memory")
+    if (change := _other_optimizer(newest, parts)) is not None:
+        warn(f"{change}: it begins without a memory")
     return put_back(parts, newest)
 
 
@@ -171,7 +170,7 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
     buffers.give_back(parts.model, tensors, parts.world)
     if stepper.ema is not None:
         stepper.ema.load(_below(tensors, "ema."))
-    if state["optimizer_name"] == type(stepper.optimizer).__name__:
+    if _other_optimizer(saved, parts) is None:
         checkpoint.restore_optimizer(stepper.optimizer, parts.model, _below(tensors, "optimizer."), state["optimizer"])
         begin_momentum(stepper.optimizer)
     stepper.scaler.load_state_dict(state["scaler"])
@@ -182,6 +181,18 @@ def put_back(parts: Parts, saved: Checkpoint) -> Progress:
     is_same = best.metric in ("", parts.judge.metric)
     progress.best = best if is_same else Standing(former=best.step or best.former)
     return progress
+
+
+def _other_optimizer(saved: Checkpoint, parts: Parts) -> str | None:
+    """Why the optimizer cannot go on from what was saved, in words; None: it can."""
+    optimizer = parts.stepper.optimizer
+    before, now = saved.state["optimizer_name"], type(optimizer).__name__
+    if before != now:
+        return f"the optimizer was {before} and is now {now}"
+    entries = [*_below(saved.tensors, "optimizer."), *saved.state["optimizer"]]
+    if checkpoint.lacks_entries(optimizer, parts.model, entries):
+        return f"{now} has arguments with which it keeps more than was saved"
+    return None
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
