@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
 from tests.mounts import mounted
-from tests.trainer_command import DIGITS, ROOT, TORCHRUN, TRAINER, environment, rank_variables, run, succeed
+from tests.trainer_command import DIGITS, PACELINE, ROOT, TORCHRUN, TRAINER, environment, rank_variables, run, succeed
 from trainer.rundir import read_json
 
 
@@ -96,12 +97,34 @@ def test_an_unreadable_image_ends_the_run_unless_it_may_be_skipped(tmp_path: Pat
 
 
 def test_weights_of_another_architecture_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "resnet.safetensors"
-    save_file(get_model("resnet18").state_dict(), file)
-    root = image_folder(tmp_path / "images")
-    check_refused(*folder_of(root), f"model.weights={file}", code=2, says=["squeezenet1_1", "resnet18"])
+    state, root = get_model("resnet18").state_dict(), image_folder(tmp_path / "images")
+    save_file(state, tmp_path / "resnet.safetensors")
+    torch.save(state, tmp_path / "resnet.pth")
+    check_refused(
+        *folder_of(root),
+        f"model.weights={tmp_path}/resnet.safetensors",
+        code=2,
+        says=["does not fit squeezenet1_1: it has the parameters of resnet18", "model.name=resnet18"],
+    )
+    assert not (tmp_path / "runs").exists()
+    check_refused(
+        *folder_of(root), f"model.weights={tmp_path}/resnet.pth", code=2, says=["squeezenet1_1", "model.name=resnet18"]
+    )
     # What never began is not in the way of the mended command, under the same name.
     succeed(TRAINER, *folder_of(root))
+
+
+@pytest.mark.parametrize("command", [TRAINER, PACELINE])
+def test_weights_that_cannot_be_fetched_are_named_before_anything_starts(command: list[str], tmp_path: Path) -> None:
+    arguments = [*DIGITS, "model.name=squeezenet1_1", "model.weights=DEFAULT", f"run.dir={tmp_path}/runs"]
+    nowhere = {"https_proxy": "http://127.0.0.1:1", "TORCH_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command, *arguments], env=environment() | nowhere, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "the weights squeezenet1_1-b8a52dc0.pth cannot be fetched" in done.stderr
+    assert f"put it into {tmp_path}/hub/checkpoints" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_busy_rendezvous_port_is_named(tmp_path: Path) -> None:

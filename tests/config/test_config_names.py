@@ -26,8 +26,18 @@ def test_the_smallest_images_are_torchvisions(model: str) -> None:
     assert names.smallest_image(model) == min(sizes)
 
 
+@pytest.mark.parametrize("model", models.list_models(module=models))
+def test_addresses_and_numbers_of_parameters_are_torchvisions(model: str) -> None:
+    known = models.get_model_weights(model)
+    assert {name: names.weights_url(model, name) for name in names.weights_names(model)} == {
+        name: member.url for name, member in known.__members__.items()
+    }
+    assert all(names.parameter_counts()[member.meta["num_params"]] == model for member in known)
+
+
 def test_our_own_models_have_no_published_weights() -> None:
     assert names.weights_names("small_resnet") == []
+    assert names.weights_url("small_resnet", "DEFAULT") is None
 
 
 def test_the_optimizers_are_those_of_torch() -> None:

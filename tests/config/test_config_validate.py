@@ -465,3 +465,12 @@ def test_the_plan_says_what_the_sampler_does(total: int, workers: int, micro: in
         factors = [int(number) for number in re.findall(r"\d+", str(plan))]
         assert factors == [total, workers, plan.micro_batch_size, plan.accumulation]
         assert workers * plan.micro_batch_size * plan.accumulation == total
+
+
+def test_a_run_that_goes_on_needs_its_first_weights_no_more(tmp_path: Path) -> None:
+    config = with_values(model__weights=str(tmp_path / "gone.pth"), run__dir=str(tmp_path), run__name="r")
+    assert "gone.pth does not exist" in refusal(config).problem
+    (tmp_path / "r" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    check_accepted(config)
+    config.run.fresh = True
+    assert "gone.pth does not exist" in refusal(config).problem

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 import torch
 from torchvision import models
 
+from trainer.config import names
 from trainer.config.schema import ModelConfig
 from trainer.errors import UnfitError
+from trainer.model import published as published_weights
 from trainer.model.build import build_model
 from trainer.model.files import download
+from trainer.model.published import check_available, place
 
 
 class Counting(http.server.SimpleHTTPRequestHandler):
@@ -83,6 +87,37 @@ def test_without_a_network_the_error_names_the_file_to_fetch(server: tuple[Path,
             download(url)
         assert url in error.value.fix
         assert "model.weights=PATH/net-01234567.pth" in error.value.fix
+
+
+def test_files_lie_where_torch_hub_looks_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for variables in ({}, {"XDG_CACHE_HOME": str(tmp_path)}, {"TORCH_HOME": "~/models"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert place("https://there.org/a/net-1.pth?x=1") == Path(torch.hub.get_dir(), "checkpoints", "net-1.pth")
+
+
+def test_what_is_there_or_slow_to_answer_is_not_refused(
+    server: tuple[Path, str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address, asked = server
+    wanted = ModelConfig(name="squeezenet1_1", weights="DEFAULT")
+    monkeypatch.setattr(names, "weights_url", lambda model, weights: f"{address}/net.pth")
+    with pytest.raises(UnfitError, match=r"net\.pth cannot be fetched: HTTP Error 404"):
+        check_available(wanted)
+    (folder / "net.pth").touch()
+    check_available(wanted)
+    assert asked == ["/net.pth"] * 2
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(published_weights, "_PATIENCE_S", 0.05)
+        port = silent.getsockname()[1]
+        monkeypatch.setattr(names, "weights_url", lambda model, weights: f"http://127.0.0.1:{port}/net.pth")
+        check_available(wanted)
+    place("net.pth").parent.mkdir(parents=True)
+    place("net.pth").touch()
+    monkeypatch.setattr(names, "weights_url", lambda model, weights: "http://127.0.0.1:1/net.pth")
+    check_available(wanted)
 
 
 def test_named_weights_are_fetched_once_and_loaded(

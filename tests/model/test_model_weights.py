@@ -84,6 +84,13 @@ def test_without_loading_the_architecture_is_the_same_as_with(tmp_path: Path) ->
     assert not torch.equal(next(loaded.parameters()), next(empty.parameters()))
 
 
+def test_whoever_loads_a_state_afterwards_needs_no_file(tmp_path: Path) -> None:
+    config = ModelConfig(name="squeezenet1_1", weights=str(tmp_path / "gone.pth"))
+    assert weights_preprocessing(config) is None
+    build_model(config, num_classes=4, channels=3, pretrained=False)
+    assert "gone.pth is not a file" in refused(config).problem
+
+
 def test_versioned_modules_load_from_a_file_without_versions(tmp_path: Path) -> None:
     source = models.get_model("mnasnet0_5")
     config = ModelConfig(name="mnasnet0_5", weights=saved(tmp_path / "w.safetensors", source))
