@@ -124,7 +124,7 @@ class JobPlan:
 
     def to_json(self) -> str:
         """The plan as JSON; secrets are not in it."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        return json.dumps(asdict(self), indent=2)
 
     @staticmethod
     def from_json(text: str) -> "JobPlan":

@@ -9,11 +9,13 @@ from typing import Any
 from launcher.stop import STOP_SIGNALS
 from trainer.errors import STOPPED, ConfigError, UnfitError
 from trainer.trouble import meaning, peers
+from trainer.trouble.words import shortened
 
 HANG = 124
 """The exit code of a job that hung and was ended."""
 
 _KEPT = (2, 3, STOPPED, HANG)
+_WIDEST = 400
 
 # What a worker may say, too, when another one has gone; it can also be an error of its own.
 _LIKELY_ECHO = re.compile(
@@ -251,7 +253,7 @@ def panel(row: dict[str, Any], *, again: str, ours: bool) -> str:
     lines = [f"✗ failed: {what} on rank {row['rank']}, {row['host']}"]
     # Python's own MemoryError has no message.
     if not killed and message != row["type"]:
-        lines += [f"    {line}" for line in message.strip().splitlines()[:4]]
+        lines += [f"    {shortened(line, _WIDEST)}" for line in message.strip().splitlines()[:4]]
     # Of one that hangs the message says it.
     if row.get("place") and not row.get("stacks"):
         lines.append(f"    {row['place']}")

@@ -292,7 +292,7 @@ def sync_directory(path: Path) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     """Writes JSON atomically, indented for people."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, _json_bytes(value))
 
 
 def write_json_once(path: Path, value: Mapping[str, Any]) -> bool:
@@ -304,13 +304,18 @@ def write_json_once(path: Path, value: Mapping[str, Any]) -> bool:
         return False
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+            stream.write(_json_bytes(value))
             stream.flush()
             os.fsync(descriptor)
     except OSError:
         path.unlink(missing_ok=True)
         raise
     return True
+
+
+def _json_bytes(value: Mapping[str, Any] | list[Any]) -> bytes:
+    # Python's stand-ins for bytes of a file's name that are no UTF-8 become JSON's own escapes of them.
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from launcher.verdict import Exit, ended_with
 from trainer.errors import PacelineError
 from trainer.rundir import error_beside, read_json, write_json
-from trainer.trouble import frames
+from trainer.trouble import frames, words
 
 _WORKER = str(Path(__file__).with_name("worker.py"))
 _TOLD = [field.name for field in fields(Exit) if field.name not in ("rank", "code")]
@@ -28,7 +28,7 @@ def record(error: BaseException | None, log: Path, *, show: bool) -> None:
     text = ""
     if error is not None:
         trace = _own_part(error.__traceback__)
-        text = "".join(traceback.format_exception(type(error), error, trace))
+        text = words.traceback_of(error, trace)
         ours = error if isinstance(error, PacelineError) else None
         place = frames.innermost(traceback.extract_tb(trace))
         row |= {
@@ -54,7 +54,7 @@ def record(error: BaseException | None, log: Path, *, show: bool) -> None:
 def _message(error: BaseException) -> str:
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return ended_with(error.code)
-    return str(error)
+    return words.message_of(error)
 
 
 def _own_part(trace: TracebackType | None) -> TracebackType | None:
@@ -77,5 +77,6 @@ def exit_of(log: Path, rank: int, code: int) -> Exit:
 def append_traceback(log: Path, record: dict[str, Any]) -> None:
     """Adds a worker's traceback to its log; the first worker's is added when the rest has been copied there."""
     if record.get("traceback") and not record.get("is_in_log"):
-        with log.open("a") as stream:
+        # Names of files may be no UTF-8.
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(record["traceback"])

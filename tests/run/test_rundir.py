@@ -94,3 +94,10 @@ def test_names_that_are_not_ours_are_no_checkpoints(tmp_path: Path) -> None:
     for name in ("step-²", "step-٣", "step-20", "step-00000020", "step--0000020"):
         (run.checkpoints / name).mkdir(parents=True)
     assert checkpoint.steps(run) == [20]
+
+
+def test_a_name_that_is_no_utf_8_comes_back_as_it_was(tmp_path: Path) -> None:
+    row = {"path": "caf\udce9", "é": "ü"}
+    write_json(tmp_path / "one.json", row)
+    append_json_line(tmp_path / "many.jsonl", row)
+    assert read_json(tmp_path / "one.json") == json.loads((tmp_path / "many.jsonl").read_text()) == row

@@ -20,7 +20,8 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full, the directory is not writable, and so on; a part of the line may be there.
     """
-    line = json_line(row).encode()
+    # As in whole files: names that are no UTF-8 are escaped.
+    line = json_line(row).encode(errors="backslashreplace")
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         # A line that a crash or a full disk cut short must not swallow this one.

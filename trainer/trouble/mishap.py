@@ -13,7 +13,7 @@ from trainer.run import environment, launches
 from trainer.run.patience import saying_if_slow
 from trainer.rundir import RunDir, error_beside, read_json, write_json, write_json_once
 from trainer.terminal.console import Console
-from trainer.trouble import frames, meaning, peers
+from trainer.trouble import frames, meaning, peers, words
 
 _OTHER_RANKS_S = 2.0
 
@@ -78,7 +78,7 @@ def is_known(attempt: Attempt, message: str | None) -> bool:
 def is_echo(error: Exception) -> bool:
     """Whether an error only says that another worker is gone."""
     others = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return others and not isinstance(error, PacelineError) and peers.is_gone(str(error))
+    return others and not isinstance(error, PacelineError) and peers.is_gone(words.message_of(error))
 
 
 def explain(error: Exception, micro_batch: int | None = None) -> tuple[str, str]:
@@ -87,9 +87,10 @@ def explain(error: Exception, micro_batch: int | None = None) -> tuple[str, str]
         return error.problem, error.fix
     where = frames.innermost(traceback.extract_tb(error.__traceback__))
     at = f" ({Path(where.filename).name}:{where.lineno} in {where.name})" if where else ""
-    known = meaning.of_error(type(error).__name__, str(error), ours=True, micro_batch=micro_batch)
+    message = words.message_of(error)
+    known = meaning.of_error(type(error).__name__, message, ours=True, micro_batch=micro_batch)
     if known is None:
-        return f"{type(error).__name__}: {error}{at}", ""
+        return f"{type(error).__name__}: {message}{at}", ""
     return f"{known.meaning}{at}", known.advice
 
 
@@ -101,9 +102,9 @@ def describe(error: Exception, attempt: Attempt, *, rank: int, code: int, proble
         "host": environment.host(),
         "attempt": attempt.number,
         "type": type(error).__name__,
-        "message": str(error),
+        "message": words.message_of(error),
         "place": f"{where.filename}:{where.lineno} in {where.name}" if where else "",
-        "traceback": "".join(traceback.format_exception(error)),
+        "traceback": words.traceback_of(error, error.__traceback__),
         "meaning": problem,
         "advice": advice,
         "exit_code": code,
@@ -121,8 +122,9 @@ def _log(error: Exception, attempt: Attempt, rank: int) -> None:
     with suppress(OSError):
         log = attempt.run.log(attempt.number, rank)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as stream:
-            stream.write("".join(traceback.format_exception(error)))
+        # Names of files may be no UTF-8.
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(words.traceback_of(error, error.__traceback__))
 
 
 def _leave_word(error: Exception, row: dict[str, Any], attempt: Attempt) -> None:
@@ -146,7 +148,7 @@ def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, problem: 
     described = describe(error, attempt, rank=rank, code=code, problem=problem, advice=advice)
     _leave_word(error, described, attempt)
     follows = rank > 0 or is_echo(error)
-    is_told = follows and is_known(attempt, None if is_echo(error) else str(error))
+    is_told = follows and is_known(attempt, None if is_echo(error) else words.message_of(error))
     row = {} if is_told else described
     try:
         if row:
