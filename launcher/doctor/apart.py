@@ -55,6 +55,10 @@ def ask(question: Callable[[], Any], limit_s: float) -> Any:
 def _answer(question: Callable[[], Any], parent: int, writing: int) -> None:
     try:
         die_with_parent(parent)
+        # One that is left behind must not keep open what our reader waits for the end of.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
         with os.fdopen(writing, "wb") as stream:
             stream.write(json.dumps(question()).encode())
     finally:

@@ -9,7 +9,7 @@ from trainer.errors import PacelineError
 
 T = TypeVar("T")
 
-PASS, WARN, FAIL = "pass", "warn", "fail"
+STATES = PASS, WARN, FAIL = "pass", "warn", "fail"
 _LIMIT_S = 10.0
 _NAME_WIDTH = 14
 

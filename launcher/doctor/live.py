@@ -14,14 +14,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from launcher.doctor.apart import NoAnswer, ask
 from launcher.doctor.finding import FAIL, PASS, WARN, Finding
 from launcher.doctor.gpu_facts import GpuFacts
+from launcher.doctor.storage import trial_folder
 from launcher.doctor.surroundings import Surroundings
 from trainer import wording
 from trainer.cores import count_cpus
 from trainer.trouble import meaning
 
+ORDER = ("libraries", "matmul", "memory trial", "all-reduce", "decoding")
+"""The trials, which are their findings' names, too."""
+
 LIMIT_S = 90.0
+_TEMPORARY_S = 10.0
 _SLOWEST_SHARE = 0.85
 _FEW_IMAGES = 100
 # Bytes/s of a link in one direction; of PCI Express a lane, by its generation.
@@ -40,13 +46,14 @@ def examine(here: Surroundings, *, limit_s: float = LIMIT_S) -> Iterator[Finding
     workers = min(here.workers, gpus) if gpus else here.workers
     rows: list[Row] = []
     try:
-        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    except OSError as error:
+        # Asked apart, since where temporary files lie may hang, too.
+        parent = Path(ask(tempfile.gettempdir, _TEMPORARY_S))
+    except NoAnswer:
         fix = "export TMPDIR=/a/directory/you/can/write"
-        yield Finding("trials", FAIL, f"no room for temporary files: {error.strerror or error}", fix)
+        yield Finding("trials", FAIL, "there is no directory for temporary files that can be written", fix)
         return
-    with folder as place, (Path(place) / "stderr").open("w+") as errors:
-        words = ["-m", "launcher.doctor.trials", str(workers), "cuda" if gpus else "cpu", place]
+    with trial_folder(parent) as place, (place / "stderr").open("w+") as errors:
+        words = ["-m", "launcher.doctor.trials", str(workers), "cuda" if gpus else "cpu", str(place)]
         process = subprocess.Popen(
             [sys.executable, *words],
             stdin=subprocess.DEVNULL,
@@ -74,7 +81,7 @@ def examine(here: Surroundings, *, limit_s: float = LIMIT_S) -> Iterator[Finding
 
 def expected(trial: str, workers: int) -> int:
     """How many rows a trial gives: each worker looks at its own device, one speaks for all."""
-    return workers if trial in ("matmul", "memory") else 1
+    return workers if trial in ("matmul", "memory trial") else 1
 
 
 def judge(trial: str, rows: Sequence[Row], gpus: Sequence[GpuFacts]) -> Finding:
@@ -84,7 +91,7 @@ def judge(trial: str, rows: Sequence[Row], gpus: Sequence[GpuFacts]) -> Finding:
         return _libraries(own[0])
     if trial == "matmul":
         return _matmul(own)
-    if trial == "memory":
+    if trial == "memory trial":
         return _memory(own)
     return _all_reduce(own[0], gpus) if trial == "all-reduce" else _decoding(own[0])
 
@@ -98,7 +105,7 @@ def broken(rows: Sequence[Row], workers: int, errors: str, *, limit_s: float | N
         errors: what they have printed on stderr.
         limit_s: the time that they had, if it was too short for them.
     """
-    order = ["libraries", "matmul", "memory", *(["all-reduce"] if workers > 1 else []), "decoding"]
+    order = [name for name in ORDER if workers > 1 or name != "all-reduce"]
     missing = next(
         (name for name in order if len([row for row in rows if row["trial"] == name]) < expected(name, workers)), "end"
     )

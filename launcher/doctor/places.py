@@ -23,7 +23,7 @@ _SLOW_READ, _FEW_FILES = 10 << 20, 500
 _ENOUGH_FILES, _ENOUGH_BYTES = 64, 1 << 20
 
 
-@check("run.dir", limit_s=20.0, hangs="run.dir=/another/disk, or `grep -w nfs /proc/mounts`: is its server there?")
+@check("run.dir", limit_s=10.0, hangs="run.dir=/another/disk, or `grep -w nfs /proc/mounts`: is its server there?")
 def run_directory(here: Surroundings) -> Finding:
     """Where runs are kept."""
     wanted = Path(here.config.run.dir).expanduser()
@@ -47,7 +47,7 @@ def run_directory(here: Surroundings) -> Finding:
     return Finding("run.dir", PASS, text)
 
 
-@check("data", limit_s=30.0, hangs="data.root=/local/copy, or `grep -w nfs /proc/mounts`: is its server there?")
+@check("data", limit_s=15.0, hangs="data.root=/local/copy, or `grep -w nfs /proc/mounts`: is its server there?")
 def data(here: Surroundings) -> Finding:
     """The data set that a job is given, as far as a look at it tells."""
     chosen = here.config.data

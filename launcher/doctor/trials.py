@@ -55,7 +55,7 @@ def work(rank: int, workers: int, kind: str, folder: Path) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     tell("matmul", rank, **matmul(device))
-    tell("memory", rank, **memory(device))
+    tell("memory trial", rank, **memory(device))
     if workers > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=workers)

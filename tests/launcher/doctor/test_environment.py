@@ -347,6 +347,10 @@ def test_a_name_of_this_machine_that_others_cannot_reach_is_a_warning_with_sever
 
     monkeypatch.setattr(socket, "gethostbyname", unknown)
     assert "has no address" in network.host_name(here()).message
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: time.sleep(60))
+    monkeypatch.setattr(network, "_RESOLVE_S", 0.2)
+    assert (network.host_name(here()).state, network.host_name(here(several)).state) == (WARN, FAIL)
+    assert "no answer within 0.2 s of the name server" in network.host_name(here()).message
 
 
 def test_what_a_job_of_ours_listens_on_is_listed_and_every_interface_is_a_warning() -> None:
@@ -365,6 +369,9 @@ def test_what_a_job_of_ours_listens_on_is_listed_and_every_interface_is_a_warnin
             place = f"{address}:{job.stdout.readline().strip()}"
             found = network.listening(here())
             assert (found.state, place in found.message) == (state, True)
+            # The command that has started it, which conducts several nodes, belongs to the job as well.
+            with socket.create_server((address, 0)) as server:
+                assert f"{address}:{server.getsockname()[1]}" in network.listening(here()).message
             job.communicate("\n")
 
 

@@ -52,8 +52,8 @@ def matmuls(*tflops: float, right: bool = True) -> list[dict[str, Any]]:
         (matmuls(400, 410, 405), [], PASS, "right on all; 400 to 410 TFLOP/s"),
         (matmuls(400, 410, 205), [], WARN, "rank 2 reaches 51 % of the others"),
         (matmuls(400, right=False), [], FAIL, "a wrong result on rank 0"),
-        ([row("memory", bytes=1 << 30, wrong=0)], [], PASS, "1.0 GiB each"),
-        ([row("memory", 3, bytes=1 << 30, wrong=7)], [], FAIL, "rank 3 (7 bytes)"),
+        ([row("memory trial", bytes=1 << 30, wrong=0)], [], PASS, "1.0 GiB each"),
+        ([row("memory trial", 3, bytes=1 << 30, wrong=7)], [], FAIL, "rank 3 (7 bytes)"),
         ([row("all-reduce", right=True, busbw=340e9, bytes=1 << 28)], NVLINKED, PASS, "76 % of 18 NVLinks"),
         ([row("all-reduce", right=True, busbw=20e9, bytes=1 << 28)], NVLINKED, WARN, "4 % of 18 NVLinks: slow"),
         ([row("all-reduce", right=True, busbw=680e9, bytes=1 << 28)], NEWEST, PASS, "76 % of 18 NVLinks"),
@@ -106,5 +106,5 @@ def test_the_rank_that_does_not_come_to_its_end_is_named() -> None:
     rows = [libraries([], ""), *matmuls(1, 1, 1)[:2]]
     assert live.broken(rows, 3, "", limit_s=90).message == "no answer within 90 s: matmul on rank 2 hangs"
     died = live.broken([libraries([], ""), *matmuls(1, 1)], 2, "x\nCUDA error: out of memory\n", limit_s=None)
-    assert died.message == "memory on rank 0, 1 failed: CUDA error: out of memory"
+    assert died.message == "memory trial on rank 0, 1 failed: CUDA error: out of memory"
     assert died.fix.startswith("the GPU is out of memory")
