@@ -62,23 +62,24 @@ class Exit:
     @property
     def is_silence(self) -> bool:
         """Whether it says that another worker did not answer: the first sign of one that hangs."""
-        return self.code > 0 and self.code != HANG and peers.is_silent(self.message)
+        return (self.code > 0 or self.is_abort) and self.code != HANG and peers.is_silent(self.message)
 
     @property
     def is_echo(self) -> bool:
         """Whether this looks like the consequence of another worker's end."""
-        if self.code < 0:
-            # NCCL's watchdog aborts a process whose peers have gone.
-            return self.code == -signal.SIGABRT
-        if self.is_silence or self.code == HANG:
+        if self.is_silence or self.code == HANG or (self.code < 0 and not self.is_abort):
             return False
-        likely = self.type in _ECHO_TYPES or _LIKELY_ECHO.search(self.message) is not None
-        return likely or peers.is_gone(self.message)
+        return self.type in _ECHO_TYPES or speaks_of_peers(self.message)
+
+    @property
+    def is_abort(self) -> bool:
+        """Whether native code gave up; NCCL's watchdog does that to a process whose peers have gone or are silent."""
+        return self.code == -signal.SIGABRT
 
     @property
     def is_untold(self) -> bool:
         """Whether nothing is known but the exit code."""
-        return self.code > 0 and not self.type
+        return (self.code > 0 or self.is_abort) and not self.type
 
     @property
     def what(self) -> str:
@@ -86,6 +87,11 @@ class Exit:
         if self.code < 0:
             return f"killed by {signal_name(-self.code)}"
         return self.type or f"exit code {self.code}"
+
+
+def speaks_of_peers(text: str) -> bool:
+    """Whether words may come from a worker that has lost others."""
+    return _LIKELY_ECHO.search(text) is not None or peers.is_gone(text) or peers.is_silent(text)
 
 
 def first_failure(exits: Sequence[Exit]) -> Exit | None:
@@ -132,7 +138,7 @@ def not_asked_for(exits: Sequence[Exit], killed: Sequence[int] = ()) -> list[Exi
 
 
 def _is_as_asked(exit: Exit) -> bool:
-    if exit.code == -signal.SIGABRT:
+    if exit.is_abort:
         # One whose peers have stopped may be aborted for that: what it said before decides.
         return _is_as_asked(replace(exit, code=1))
     if exit.code < 0:
@@ -211,7 +217,7 @@ def failure_row(exit: Exit, *, attempt: int, code: int, log: str, ours: bool) ->
         "host": exit.host,
         "attempt": attempt,
         "type": exit.type or (signal_name(-exit.code) if exit.code < 0 else exit.what),
-        "message": exit.message or (ended_with(exit.code) if exit.is_untold else exit.what),
+        "message": exit.message or (exit.what if exit.type or exit.code < 0 else ended_with(exit.code)),
         "place": exit.place,
         "traceback": exit.traceback,
         "meaning": exit.meaning or (known.meaning if known else ""),

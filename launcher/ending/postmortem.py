@@ -5,11 +5,12 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher import verdict
 from launcher.ending import memory
 from launcher.ending.memory import Kills
 from launcher.verdict import Exit
 from trainer.data import shared_memory
-from trainer.trouble import meaning
+from trainer.trouble import meaning, peers
 
 _TAIL_BYTES = 16 << 10
 
@@ -39,7 +40,10 @@ def examined(exit: Exit, evidence: Evidence) -> Exit:
         return replace(exit, meaning=kill)
     if exit.type or exit.code == 0:
         return exit
-    found = meaning.of_log(tail(evidence.log), ours=evidence.ours)
+    text = tail(evidence.log)
+    if exit.is_abort:
+        exit = replace(exit, message=_said_of_peers(text))
+    found = meaning.of_log(text, ours=evidence.ours)
     if found is None and exit.code == -signal.SIGBUS:
         signals = meaning.of_signal(signal.SIGBUS, ours=evidence.ours)
         return replace(exit, meaning=f"{signals.meaning if signals else ''}; {shared_memory.room()}")
@@ -54,6 +58,13 @@ def tail(log: Path) -> str:
             return stream.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def _said_of_peers(text: str) -> str:
+    """The line with which NCCL's watchdog, say, tells that others are silent, or gone; empty without one."""
+    lines = text.splitlines()
+    tests = (peers.is_silent, verdict.speaks_of_peers)
+    return next((line for test in tests for line in reversed(lines) if test(line)), "")
 
 
 def _kill(exit: Exit, evidence: Evidence) -> str:

@@ -40,6 +40,9 @@ from trainer.rundir import RunDir, error_beside, read_json
 FAILURE_GRACE_S = 2
 """Seconds between a worker's failure and SIGTERM for the others, and between that and SIGKILL."""
 
+_LAST_WORDS_S = 1.0
+"""Seconds in which workers that hear of the end of others, on another node, end by themselves."""
+
 LEFTOVER_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
 
@@ -87,6 +90,7 @@ class Agent(LocalElasticAgent):
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
         self._peaks: dict[int, int] = {}
         self._end_at: float | None = None
+        self._look_at: float | None = None
         self._result = RunResult(WorkerState.HEALTHY)
         self._outcome: Outcome | None = None
         # One agent does for all of them.
@@ -224,7 +228,8 @@ class Agent(LocalElasticAgent):
     def _end_workers(self) -> RunResult:
         """Ends workers who are at a loss without another node's; they have a moment to say what they know of it."""
         now = time.monotonic()
-        self._end_at = self._end_at or now + FAILURE_GRACE_S
+        if self._end_at is None:
+            self._end_at, self._look_at = now + FAILURE_GRACE_S, now + _LAST_WORDS_S
         if now < self._end_at and self._alive():
             return RunResult(WorkerState.HEALTHY)
         self._context().close(signal.SIGTERM, FAILURE_GRACE_S)
@@ -239,7 +244,7 @@ class Agent(LocalElasticAgent):
             return
         here = [Watched(member.global_rank, member.local_rank, process.pid) for member, process in self._alive()]
         if self._company.must_end:
-            if here and not self._end_at:
+            if here and self._look_at is not None and time.monotonic() > self._look_at:
                 self._findings = self._watch.look_around(here)
             return
         self._findings = self._watch.find(here, self._ended_exits(), self._company.all_silent)
@@ -276,7 +281,12 @@ class Agent(LocalElasticAgent):
         return not verdict.not_asked_for(self._ended_exits())
 
     def _ended_exits(self) -> list[Exit]:
-        return [error_file.exit_of(self._log(rank), rank, code) for rank, code in self.ended.items()]
+        return [self._exit(rank, code) for rank, code in self.ended.items()]
+
+    def _exit(self, rank: int, code: int) -> Exit:
+        ours = self._plan.program.kind == "trainer"
+        evidence = Evidence(self._log(rank), self._kills_before, self._peaks.get(rank), ours)
+        return examined(error_file.exit_of(self._log(rank), rank, code), evidence)
 
     def _count_good_ends(self) -> None:
         """Gives the engine the results of workers that have ended; it would await them for ever."""
@@ -291,16 +301,12 @@ class Agent(LocalElasticAgent):
             return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
         exits = []
         for rank, code in self.exit_codes().items():
-            exit = error_file.exit_of(self._log(rank), rank, code)
+            exit = self._exit(rank, code)
             if self._hangs and code != 0:
                 continue
             if exit.time is not None or rank in result.failures or rank in self.ended:
                 exits.append(exit)
-        return [examined(exit, self._evidence(exit.rank)) for exit in exits]
-
-    def _evidence(self, rank: int) -> Evidence:
-        ours = self._plan.program.kind == "trainer"
-        return Evidence(self._log(rank), self._kills_before, self._peaks.get(rank), ours)
+        return exits
 
     def _note_peaks(self) -> None:
         """Asks for the memory of workers that have ended, before anything here waits for them."""

@@ -39,6 +39,18 @@ def test_a_killed_worker_comes_before_what_the_others_say_but_an_abort_does_not(
     assert first_failure([aborted, CAUSE]) is CAUSE
 
 
+def test_an_abort_is_the_cause_unless_its_log_speaks_of_others() -> None:
+    aborted = Exit(3, -signal.SIGABRT)
+    assert first_failure([SILENCE, ECHO, aborted]) is aborted
+    assert first_failure(with_early_end([ECHO, aborted], [1])) is aborted
+    for said in ("NCCL communicator was aborted on rank 3", "Timed out waiting 9 ms"):
+        echo = dataclasses.replace(aborted, message=said)
+        early = first_failure(with_early_end([echo], [1]))
+        assert early is not None
+        assert early.type == "EarlyExit"
+    assert failure_row(aborted, attempt=0, code=134, log="l", ours=False)["message"] == "killed by SIGABRT"
+
+
 def test_a_worker_that_ended_early_is_the_cause_of_echoes_but_of_no_error_of_their_own() -> None:
     first = first_failure(with_early_end([ECHO], [2, 1]))
     assert first is not None

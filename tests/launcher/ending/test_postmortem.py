@@ -32,6 +32,21 @@ def test_a_native_death_is_told_by_the_end_of_its_log(log: Path) -> None:
     assert examined(Exit(1, 0), evidence) == Exit(1, 0)
 
 
+def test_an_abort_of_nccls_watchdog_is_known_by_its_log_and_any_other_is_its_own_cause(log: Path) -> None:
+    evidence, aborted = Evidence(log, NONE, None, ours=False), Exit(1, -signal.SIGABRT)
+    log.write_text(
+        "[rank1]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=199, OpType=ALLREDUCE) ran for 600013 "
+        "milliseconds before timing out.\nterminate called after throwing an instance of 'c10::DistBackendError'\n"
+        "frame #2: c10d::ProcessGroupNCCL::WorkNCCL::checkTimeout(std::optional<std::chrono::duration<long> >)\n"
+    )
+    assert examined(aborted, evidence).is_silence
+    log.write_text("what():  NCCL error: remote process exited or there was a network error\nframe #0: c10::Error\n")
+    assert examined(aborted, evidence).is_echo
+    log.write_text("my_extension.cc:7: assertion failed\nFatal Python error: Aborted\n")
+    own = examined(aborted, evidence)
+    assert (own.is_silence, own.is_echo, own.message) == (False, False, "")
+
+
 def test_only_the_end_counts_and_no_log_is_no_error(log: Path) -> None:
     evidence = Evidence(log, NONE, None, ours=False)
     assert tail(log) == ""
