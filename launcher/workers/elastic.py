@@ -40,8 +40,8 @@ from trainer.rundir import RunDir, error_beside, read_json
 FAILURE_GRACE_S = 2
 """Seconds between a worker's failure and SIGTERM for the others, and between that and SIGKILL."""
 
-_LAST_WORDS_S = 1.0
-"""Seconds in which workers that hear of the end of others, on another node, end by themselves."""
+_LOOK_S = 1.0
+"""Seconds before SIGTERM in which workers are looked at that have not ended although others have, elsewhere."""
 
 LEFTOVER_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
@@ -90,7 +90,6 @@ class Agent(LocalElasticAgent):
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
         self._peaks: dict[int, int] = {}
         self._end_at: float | None = None
-        self._look_at: float | None = None
         self._result = RunResult(WorkerState.HEALTHY)
         self._outcome: Outcome | None = None
         # One agent does for all of them.
@@ -228,8 +227,7 @@ class Agent(LocalElasticAgent):
     def _end_workers(self) -> RunResult:
         """Ends workers who are at a loss without another node's; they have a moment to say what they know of it."""
         now = time.monotonic()
-        if self._end_at is None:
-            self._end_at, self._look_at = now + FAILURE_GRACE_S, now + _LAST_WORDS_S
+        self._end_at = self._end_at or now + FAILURE_GRACE_S
         if now < self._end_at and self._alive():
             return RunResult(WorkerState.HEALTHY)
         self._context().close(signal.SIGTERM, FAILURE_GRACE_S)
@@ -244,7 +242,8 @@ class Agent(LocalElasticAgent):
             return
         here = [Watched(member.global_rank, member.local_rank, process.pid) for member, process in self._alive()]
         if self._company.must_end:
-            if here and self._look_at is not None and time.monotonic() > self._look_at:
+            # Not before: most find out by themselves, and one that is just ending is no suspect.
+            if here and self._end_at is not None and time.monotonic() > self._end_at - _LOOK_S:
                 self._findings = self._watch.look_around(here)
             return
         self._findings = self._watch.find(here, self._ended_exits(), self._company.all_silent)
@@ -301,9 +300,9 @@ class Agent(LocalElasticAgent):
             return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
         exits = []
         for rank, code in self.exit_codes().items():
-            exit = self._exit(rank, code)
             if self._hangs and code != 0:
                 continue
+            exit = self._exit(rank, code)
             if exit.time is not None or rank in result.failures or rank in self.ended:
                 exits.append(exit)
         return exits
