@@ -22,7 +22,13 @@ def concluded(outcome: Outcome, folder: Path) -> Outcome:
     good = [exit for exit in outcome.exits if exit.code == 0]
     seen = {one.rank: one for findings in outcome.findings for one in findings.seen}
     ended = {exit.rank: Sighting(exit.rank, Stacks(""), host=exit.host, ended=True) for exit in good}
-    every = [one for _, one in sorted({**ended, **seen}.items())]
+    # One that was seen in its last moments gave up, too.
+    gave_up = {
+        exit.rank: Sighting(exit.rank, Stacks(""), host=exit.host, gave_up=exit.message)
+        for exit in outcome.exits
+        if exit.is_silence
+    }
+    every = [one for _, one in sorted({**ended, **seen, **gave_up}.items())]
     times = [findings.silent_s for findings in outcome.findings if findings.silent_s is not None]
     first = verdict.first_failure(outcome.exits)
     if not times:

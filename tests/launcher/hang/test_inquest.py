@@ -3,6 +3,7 @@
 import json
 import multiprocessing.process
 import multiprocessing.queues
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def test_where_ranks_were_explains_a_wait_in_vain_and_no_other_failure(
     gone = Sighting(0, Stacks(""), "node0", gave_up=GAVE_UP)
     nodes = [
         node(0, gone, at(1), silent_s=None, exits=(WAITED,)),
-        node(1, at(2), at(3, LOADS), silent_s=None, exits=more),
+        # Rank 2 was seen on its way out.
+        node(1, at(2, LOADS), at(3, LOADS), silent_s=None, exits=(replace(WAITED, rank=2), *more)),
     ]
     first = first_failure(concluded(merged(nodes), tmp_path).exits)
     assert first is not None
