@@ -75,8 +75,28 @@ def main(arguments: Sequence[str]) -> int:
     for line in found["lines"]:
         print(line, file=sys.stderr if code > 1 else sys.stdout)
     if last < asked:
-        print(f"from step {last + 1:,} on the run has another set-up: --step {last + 1} does those steps again")
+        print(_not_compared(run, span.setup, last + 1, asked))
     return code
+
+
+def _not_compared(run: RunDir, setup: Setup, first: int, last: int) -> str:
+    """Names the steps that were asked for and are of another set-up, and what does them again.
+
+    Args:
+        run: the run.
+        setup: that of the steps before.
+        first: the first of them, from 1.
+        last: the last.
+    """
+    other = history.setup_at(run, first)
+    changes = setup.differences(other).items()
+    told = "; ".join(f"{name} {before}, then {now}" for name, (before, now) in changes)
+    steps = f"step {first:,} is" if first == last else f"steps {first:,} to {last:,} are"
+    more = f" --steps {last + 1 - first}" if last > first else ""
+    return (
+        f"not compared: {steps} from where attempt {other.attempt} went on with another set-up ({told}): "
+        f"--step {first}{more} does that again"
+    )
 
 
 def _number(option: str, text: str) -> int:

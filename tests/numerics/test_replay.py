@@ -241,7 +241,13 @@ def test_steps_of_two_set_ups_are_done_again_up_to_the_border(resumed: Path, cap
     assert main(["replay", str(resumed), "--step", "20", "--steps", "20"]) == 0
     *lines, border = capfd.readouterr().out.splitlines()
     assert is_as_recorded(lines, after=11, last=22)
-    assert border == "from step 23 on the run has another set-up: --step 23 does those steps again"
+    assert border == (
+        "not compared: steps 23 to 39 are from where attempt 2 went on with another set-up (micro_batch_size None, "
+        "then 16): --step 23 --steps 17 does that again"
+    )
+    assert main(["replay", str(resumed), "--step", "9", "--steps", "9", "--workers", "1"]) in (0, 1)
+    *_, border = capfd.readouterr().out.splitlines()
+    assert "went on with another set-up (workers 2, then 1): --step 12 --steps 6" in border
 
 
 def test_a_damaged_checkpoint_is_no_obstacle_where_there_is_an_older_one(resumed: Path, tmp_path: Path) -> None:
