@@ -1,10 +1,30 @@
-"""How many GPUs this process may use, asked of the driver: torch would take seconds to import."""
+"""Which GPUs this process may use, asked of the driver: torch would take seconds to import."""
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from trainer.errors import UnfitError
+
+_PCI = Path("/sys/bus/pci/devices")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        identifier: its UUID.
+        kind: its product's name.
+        numa_node: the NUMA node that it is attached to; None where that is not known.
+    """
+
+    identifier: str
+    kind: str = ""
+    numa_node: int | None = None
 
 
 def count_gpus(environment: Mapping[str, str] | None = None) -> int:
@@ -28,9 +48,26 @@ def visible(mask: str | None) -> tuple[list[int | None], int]:
     Raises:
         UnfitError: see `count_gpus`.
     """
-    identifiers = _identifiers()
+    identifiers = [gpu.identifier for gpu in _gpus()]
     count = len(identifiers)
     return list(range(count)) if mask is None else choose(mask, identifiers), count
+
+
+def numa_nodes(environment: Mapping[str, str] | None = None) -> list[int | None]:
+    """The NUMA node of each GPU that `count_gpus` counts, in CUDA's order; None where that is not known.
+
+    Raises:
+        UnfitError: see `count_gpus`.
+    """
+    environment = os.environ if environment is None else environment
+    mask = environment.get("CUDA_VISIBLE_DEVICES")
+    if mask is not None and not mask.strip():
+        return []
+    gpus = _gpus()
+    chosen = range(len(gpus)) if mask is None else choose(mask, [gpu.identifier for gpu in gpus])
+    # Of several kinds CUDA numbers the fastest first, and which is which only it knows.
+    ordered = len({gpu.kind for gpu in gpus}) == 1 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    return [gpus[index].numa_node if index is not None and ordered else None for index in chosen]
 
 
 def choose(mask: str, identifiers: Sequence[str]) -> list[int | None]:
@@ -86,14 +123,14 @@ def share(mask: str | None, *, number: int, size: int) -> str:
     return ",".join(entry.strip() for entry in whole[number * size : (number + 1) * size])
 
 
-def _identifiers() -> list[str]:
+def _gpus() -> list[Gpu]:
     import pynvml
 
     try:
         pynvml.nvmlInit()
         try:
             handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-            return [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+            return [Gpu(_text(pynvml.nvmlDeviceGetUUID(handle)), *_place(handle, pynvml)) for handle in handles]
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
@@ -105,6 +142,18 @@ def _identifiers() -> list[str]:
             f"the NVIDIA driver does not answer: {error}{_meaning(code, pynvml)}",
             "`nvidia-smi` shows more; device=cpu trains without GPUs",
         ) from error
+
+
+def _place(handle: Any, nvml: ModuleType, root: Path = _PCI) -> tuple[str, int | None]:
+    """A GPU's name and NUMA node, as far as they are known: no reason not to train."""
+    try:
+        name, bus = _text(nvml.nvmlDeviceGetName(handle)), _text(nvml.nvmlDeviceGetPciInfo(handle).busId)
+        # NVML writes eight digits of the domain, the kernel four; it writes -1 where the firmware does not tell.
+        domain, _, rest = bus.lower().partition(":")
+        node = int((root / f"{int(domain, 16):04x}:{rest}" / "numa_node").read_text())
+    except (nvml.NVMLError, OSError, ValueError):
+        return "", None
+    return name, node if node >= 0 else None
 
 
 def _meaning(code: object, nvml: ModuleType) -> str:

@@ -1,17 +1,20 @@
 """The plan of a job: how many workers, what they run, with which environment. Pure: `--dry-run` prints it."""
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import binding, variables
+from launcher.binding import Topology
+from launcher.variables import YOU, Variable
 from trainer import wording
+from trainer.cores import MOST_LOADING
 from trainer.errors import ConfigError, UnfitError
 from trainer.run.runname import continuing
-from trainer.run.secrets import is_secret, redact, redact_words
+from trainer.run.secrets import redact_words
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -19,33 +22,7 @@ if TYPE_CHECKING:
 CPU_WORKERS = 2
 """Workers on a machine without a GPU: enough for everything distributed to be real."""
 
-_NCCL = {
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("3", "a collective that fails ends its process"),
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "one that times out leaves a record of all"),
-    "TORCH_FR_BUFFER_SIZE": ("2000", "collectives in that record"),
-}
-"""What makes failures of NCCL visible; torch's own defaults have changed from version to version."""
-
 _USUAL_PORT = 29500
-
-_RELEVANT = re.compile(
-    r"^(CUDA_|NCCL_|GLOO_|TORCH|PYTORCH_|OMP_|MKL_|KMP_|WANDB_|HF_|HYDRA_|PACELINE_|PYTHONPATH$|LD_PRELOAD$)"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """One variable of the workers' environment.
-
-    Attributes:
-        name: its name.
-        value: its value; None for a secret, which reaches the workers but is never shown or written.
-        source: who set it.
-    """
-
-    name: str
-    value: str | None
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +55,8 @@ class JobPlan:
         program: what they run.
         overrides: the configuration overrides as the user wrote them, without secrets: they are only shown.
         environment: what is set for the workers, and what of the user's environment matters to them.
+        cores: the cores that each worker of the node is bound to, as the kernel lists them; empty: to none.
+        unbound: why they are not bound, where there are several NUMA nodes; else empty.
         run_dir: the run directory; empty until it is chosen.
         config: the configuration of this attempt as YAML, with its secrets: in no file, no argv.
         attempt: which attempt of the job this is, from 0; an agent's restarts count on from it.
@@ -98,6 +77,8 @@ class JobPlan:
     program: Program
     overrides: tuple[str, ...] = ()
     environment: tuple[Variable, ...] = ()
+    cores: tuple[str, ...] = ()
+    unbound: str = ""
     run_dir: str = ""
     config: str = ""
     attempt: int = 0
@@ -135,6 +116,7 @@ class JobPlan:
             program=Program(program["kind"], program["target"], tuple(program["arguments"])),
             overrides=tuple(values.pop("overrides")),
             environment=tuple(Variable(**entry) for entry in values.pop("environment")),
+            cores=tuple(values.pop("cores")),
             **values,
         )
 
@@ -147,6 +129,7 @@ def plan_job(
     gpus: int,
     cpus: int,
     environment: Mapping[str, str],
+    topology: Topology | None = None,
     debug: bool = False,
 ) -> JobPlan:
     """Decides where the workers of a job on this machine run, and with what.
@@ -158,6 +141,7 @@ def plan_job(
         gpus: GPUs that the job may use.
         cpus: CPU cores that the job may use.
         environment: the user's.
+        topology: where cores and GPUs are; None: not known.
         debug: whether tracebacks are shown.
 
     Raises:
@@ -171,12 +155,17 @@ def plan_job(
             "cluster.nodes=1, or device=cpu to try several nodes without GPUs",
         )
     workers, on_gpus = workers_per_node(config, gpus // nodes), gpus > 0 and config.device != "cpu"
+    bound = _binding(config, topology, nodes * workers, program=program, on_gpus=on_gpus)
     return JobPlan(
         nodes=nodes,
         workers_per_node=workers,
         program=program,
         overrides=tuple(redact_words(overrides)),
-        environment=_environment(environment, cpus=cpus, workers=nodes * workers, on_gpus=on_gpus),
+        environment=variables.of_workers(
+            environment, cpus=cpus, workers=nodes * workers, near=bound.share if bound.cores else None, on_gpus=on_gpus
+        ),
+        cores=bound.cores,
+        unbound=bound.why_not,
         endpoint=f"127.0.0.1:{config.cluster.port or 0}",
         max_restarts=config.cluster.max_restarts,
         stop_grace_s=config.cluster.grace_seconds,
@@ -184,6 +173,23 @@ def plan_job(
         device="cuda" if on_gpus else "",
         debug=debug,
     )
+
+
+def _binding(
+    config: "Config", topology: Topology | None, workers: int, *, program: Program, on_gpus: bool
+) -> binding.Binding:
+    if topology is None or not config.cluster.numa_binding:
+        return binding.Binding()
+    # Loading processes beside a worker that only drives a GPU; one that computes itself can use every core.
+    loading = MOST_LOADING if config.data.workers is None else config.data.workers
+    needed = 1 + loading if on_gpus and program.kind == "trainer" else None
+    return binding.bind(topology, workers, on_gpus=on_gpus, needed=needed)
+
+
+def of_node(plan: JobPlan, node: int) -> JobPlan:
+    """One node's part of a plan for several nodes on this machine."""
+    size = plan.workers_per_node
+    return replace(plan, node=node, cores=plan.cores[node * size : (node + 1) * size])
 
 
 def hang_timeout_s(config: "Config") -> float | None:
@@ -230,6 +236,7 @@ def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
             f"nodes        {plan.nodes} ({'all on ' if plan.nodes > 1 else ''}this machine)",
             f"workers      {plan.workers_per_node}{', one for each GPU' if plan.device else ''}"
             f"{' on each node' if plan.nodes > 1 else ''}",
+            *cores_lines(plan),
             f"rendezvous   {plan.endpoint if plan.port else '127.0.0.1, a free port'}",
             f"run          {plan.run_dir}, attempt {plan.attempt}",
             "",
@@ -243,13 +250,21 @@ def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
     )
 
 
+def cores_lines(plan: JobPlan) -> list[str]:
+    """How workers are bound to cores, or why not; nothing on a machine where that makes no difference."""
+    if plan.cores:
+        bound = binding.described(plan.cores)
+        return [f"cores        {bound}, their NUMA nodes (cluster.numa_binding=false leaves them free)"]
+    return [f"cores        not bound to NUMA nodes: {plan.unbound}"] if plan.unbound else []
+
+
 def torchrun_command(plan: JobPlan, node: int = 0) -> str:
     """A command line that starts the same workers of a node with torchrun alone."""
     where = f"--rdzv-backend=c10d --rdzv-endpoint={plan.endpoint}" if plan.port else "--standalone"
     if plan.nodes > 1:
         host, port = plan.endpoint.rpartition(":")[0], plan.port or _USUAL_PORT
         where = f"--nnodes={plan.nodes} --node-rank={node} --master-addr={host} --master-port={port}"
-    ours = [f"{v.name}={shlex.quote(v.value)}" for v in plan.environment if v.value and v.source != "you"]
+    ours = [f"{v.name}={shlex.quote(v.value)}" for v in plan.environment if v.value and v.source != YOU]
     program = plan.program
     target = [program.target] if program.kind == "script" else ["-m", program.target]
     arguments = plan.overrides if program.kind == "trainer" else redact_words(program.arguments)
@@ -271,18 +286,3 @@ def again_command(plan: JobPlan, name: str) -> str:
         flag = ["-m"] if plan.program.kind == "module" else []
         words += ["--", *flag, plan.program.target, *redact_words(plan.program.arguments)]
     return shlex.join(words)
-
-
-def _environment(yours: Mapping[str, str], *, cpus: int, workers: int, on_gpus: bool) -> tuple[Variable, ...]:
-    variables = [
-        Variable(name, None if is_secret(name) else redact(value, yours), "you")
-        for name, value in sorted(yours.items())
-        if _RELEVANT.match(name) or is_secret(name)
-    ]
-    if "OMP_NUM_THREADS" not in yours:
-        threads = max(1, cpus // workers)
-        reason = f"{cpus} core{'s' if cpus > 1 else ''} for {workers} worker{'s' if workers > 1 else ''}"
-        variables.append(Variable("OMP_NUM_THREADS", str(threads), reason))
-    if on_gpus:
-        variables += [Variable(name, value, why) for name, (value, why) in _NCCL.items() if name not in yours]
-    return tuple(variables)

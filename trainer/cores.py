@@ -2,10 +2,48 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
+MOST_LOADING = 8
+"""Loading processes of a worker, where nobody asks for more."""
+
 _ROOT = Path("/sys/fs/cgroup")
+
+
+def from_list(text: str) -> set[int]:
+    """Cores as the kernel lists them: 0-3,8."""
+    ends = [part.partition("-")[::2] for part in text.strip().split(",") if part]
+    return {core for first, last in ends for core in range(int(first), int(last or first) + 1)}
+
+
+def as_list(cores: Iterable[int]) -> str:
+    """The inverse of `from_list`."""
+    runs = [[core for _, core in run] for _, run in groupby(enumerate(sorted(cores)), lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def allowed() -> str:
+    """The cores that this process may run on."""
+    return as_list(os.sched_getaffinity(0))
+
+
+def per_worker(mine: str, everyones: Sequence[str], quota: float | None = None) -> int:
+    """Cores that a worker has to itself, at least 0, where those that share cores divide them evenly.
+
+    Args:
+        mine: the cores that it may run on.
+        everyones: those of each worker of its machine, it among them.
+        quota: cores that all of them may keep busy; None: no limit.
+    """
+    users = Counter[int]()
+    for cores, count in Counter(everyones).items():
+        users.update(dict.fromkeys(from_list(cores), count))
+    # A thousandth, since thirds do not add up.
+    own = math.floor(sum(1 / users[core] for core in from_list(mine)) + 1e-3)
+    return own if quota is None else min(own, math.ceil(quota) // len(everyones))
 
 
 def count_cpus() -> int:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer import cores
 from trainer.config import DistributedConfig
 from trainer.errors import PacelineError, UnfitError
 from trainer.wording import plural
@@ -107,6 +108,13 @@ class World:
         if texts:
             raise kind(*texts)
         return cast(T, result)
+
+    def own_cores(self) -> int:
+        """CPU cores of this worker alone, whatever it and its neighbours are bound to; all ranks must call it."""
+        machine = (socket.gethostname(), self.node_rank)
+        places = self.everyones((machine, cores.allowed()))
+        here = [bound for where, bound in places if where == machine]
+        return cores.per_worker(places[self.rank][1], here, cores.cgroup_quota())
 
     def side_channel(self) -> "dist.TCPStore | None":
         """A key-value store beside the training group for each node's first worker; None on a single node."""

@@ -9,7 +9,7 @@ from launcher.agents import LEFTOVER_GRACE_S, Agent, started
 from launcher.ending.conclusion import Account
 from launcher.nodes.channel import new_secret
 from launcher.nodes.hub import Hub
-from launcher.plan import JobPlan
+from launcher.plan import JobPlan, of_node
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from launcher.stop import Stop
 from launcher.verdict import signal_name
@@ -25,7 +25,7 @@ def run(plan: JobPlan) -> int:
     before = descendants()
     with ports.listen(f"{plan.endpoint.rpartition(':')[0]}:0") as listener:
         address = ports.endpoint_of(listener)
-        plans = [replace(plan, node=node, hub=address, secret=secret) for node in range(plan.nodes)]
+        plans = [replace(of_node(plan, node), hub=address, secret=secret) for node in range(plan.nodes)]
         with started(plans, stop.note) as (agents, _):
             # Ctrl-Z would stop this process alone, which the agents would take for its end.
             signal.signal(signal.SIGTSTP, signal.SIG_IGN)

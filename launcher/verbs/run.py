@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher import runs
 from launcher.arguments import Parser, check_overrides, typed
-from launcher.plan import Program, again_command, plan_job, render
+from launcher.plan import Program, again_command, cores_lines, plan_job, render
 from launcher.scripts import starts_python, with_program
 from trainer.errors import ConfigError
 from trainer.rundir import RunDir
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         return main(begun)
 
     from launcher import detach, finished, local
-    from launcher.gpus import count_gpus
+    from launcher.binding import look
+    from launcher.gpus import numa_nodes
     from launcher.stop import held_back
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
@@ -66,13 +67,15 @@ def main(arguments: Sequence[str]) -> int:
     if not ours:
         _check_effect(options, arguments[:cut], arguments[cut:])
         validate_launch(config)
+    gpus = numa_nodes()
     plan = plan_job(
         config,
         program=program,
         overrides=_given(options),
-        gpus=count_gpus(),
+        gpus=len(gpus),
         cpus=count_cpus(),
         environment=os.environ,
+        topology=look(gpus),
         debug=options.debug,
     )
     notes = validate(config, world_size=plan.world_size) if ours else []
@@ -97,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
         run = RunDir(plan.run_dir)
         goes_on = not options.detach or detach.part(run.terminal_log(plan.attempt))
-        for note in notes:
+        for note in (*notes, *cores_lines(plan)):
             print(note, file=sys.stderr)
         attempt = f", attempt {plan.attempt}" if plan.attempt else ""
         nodes = f"{plan.nodes} nodes on this machine, " if plan.nodes > 1 else ""

@@ -18,6 +18,7 @@ from launcher.stop import STOP_SIGNALS, heard
 from launcher.streams import give_back
 from launcher.workers import error_file
 from launcher.workers.output import Output
+from trainer.cores import from_list
 from trainer.errors import STOPPED, PacelineError
 from trainer.rundir import RunDir
 
@@ -82,6 +83,8 @@ def _enter(plan: JobPlan, output: Output | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # TextIOWrapper outside of tests
     faulthandler.enable()
+    if plan.cores:
+        _bind(plan.cores[int(os.environ["LOCAL_RANK"])])
     if "numpy" in sys.modules:
         # Without the fork each would have a seed of its own; Python's random does this by itself.
         sys.modules["numpy"].random.seed()
@@ -89,6 +92,15 @@ def _enter(plan: JobPlan, output: Output | None) -> int:
         # The agent blocked them over the fork, so that none meets its handlers here; our trainer lets them in itself.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     return attempt
+
+
+def _bind(cores: str) -> None:
+    """Keeps this process on some cores, with all that it starts; before any thread of it is there."""
+    try:
+        os.sched_setaffinity(0, from_list(cores))
+    except OSError as error:
+        # Somebody has changed the cpuset since the plan was made.
+        print(f"warning: cannot be bound to cores {cores}: {error.strerror}", file=sys.stderr)
 
 
 def _redirect(log: Path) -> None:

@@ -177,9 +177,7 @@ def test_no_validation_image_at_all_is_an_error() -> None:
         refuse_loss(2, 0, what="validation images")
 
 
-def test_loading_processes_are_counted_by_the_containers_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.loader.count_cpus", lambda: 6)
-    assert choose_workers(None, in_memory=False, local_world_size=2) == 2
-    monkeypatch.setattr("trainer.data.loader.count_cpus", lambda: 1)
-    assert choose_workers(None, in_memory=False, local_world_size=2) == 0
-    assert choose_workers(3, in_memory=False, local_world_size=2) == 3
+def test_loading_processes_take_the_cores_of_a_worker_but_one_eight_at_most() -> None:
+    assert [choose_workers(None, in_memory=False, cores=cores) for cores in (0, 1, 3, 64)] == [0, 0, 2, 8]
+    assert choose_workers(3, in_memory=False, cores=1) == 3
+    assert choose_workers(None, in_memory=True, cores=64) == 0

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from launcher.gpus import choose, count_gpus, share
+from launcher import gpus
+from launcher.gpus import Gpu, choose, count_gpus, numa_nodes, share
 from tests import stand_in_nvml
 from tests.trainer_command import ROOT
 from trainer.rundir import RunDir, read_json
@@ -52,6 +54,31 @@ def test_cuda_visible_devices_is_read_as_cuda_reads_it(mask: str, count: int) ->
 
 def test_hidden_gpus_are_not_counted() -> None:
     assert count_gpus({"CUDA_VISIBLE_DEVICES": ""}) == 0
+
+
+def test_the_numa_nodes_of_gpus_are_those_of_their_places_on_the_bus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, node in (("0000:07:00.0", 3), ("0000:0f:00.0", 1), ("0001:00:00.0", -1)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "numa_node").write_text(f"{node}\n")
+    buses = ["00000000:07:00.0", "00000000:0F:00.0", "00000001:00:00.0", "00000000:99:00.0"]
+    nvml = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlDeviceGetName=lambda handle: "H100",
+        nvmlDeviceGetPciInfo=lambda handle: SimpleNamespace(busId=buses[handle].encode()),
+    )
+    places = [gpus._place(handle, nvml, tmp_path) for handle in range(4)]  # type: ignore[arg-type]
+    assert [node for _, node in places] == [3, 1, None, None]
+    four = [Gpu(f"GPU-{number}", "H100", number) for number in range(4)]
+    monkeypatch.setattr(gpus, "_gpus", lambda: four)
+    assert numa_nodes({}) == [0, 1, 2, 3]
+    assert numa_nodes({"CUDA_VISIBLE_DEVICES": "3,GPU-1,MIG-x,9,0"}) == [3, 1, None]
+    assert numa_nodes({"CUDA_VISIBLE_DEVICES": ""}) == []
+    # CUDA puts the fastest first, whichever that is.
+    four[2] = Gpu("GPU-2", "T4", 2)
+    assert numa_nodes({}) == [None] * 4
+    assert numa_nodes({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The plan, the count of cores and the run's name: everything that is pure."""
 
 import dataclasses
+import importlib.util
+import mmap
 import time
 from pathlib import Path
 
@@ -9,13 +11,13 @@ import pytest
 from launcher.plan import (
     JobPlan,
     Program,
-    Variable,
     again_command,
     hang_timeout_s,
     plan_job,
     render,
     torchrun_command,
 )
+from launcher.variables import _NCCL, Variable
 from trainer.config import ClusterConfig, Config, RunConfig
 from trainer.config.validate import validate_launch
 from trainer.cores import cgroup_quota, count_cpus
@@ -23,6 +25,7 @@ from trainer.errors import ConfigError, UnfitError
 from trainer.run import runname
 from trainer.wording import command
 
+TORCH_LIBRARIES = Path(importlib.util.find_spec("torch").origin).parent / "lib"  # type: ignore[union-attr,arg-type]
 SCRIPT = Program("script", "my train.py", ("--lr", "1"))
 TRAINER = Program("trainer", "trainer")
 
@@ -101,11 +104,32 @@ def test_a_users_own_thread_count_wins_and_is_marked_as_theirs() -> None:
 
 
 def test_what_makes_nccls_failures_visible_is_set_on_gpus_alone_and_a_users_own_value_wins() -> None:
-    plan = planned(gpus=2, device="auto", environment={"TORCH_NCCL_DUMP_ON_TIMEOUT": "0"})
-    values = {v.name: (v.value, v.source) for v in plan.environment if v.name.startswith("TORCH_")}
-    assert values.keys() == {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_BUFFER_SIZE"}
-    assert values["TORCH_NCCL_DUMP_ON_TIMEOUT"] == ("0", "you")
+    def values(**yours: str) -> dict[str, tuple[str | None, str]]:
+        plan = planned(gpus=2, device="auto", environment=yours)
+        return {v.name: (v.value, v.source) for v in plan.environment if "OMP" not in v.name}
+
+    assert {name: value for name, (value, _) in values().items()} == {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+        "TORCH_NCCL_ENABLE_MONITORING": "1",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_BUFFER_SIZE": "2000",
+    }
+    assert values(TORCH_NCCL_DUMP_ON_TIMEOUT="0")["TORCH_NCCL_DUMP_ON_TIMEOUT"] == ("0", "you")
+    # torch takes the newer name where both are set: ours would win over theirs.
+    older = values(NCCL_ASYNC_ERROR_HANDLING="0", TORCH_NCCL_TRACE_BUFFER_SIZE="50")
+    assert not {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_FR_BUFFER_SIZE"} & older.keys()
     assert not any(v.name.startswith("TORCH_") for v in planned().environment)
+
+
+def test_torch_knows_the_names_that_are_set_for_nccl() -> None:
+    libraries = [lib for lib in TORCH_LIBRARIES.glob("libtorch_c*.so") if lib.stem in ("libtorch_cpu", "libtorch_cuda")]
+    if not any("cuda" in lib.name for lib in libraries):
+        pytest.skip("torch is built without CUDA")
+    names = {name.encode() for names in _NCCL for name in names}
+    for library in libraries:
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            names = {name for name in names if content.find(name + b"\0") < 0}
+    assert not names
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,9 @@ class ClusterConfig:
     grace_seconds: float = key(
         120.0, "Time that workers have after a request to stop, then they are killed.", unit="seconds", low=0
     )
+    numa_binding: bool = key(
+        True, "Keep each worker on the cores near its GPU, where a machine has several NUMA nodes."
+    )
     port: int | None = key(None, "Rendezvous port; null takes a free one.", low=1, high=65535)
 
 

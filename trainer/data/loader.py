@@ -15,24 +15,23 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from trainer.cores import count_cpus
+from trainer.cores import MOST_LOADING
 from trainer.data import failure, processes, shared_memory
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Batch, Samples
 from trainer.data.watch import Watch
 from trainer.errors import PacelineError
 
-_MOST_WORKERS = 8
 _END_S = 0.5
 
 
-def choose_workers(requested: int | None, *, in_memory: bool, local_world_size: int) -> int:
-    """Data-loading processes of one worker: what was asked for, else the cores it has besides its own, up to 8."""
+def choose_workers(requested: int | None, *, in_memory: bool, cores: int) -> int:
+    """Data-loading processes of one worker: what was asked for, else its cores but one, up to 8."""
     if requested is not None:
         return requested
     if in_memory:
         return 0
-    return max(0, min(_MOST_WORKERS, count_cpus() // local_world_size - 1))
+    return max(0, min(MOST_LOADING, cores - 1))
 
 
 def load_batches(

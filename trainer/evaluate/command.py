@@ -86,7 +86,7 @@ def evaluate(request: Request, world: World, console: Console) -> dict[str, Any]
         workers=loader.choose_workers(
             config.data.workers,
             in_memory=isinstance(splits.val, datasets.TensorImages),
-            local_world_size=world.local_world_size,
+            cores=world.own_cores(),
         ),
         report=None,
     )

@@ -39,6 +39,7 @@ class Host:
         self._told: set[str] = set()
         self._rates = _Rates(clock)
         self._root_pid = root_pid if root_pid is not None else _job_root()
+        self._cpu_count = _cores_of(self._root_pid)
         self._tree: dict[int, psutil.Process] = {}
         self._tree_until = float("-inf")
         self._cpu_seconds: dict[int, float] = {}
@@ -58,7 +59,7 @@ class Host:
         """Reads every figure once; rates are since the last sample, so the first one has none.
 
         Returns:
-            `host/` and `cpu_percent` (0-100, of all cores together), `cpu_count` (cores that we may use),
+            `host/` and `cpu_percent` (0-100, of all cores together), `cpu_count` (cores that the job may use),
             `job_cpu_percent` (100 is one core), `memory_used_bytes` and `memory_total_bytes` (the
             cgroup's where its limit is lower), `disk_read_bytes_per_second`, `disk_write_bytes_per_second`,
             `network_received_bytes_per_second`, `network_sent_bytes_per_second` (all interfaces but
@@ -81,7 +82,7 @@ class Host:
     def _cpu(self) -> dict[str, float]:
         # The first call only sets the mark that the next one counts from.
         percent, is_first, self._is_marked = psutil.cpu_percent(), not self._is_marked, True
-        return {**({} if is_first else {"cpu_percent": percent}), "cpu_count": len(os.sched_getaffinity(0))}
+        return {**({} if is_first else {"cpu_percent": percent}), "cpu_count": self._cpu_count}
 
     def _processes(self) -> dict[str, float]:
         now = self._clock()
@@ -137,6 +138,14 @@ class Host:
     def _shared_memory(self) -> dict[str, float]:
         usage = shutil.disk_usage(_SHARED_MEMORY)
         return {"shm_used_bytes": usage.used, "shm_total_bytes": usage.total}
+
+
+def _cores_of(root_pid: int) -> int:
+    """Cores of a job, of which this worker may be bound to some."""
+    try:
+        return len(os.sched_getaffinity(root_pid))
+    except OSError:
+        return len(os.sched_getaffinity(0))
 
 
 class _Rates:

@@ -175,7 +175,7 @@ def assemble(config: Config, world: World, run: RunDir) -> Parts:
     workers = loader.choose_workers(
         config.data.workers,
         in_memory=isinstance(splits.train, datasets.TensorImages),
-        local_world_size=world.local_world_size,
+        cores=world.own_cores(),
     )
     return Parts(
         config=config,
