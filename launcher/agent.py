@@ -102,14 +102,23 @@ def _run(plan: JobPlan, stop: Stop, company: Company) -> Outcome:
 
 
 def _preload(plan: JobPlan) -> None:
-    """Imports once what every worker would import, most of it lazily."""
+    """Imports once what every worker would import, most of it lazily.
+
+    Raises:
+        UnfitError: something of it cannot be imported.
+    """
+    from trainer.config.problems import unimportable
+
     names = ["torch", "torch._dynamo"]
     if plan.program.kind == "trainer":
         names += ["torchvision", "trainer.worker"]
     # As in the trainer's own entry: no search for garbage among what stays; frozen, the forks share it.
     gc.disable()
     for name in names:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            raise unimportable(name, error) from error
     import torch.distributed.elastic.agent.server.local_elastic_agent  # noqa: F401  # makes the loggers below
 
     if not plan.debug:

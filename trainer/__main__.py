@@ -56,7 +56,13 @@ def _train(config: "Config", notes: list[str]) -> int:
     stop = StopRequest()
     # Before torch is imported: a scheduler's signal in these seconds is a request like any other.
     stop.listen()
-    from trainer.worker import work
+    try:
+        from trainer.worker import work
+    except (ImportError, OSError) as error:
+        from trainer.config import entry
+        from trainer.config.problems import unimportable
+
+        return entry.tell(unimportable(getattr(error, "name", None) or "torch", error))
 
     # What was imported stays: the collector need not look at it again, nor copy its pages in forked processes.
     gc.freeze()

@@ -67,6 +67,22 @@ class ConfigError(PacelineError):
     exit_code = 2
 
 
+class SeveralErrors(ConfigError):
+    """Several things are wrong at once; each is told on a line of its own."""
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        told = "\n  ".join(f"{error.problem}: {error.fix}" for error in errors)
+        super().__init__(f"{len(errors)} problems in the configuration\n  {told}")
+        self._errors = errors
+
+    def mended(self, words: Sequence[str]) -> list[str] | None:
+        """As of a single error; None where one of them does not know."""
+        mended: list[str] | None = list(words)
+        for error in self._errors:
+            mended = error.mended(mended) if mended is not None else None
+        return mended
+
+
 class InUseError(ConfigError):
     """Another job has the run: whatever lies in its directory is that job's."""
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Generator
@@ -135,11 +136,16 @@ class Account:
             number: the signal.
             reason: who asked for the end; empty where nobody did.
         """
+        name = signal.Signals(number).name
+        problem = f"the agent, which starts the workers, was killed by {name}"
+        advice = "`dmesg` tells whether the kernel did, for want of memory"
         if self._may_write(self._plan.attempt + self._plan.max_restarts):
             self._settle(128 + number, reason and f"{reason}; the agent was killed")
+            if not reason:
+                self._note(name, problem, advice, 128 + number)
         tidy_terminal()
         if not reason:
-            print(f"error: the agent was killed by {signal.Signals(number).name}", file=sys.stderr)
+            print(f"error: {problem}\n  {advice}\n  again   {self._plan.again}", file=sys.stderr)
         return 128 + number
 
     def conclude_refused(self, error: PacelineError) -> int:
@@ -148,6 +154,7 @@ class Account:
             self._settle(error.exit_code, "")
             with _telling_of("status.json"):
                 self._run.update_status(reason=error.problem)
+            self._note(type(error).__name__, error.problem, error.fix, error.exit_code)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
@@ -161,6 +168,16 @@ class Account:
             self._settle(STOPPED, reason)
         print(f"{reason}\n  again   {self._plan.again}", file=sys.stderr)
         return STOPPED
+
+    def _note(self, kind: str, problem: str, advice: str, code: int) -> None:
+        """Leaves in failure.json an error that is no worker's, unless one has told its own."""
+        attempt = self._run.read_status().get("attempt", self._plan.attempt)
+        if self._run.read_failure(attempt):
+            return
+        row = {"rank": None, "host": socket.gethostname(), "attempt": attempt, "type": kind, "message": problem}
+        told = {"traceback": "", "meaning": problem, "advice": advice, "exit_code": code, "time": time.time()}
+        with _telling_of("failure.json"):
+            write_json(self._run.failure, row | told)
 
     def _may_write(self, attempt: int) -> bool:
         """Whether no other job trains in the run, or has done so since this one was launched.

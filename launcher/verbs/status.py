@@ -167,7 +167,10 @@ def _why(view: RunView) -> str:
     if not view.failure:
         return view.reason
     message = str(view.failure.get("message", "")).strip().splitlines()
-    return f"{view.failure.get('type', '')} on rank {view.failure.get('rank', 0)}: {message[0] if message else ''}"
+    rank = view.failure.get("rank")
+    # Before there are workers it is nobody's.
+    who = f"{view.failure.get('type', '')}{'' if rank is None else f' on rank {rank}'}"
+    return f"{who}: {message[0] if message else ''}"
 
 
 def _advice(view: RunView) -> dict[str, str]:

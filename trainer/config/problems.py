@@ -75,6 +75,15 @@ def translate(error: Exception, overrides: list[str]) -> ConfigError:
     return ConfigError(_first_line(error) + where, f"`{command('paceline')} config` lists all keys")
 
 
+def unimportable(package: str, error: Exception) -> UnfitError:
+    """The error for a package that is installed and cannot be imported, such as a torch of another CUDA."""
+    reason = (_first_line(error) if str(error) else "") or type(error).__name__
+    return UnfitError(
+        f"{package} cannot be imported: {reason}",
+        f"`{command('paceline')} doctor` says what is wrong; `make clean setup` installs everything anew",
+    )
+
+
 def foreign_python(error: ModuleNotFoundError) -> UnfitError:
     """The error for a Python that lacks our packages."""
     return UnfitError(f"{sys.executable} has no package {error.name}", "use .venv/bin/python (`make setup` makes it)")

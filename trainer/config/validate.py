@@ -12,7 +12,7 @@ from trainer.config.schema import Config
 from trainer.config.sources import data_problems, model_problems
 from trainer.config.suggest import choice, closest, did_you_mean, renamed, replaced
 from trainer.config.timespan import parse_seconds, parse_time_span, spelled
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, SeveralErrors
 from trainer.evaluate.judge import AVERAGED, metric_names
 from trainer.run import runname
 
@@ -71,8 +71,7 @@ def _refuse(problems: list[ConfigError]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        lines = "\n  ".join(f"{problem.problem}: {problem.fix}" for problem in problems)
-        raise ConfigError(f"{len(problems)} problems in the configuration", lines)
+        raise SeveralErrors(problems)
 
 
 def _ranges(config: Config) -> Iterator[ConfigError]:
