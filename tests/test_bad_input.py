@@ -14,7 +14,7 @@ from torchvision.models import get_model
 
 from tests.mounts import mounted
 from tests.trainer_command import DIGITS, PACELINE, ROOT, TORCHRUN, TRAINER, environment, rank_variables, run, succeed
-from trainer.rundir import read_json
+from trainer.rundir import RunDir, read_json
 
 
 def check_refused(*arguments: str, code: int, says: list[str], cwd: Path | None = None) -> None:
@@ -125,6 +125,29 @@ def test_weights_that_cannot_be_fetched_are_named_before_anything_starts(command
     assert "the weights squeezenet1_1-b8a52dc0.pth cannot be fetched" in done.stderr
     assert f"put it into {tmp_path}/hub/checkpoints" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [TRAINER, PACELINE])
+def test_a_torch_that_cannot_be_imported_is_named(command: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "path" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    (broken / "optim").symlink_to(Path(torch.__file__).parent / "optim")
+    done = subprocess.run(
+        [*command, *DIGITS, f"run.dir={tmp_path}", "run.name=r"],
+        env=environment() | {"PYTHONPATH": str(broken.parent)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "error: torch cannot be imported: libcudart.so.13: cannot open shared object file\n" in done.stderr
+    assert "doctor" in done.stderr
+    assert "Traceback" not in done.stderr
+    if command is PACELINE:
+        assert read_json(RunDir(tmp_path / "r").failure)["message"].startswith("torch cannot be imported")
+        assert read_json(RunDir(tmp_path / "r").status)["state"] == "failed"
 
 
 def test_a_busy_rendezvous_port_is_named(tmp_path: Path) -> None:

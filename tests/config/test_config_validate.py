@@ -146,6 +146,8 @@ def test_all_problems_are_told_at_once() -> None:
     told = str(error).splitlines()
     assert told[0] == "3 problems in the configuration"
     assert [line.split("=")[0].strip() for line in told[1:]] == ["precision", "optim.lr", "run.name"]
+    # Nobody knows the rate that was meant.
+    assert error.mended(["precision=fp61", "optim.lr=-1", "run.name=a/b"]) is None
 
 
 def check_accepted(config: Config, world_size: int = 2) -> None:
