@@ -2,7 +2,6 @@
 
 import argparse
 import fcntl
-import json
 import os
 import socket
 import time
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
+from launcher import records
+from trainer.errors import ConfigError, UnfitError
 from trainer.run import runname
 from trainer.run.launches import row_of
-from trainer.rundir import RELEASED, RunDir, is_number, read_json
+from trainer.rundir import RELEASED, RunDir, read_json
 from trainer.wording import command
 
 STARTING_S = 600.0
@@ -22,8 +22,6 @@ STARTING_S = 600.0
 SILENT_S = 180.0
 """So is one on another machine, whose lock may not be seen from here, without a sign of life for this long."""
 
-_TAIL = 1 << 18
-
 
 @dataclass(frozen=True, slots=True)
 class RunView:
@@ -31,7 +29,8 @@ class RunView:
 
     Attributes:
         run: its directory.
-        state: pending, running, finished, failed, stopped, preempted, or lost: it says it runs, but nobody is there.
+        state: pending, running, finished, failed, stopped, preempted, or lost: it says it runs, but nobody is there;
+            unreadable where its files cannot be read.
         step: optimizer steps done; None while unknown.
         total_steps: of the whole run; None while unknown.
         saved_step: of the newest checkpoint, from which the run would go on; None without one.
@@ -47,6 +46,7 @@ class RunView:
         failure: the content of failure.json where the state is failed, else empty.
         reason: who asked it to stop and how it did, or why it failed, where the launcher knows; else empty.
         exit_code: of its last job, where that has ended and told it; else None.
+        event: the last row of events.jsonl; empty without one.
     """
 
     run: RunDir
@@ -66,6 +66,7 @@ class RunView:
     failure: dict[str, Any]
     reason: str
     exit_code: int | None
+    event: dict[str, Any]
 
     @property
     def is_live(self) -> bool:
@@ -90,6 +91,8 @@ def find_all(directory: Path) -> list[RunDir]:
         paths = [path for path in directory.iterdir() if runname.is_run(path)]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"no directory {directory}", "--dir DIRECTORY says where the runs are") from error
+    except OSError as error:
+        raise UnfitError(f"cannot read {directory}: {error.strerror or error}", "check its permissions") from error
     return sorted(map(RunDir, paths), key=_last_sign, reverse=True)
 
 
@@ -115,17 +118,17 @@ def chosen(verb: str, options: argparse.Namespace, *, count: int = 1) -> list[Ru
 
 def is_script(run: RunDir) -> bool:
     """Whether a run is one of a program behind `--`, which keeps no checkpoints of ours."""
-    return "--" in (read_json(run.job).get("argv") or [])
+    return "--" in records.first_argv(run)
 
 
 def is_launched(run: RunDir) -> bool:
     """Whether the latest launch of a run was by `paceline run`, which conducts its workers."""
-    return (run.launches()[-1].get("argv") or [])[:2] == ["paceline", "run"]
+    return records.argv(records.launches(run)[-1])[:2] == ["paceline", "run"]
 
 
 def again(run: RunDir) -> list[str] | None:
     """The words behind `paceline run` that go on with a run as it was last trained; None where another way began it."""
-    words = [str(word) for word in _launch(run, run.read_status(), held=run.is_held()).get("argv") or []]
+    words = records.argv(_launch(run, records.status(run), held=run.is_held()))
     if words[:2] != ["paceline", "run"]:
         return None
     own = words.index("--") if "--" in words else len(words)
@@ -136,7 +139,7 @@ def again(run: RunDir) -> list[str] | None:
 
 def again_by_trainer(run: RunDir) -> list[str] | None:
     """The overrides that go on with a run that `python -m trainer` began; None where another way began it."""
-    program, *words = [str(word) for word in read_json(run.job).get("argv") or [""]]
+    program, *words = records.first_argv(run) or [""]
     if Path(program).parts[-2:] != ("trainer", "__main__.py") or any(word.startswith("-") for word in words):
         return None
     return runname.continuing(words, run.name)
@@ -144,24 +147,29 @@ def again_by_trainer(run: RunDir) -> list[str] | None:
 
 def said(view: RunView) -> Path | None:
     """What the latest job of a run would have shown on a terminal, if it had none."""
-    first = view.attempt
-    while first and not view.run.attempt_job(first).exists():
-        first -= 1
+    first = row_of(records.launches(view.run), view.attempt).get("attempt", 0)
     path = view.run.terminal_log(first)
     return path if path.exists() else None
 
 
 def look(run: RunDir, *, now: float | None = None) -> RunView:
-    """A run as it stands now, from its files and its lock alone."""
+    """A run as it stands now, from its files and its lock alone; one that cannot be read is told as such."""
     now = time.time() if now is None else now
-    status, held = run.read_status(), run.is_held()
+    try:
+        return _look(run, now)
+    except OSError as error:
+        return _unreadable(run, f"{error.strerror or error} ({error.filename or run.path})")
+
+
+def _look(run: RunDir, now: float) -> RunView:
+    status, held = records.status(run), run.is_held()
     launched = _launch(run, status, held=held)
     attempt = _last_restart(run, max(int(status.get("attempt") or 0), int(launched.get("attempt") or 0)))
-    failure = run.read_failure(attempt)
+    failure = records.failure(run, attempt)
     # The holder of a run renews its record, also in an evaluation of an hour.
     updated = max(float(status.get("time") or 0), float(launched.get("time") or 0), _beat(run))
     state = "running" if held else _state(run, status, launched, failure, now - updated)
-    running, saved = state == "running", _newest_checkpoint(run)
+    running, saved = state == "running", records.newest_checkpoint(run)
     ended = state not in ("pending", "running")
     best = status.get("best_accuracy") if ended else None
     # What was killed has said its last word before its last checkpoint.
@@ -173,7 +181,7 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         step=max(steps, default=None),
         total_steps=status.get("total_steps"),
         saved_step=saved,
-        accuracy=best or _latest(run.metrics, "val/accuracy"),
+        accuracy=best or records.latest(run.metrics, "val/accuracy"),
         is_best=bool(best),
         images_per_second=status.get("images_per_second") if running else None,
         gpu_percent=status.get("gpu_percent") if running else None,
@@ -185,6 +193,27 @@ def look(run: RunDir, *, now: float | None = None) -> RunView:
         failure=failure if state == "failed" else {},
         reason=str(status.get("reason") or "") if state in ("stopped", "failed") else "",
         exit_code=_exit_code(state, status),
+        event=records.last_event(run),
+    )
+
+
+def _unreadable(run: RunDir, why: str) -> RunView:
+    nothing = dict.fromkeys(records.FIGURES)
+    return RunView(
+        run=run,
+        state="unreadable",
+        saved_step=None,
+        accuracy=None,
+        is_best=False,
+        attempt=0,
+        host="",
+        job_id=None,
+        updated=_last_sign(run),
+        failure={},
+        reason=why,
+        exit_code=None,
+        event={},
+        **nothing,
     )
 
 
@@ -198,7 +227,7 @@ def _launch(run: RunDir, status: dict[str, Any], *, held: bool) -> dict[str, Any
 
     One that found the run taken has its row, too; so while somebody has it who says so in the status, it is that one's.
     """
-    rows = run.launches()
+    rows = records.launches(run)
     is_newer = float(rows[-1].get("time") or 0) >= float(status.get("time") or 0)
     told = held and status.get("state") == "running"
     return rows[-1] if is_newer and not told else row_of(rows, int(status.get("attempt") or 0))
@@ -253,42 +282,10 @@ def _is_launching(run: RunDir, launched: dict[str, Any]) -> bool:
     return False
 
 
-def _newest_checkpoint(run: RunDir) -> int | None:
-    numbers = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-????????"))
-    return max((int(number) for number in numbers if is_number(number)), default=None)
-
-
 def _beat(run: RunDir) -> float:
     """UNIX seconds of the holder's last renewal; 0 where there is none, or it has released the run."""
-    return 0.0 if RELEASED in read_json(run.holder) else _modified(run.holder)
-
-
-def _latest(path: Path, key: str) -> float | None:
-    """The last value under a key in a .jsonl file, looked for in its last rows only."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL))
-            lines = stream.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        if key.encode() in line:
-            try:
-                value = json.loads(line).get(key)
-            except (ValueError, AttributeError):
-                continue
-            if isinstance(value, (int, float)):
-                return float(value)
-    return None
+    return 0.0 if RELEASED in read_json(run.holder) else records.modified(run.holder)
 
 
 def _last_sign(run: RunDir) -> float:
-    return max(_modified(path) for path in (run.status, run.job, run.config))
-
-
-def _modified(path: Path) -> float:
-    """UNIX seconds; 0 where there is no such file."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+    return max(records.modified(path) for path in (run.status, run.job, run.config))

@@ -26,7 +26,14 @@ A run is lost when it says that it runs and nobody is there. Only files are read
   --json      for programs
   -q          names only"""
 
-_COLOURS = {"running": "green", "finished": "blue", "failed": "red", "lost": "red", "pending": "yellow"}
+_COLOURS = {
+    "running": "green",
+    "finished": "blue",
+    "failed": "red",
+    "lost": "red",
+    "pending": "yellow",
+    "unreadable": "red",
+}
 _HEADINGS = ("RUN", "STATE", "STEP", "VAL ACC", "IMAGES/S", "GPU", "ETA", "WHERE")
 _OPTIONAL = ("IMAGES/S", "GPU", "ETA", "VAL ACC")
 _GAP, _LEAST, _READABLE = 2, 8, 40
@@ -66,7 +73,7 @@ def cells(view: RunView) -> list[str]:
         "-" if rate is None else wording.number(rate),
         "-" if gpu is None else f"{gpu:.0f} %",
         "-" if eta is None else wording.duration(eta),
-        _why(view) or _where(view),
+        _why(view) or ", ".join(part for part in (_where(view), _event(view, time.time())) if part),
     ]
 
 
@@ -85,6 +92,7 @@ def details(view: RunView, *, now: float | None = None) -> list[str]:
         "GPU": gpu,
         "ETA": eta,
         "where": _where(view),
+        "event": _event(view, now),
         "why": _why(view),
         **_advice(view),
         "took": wording.duration(summary["seconds"]) if "seconds" in summary else "",
@@ -163,6 +171,16 @@ def _where(view: RunView) -> str:
     return ", ".join(part for part in (job, view.host, attempt) if part)
 
 
+def _event(view: RunView, now: float) -> str:
+    """The last thing that happened to a run that lives, in a few words."""
+    event = view.event
+    if not view.is_live or "time" not in event:
+        return ""
+    step = f" at step {event['step']:,}" if "step" in event else ""
+    ago = wording.duration(max(0.0, now - event["time"]))
+    return f"{event['event'].replace('_', ' ')}{step}, {ago} ago"
+
+
 def _why(view: RunView) -> str:
     if not view.failure:
         return view.reason
@@ -199,8 +217,8 @@ def _next(view: RunView, name: str) -> str:
 
 def _again(view: RunView) -> dict[str, str]:
     """The command that goes on with a run that has ended early, and from where it does, by its label."""
-    words = runs.again(view.run)
-    if view.is_live or view.state == "finished" or words is None:
+    words = None if view.is_live or view.state in ("finished", "unreadable") else runs.again(view.run)
+    if words is None:
         return {}
     command = shlex.join([wording.command("paceline"), "run", *words])
     code = int(view.failure.get("exit_code") or 1) if view.failure else 0

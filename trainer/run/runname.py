@@ -146,9 +146,12 @@ def wrong_name(name: str) -> str:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run's."""
+    """Whether a directory is a run's; one that may not be looked into is none."""
     run = RunDir(path)
-    return run.job.is_file() or run.status.is_file() or run.config.is_file()
+    try:
+        return run.job.is_file() or run.status.is_file() or run.config.is_file()
+    except OSError:
+        return False
 
 
 def continuing(words: Sequence[str], name: str) -> list[str]:
