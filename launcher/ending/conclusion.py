@@ -21,6 +21,7 @@ from trainer.errors import STOPPED, ConfigError, InUseError, PacelineError
 from trainer.run import launches, saved
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, write_json
+from trainer.trouble import peers
 
 
 class Account:
@@ -229,8 +230,8 @@ class Account:
             with _telling_of("failure.json"):
                 write_json(self._run.failure, row)
         tidy_terminal()
-        if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung:
-            # Rank 0 has the terminal and has said it.
+        if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung and not peers.is_gone(failure.message):
+            # Rank 0 has the terminal and has said it, unless it only heard of others' end.
             step = verdict.next_step(code, self._plan.again, ours=True, override=row.get("override", ""))
             told = {"more": others, "log": row["log"], **step}
             print("\n".join(f"  {label:<7} {text}" for label, text in told.items() if text), file=sys.stderr)

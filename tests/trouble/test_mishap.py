@@ -12,7 +12,7 @@ import pytest
 from launcher import runs
 from tests.trainer_command import DIGITS, TRAINER, run
 from trainer.run.lease import LeaseLost
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir, error_beside, read_json, write_json
 from trainer.terminal.console import LineConsole
 from trainer.trouble import mishap
 from trainer.trouble.mishap import Attempt, explain, report
@@ -117,8 +117,14 @@ def test_that_another_worker_is_gone_is_said_where_neither_it_nor_a_launcher_say
 ) -> None:
     gone = ConnectionError("Connection reset by peer")
     assert "another worker ended" in fails_on(0, gone, run_dir, monkeypatch)
+    run_dir.failure.unlink()
+    run_dir.attempt_failure(1).unlink()
     monkeypatch.setenv("PACELINE_RUN_DIR", str(run_dir.path))
+    monkeypatch.setattr(mishap, "_OTHER_RANKS_S", 60.0)
     assert fails_on(0, gone, run_dir, monkeypatch) == ""
+    # The launcher finds it beside the log, among the others' words.
+    assert read_json(error_beside(run_dir.log(1, 0)))["type"] == "ConnectionError"
+    assert run_dir.read_failure(1) == {}
 
 
 @pytest.mark.parametrize("rank", [0, 1])

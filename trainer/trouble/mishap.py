@@ -147,6 +147,9 @@ def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, problem: 
         _log(error, attempt, rank)
     described = describe(error, attempt, rank=rank, code=code, problem=problem, advice=advice)
     _leave_word(error, described, attempt)
+    if is_echo(error) and "PACELINE_RUN_DIR" in os.environ:
+        # The launcher hears the first error from its own rank, and nobody need wait for that; it tells the end, too.
+        return True, advice
     follows = rank > 0 or is_echo(error)
     is_told = follows and is_known(attempt, None if is_echo(error) else words.message_of(error))
     row = {} if is_told else described

@@ -128,3 +128,15 @@ def test_a_terminal_that_takes_nothing_holds_up_neither_a_restart_nor_the_state(
     ending.join()
     assert codes == [code]
     until(lambda: "the workers are started again" in terminal.getvalue(), "all is said", deadline_s=10)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_told"), [("no", False), ("[pair.cc:547] Connection closed by peer [10.0.0.2]:4", True)]
+)
+def test_rank_zeros_own_error_stands_above_already_and_what_it_heard_of_others_is_told_here(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], message: str, is_told: bool
+) -> None:
+    _, account = begun(tmp_path)
+    exit = Exit(0, 1, "node-0", time=1.0, type="RuntimeError", message=message)
+    assert account.conclude(Outcome(ATTEMPT, exits=(exit,)), Stop(1.0)) == 1
+    assert ("✗ failed: RuntimeError on rank 0, node-0" in capfd.readouterr().err) is is_told
