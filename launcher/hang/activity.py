@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.hang.spinning import Spin
 from launcher.hang.stacks import Frame, Stacks
 from launcher.hang.waiting import waits_for_others
 
@@ -60,22 +61,30 @@ class _Worker:
     busy: bool = False
     frames: tuple[Frame, ...] = ()
     waits: bool = False
+    spin: Spin | None = None
 
 
 class Activity:
     """Counts signs of life of workers, seen from outside.
 
     Output is one, and so is work, in the worker or in what it has started; see `Effort.is_work`. A worker
-    that spins in a collective computes nothing, though: where nothing has been printed for a while, its stack is looked
-    at, and it counts as waiting while that does not change. A stack that does change is a sign of life itself.
+    that spins in a collective, or in a wait for its device, computes nothing, though: where nothing has been printed
+    for a while, its stack is looked at, and it counts as waiting while that does not change. A stack that does change
+    is a sign of life itself.
 
     Args:
         limit_s: the silence that is granted.
         take: pids -> stacks, Python's calls alone; must not halt the processes.
+        look_closely: begins to look, for so many seconds, whether a process stays in one wait for its device.
     """
 
-    def __init__(self, limit_s: float, take: Callable[[Collection[int]], dict[int, Stacks]]) -> None:
-        self._take = take
+    def __init__(
+        self,
+        limit_s: float,
+        take: Callable[[Collection[int]], dict[int, Stacks]],
+        look_closely: Callable[[int, float], Spin | None],
+    ) -> None:
+        self._take, self._look_closely = take, look_closely
         self._period_s = min(max(limit_s / 40, _PERIODS_S[0]), _PERIODS_S[1])
         self._probe_s = max(limit_s / 4, _LEAST_PROBE_S)
         self._workers: dict[int, _Worker] = {}
@@ -116,7 +125,7 @@ class Activity:
             printed = worker.printed != printed_before
             if printed:
                 # Who prints need not be looked into; nobody waits for ever while another one prints.
-                worker.frames, worker.waits = (), False
+                worker.frames, worker.waits, worker.spin = (), False, None
                 self._probed = self._looked
             if printed or (worker.busy and not worker.waits):
                 worker.marks += 1
@@ -127,8 +136,17 @@ class Activity:
             worker, frames = self._workers[rank], seen[pid].main
             if worker.frames and frames and frames != worker.frames:
                 worker.marks += 1
-            worker.waits = bool(frames) and frames == worker.frames and waits_for_others(frames)
+            stays = bool(frames) and frames == worker.frames
+            worker.waits = stays and (waits_for_others(frames) or self._spins(worker, pid))
             worker.frames = frames
+
+    def _spins(self, worker: _Worker, pid: int) -> bool:
+        """Whether all that it computes is a wait for its device, as far as is known by now."""
+        has_stayed = worker.spin.has_stayed() if worker.spin is not None else False
+        if has_stayed is None:
+            return worker.waits
+        worker.spin = self._look_closely(pid, self._probe_s) if worker.busy else None
+        return has_stayed and worker.spin is not None
 
 
 def _used_by_trees(pids: Mapping[int, int]) -> dict[int, float]:

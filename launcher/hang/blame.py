@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from launcher.ending.folding import spans
 from launcher.hang.sighting import Below, Sighting, groups
 from launcher.hang.stacks import Frame
+from launcher.hang.waiting import waits_for_device
 from launcher.verdict import HANG, Exit
 from trainer import wording
 from trainer.heartbeat import Phase
@@ -12,7 +13,6 @@ from trainer.trouble.frames import is_theirs
 
 _GRANTED = "where that may take so long: cluster.hang_timeout=30m, or 0 for no watch"
 _SHOWN_LINES = 3
-_SHOWN_BELOW = 2
 
 
 def culprits(seen: Sequence[Sighting]) -> list[int]:
@@ -95,11 +95,12 @@ def _line(group: Sequence[Sighting]) -> str:
 
 
 def _lines_below(below: Sequence[Below]) -> list[str]:
-    """What the processes that a rank has started are at: those that do not only wait for work."""
-    at_work = [f"    its process {one.pid} {one.what}" for one in below if not one.is_at_rest]
-    if below and not at_work:
-        return [f"    its {len(below)} processes that load data wait for work"]
-    return at_work[:_SHOWN_BELOW]
+    """What the processes that a rank has started are at, in a line: those that do not only wait for work."""
+    at_work = sorted((one for one in below if not one.is_at_rest), key=lambda one: one.stacks.state not in "TD")
+    if at_work:
+        more = f", and {len(below) - 1} more, see the stacks" if len(below) > 1 else ""
+        return [f"    its process {at_work[0].pid} {at_work[0].what}{more}"]
+    return [f"    its loading processes ({len(below)}) wait for work"] if below else []
 
 
 def _own_place(one: Sighting) -> str:
@@ -144,6 +145,9 @@ def _explain(one: Sighting, named: Sequence[int], seen: Sequence[Sighting]) -> t
     if one.stacks.state == "D":
         meaning = "the kernel waits for a device: a disk, a network file system, a GPU's driver"
         return f"{meaning}; {wait}" if wait else meaning, f"see to that device; {_GRANTED}"
+    if waits_for_device(one.frames):
+        what = "what its device was given to do does not end: a collective that others did not reach, or a kernel"
+        return what, "the stacks have everybody's place"
     if one.waits:
         return (
             f"it waits in another collective than {spans([other.rank for other in others])}",

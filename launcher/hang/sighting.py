@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.hang.stacks import Frame, Stacks
-from launcher.hang.waiting import is_in_backward, key, place, rests, waits_for_others
+from launcher.hang.waiting import is_in_backward, key, place, rests, waits_for_device, waits_for_others
 from trainer.heartbeat import Phase
 
 _LONGEST_SAID = 120
@@ -98,7 +98,8 @@ class Sighting:
         if self.is_stopped:
             return f"{be} stopped (SIGSTOP)" + (f" in {where}" if self.frames else "")
         if self.waits:
-            return f"{'wait' if of_many else 'waits'} in {where}"
+            device = " for the device" if waits_for_device(self.frames) else ""
+            return f"{'wait' if of_many else 'waits'}{device} in {where}"
         return f"{be} in {where}"
 
 

@@ -158,14 +158,23 @@ def state_of(pid: int) -> tuple[str, bool]:
     return ("" if state in "ZX" else state), fields.get("TracerPid", "0") != "0"
 
 
+def spy() -> str:
+    """py-spy's command.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    # Beside this Python, which need not be the one that PATH finds.
+    found = shutil.which("py-spy", path=f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}")
+    if found is None:
+        raise FileNotFoundError("py-spy is not installed")
+    return found
+
+
 def _spied(pid: int, options: list[str]) -> tuple[tuple[Thread, ...], str]:
     """(threads, why there are none)."""
-    # Beside this Python, which need not be the one that PATH finds.
-    spy = shutil.which("py-spy", path=f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', '')}")
-    if spy is None:
-        return (), "py-spy is not installed"
-    command = [spy, "dump", "--pid", str(pid), "--json", *options]
     try:
+        command = [spy(), "dump", "--pid", str(pid), "--json", *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SPY_LIMIT_S, check=False)
         rows = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:

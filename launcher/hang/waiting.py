@@ -1,5 +1,6 @@
 """What a stack says: whether its process waits for others, and where in whose code it is. Pure."""
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -7,7 +8,8 @@ from launcher.hang.stacks import Frame
 from trainer.trouble.frames import is_theirs
 
 _COLLECTIVE = re.compile(r"\b(c10d|gloo)::|\bnccl[A-Z]")
-_DEVICE = re.compile(r"\bcuda(Stream|Event|Device)Synchronize|\bcu(Stream|Event|Ctx)Synchronize")
+# A copy to the host waits, too, and so does a launch when the queue of the device is full.
+_DEVICE = re.compile(r"\b(cuda|cu|hip)(Stream|Event|Device|Ctx)Synchronize|\b(cuda|cu|hip)(Memcpy|LaunchKernel)")
 _AUTOGRAD = "torch/autograd/graph.py"
 _PLUMBING = (
     "torch/distributed/c10d_logger.py",
@@ -44,6 +46,12 @@ def waits_for_others(frames: Sequence[Frame]) -> bool:
         elif not frame.file.endswith(_PLUMBING):
             return False
     return False
+
+
+def waits_for_device(frames: Sequence[Frame]) -> bool:
+    """Whether a stack, seen with native calls, ends in a wait for the device."""
+    native = itertools.takewhile(lambda frame: frame.is_native, frames)
+    return any(_DEVICE.search(frame.function) for frame in native)
 
 
 def is_in_backward(frames: Sequence[Frame]) -> bool:
@@ -87,11 +95,17 @@ def place(frames: Sequence[Frame]) -> str:
     if inner is None:
         return frames[0].function if frames else "an unknown place"
     own = next((frame for frame in python if is_theirs(frame.file)), None)
+    # Not in which of its queues.
+    inner = next((frame for frame in python[: python.index(own) if own else None] if _is_next(frame)), inner)
     through = python[: python.index(inner)]
     backward = any(frame.file.endswith(_AUTOGRAD) for frame in through)
     what = f"backward, called in {inner.function}" if backward else inner.function
     text = f"{what} ({short(inner)})"
     return text if own is None or own is inner else f"{text}, from {own.function} ({short(own)})"
+
+
+def _is_next(frame: Frame) -> bool:
+    return frame.file.endswith("torch/utils/data/dataloader.py") and frame.function.endswith("__next__")
 
 
 def key(frames: Sequence[Frame]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from launcher import verdict
 from launcher.ending.postmortem import tail
-from launcher.hang import stacks, waiting
+from launcher.hang import spinning, stacks, waiting
 from launcher.hang.activity import Activity
 from launcher.hang.flights import FlightRecorder
 from launcher.hang.sighting import Below, Findings, Sighting, thinned
@@ -64,7 +64,7 @@ class HangWatch:
         self._clock = Clock(time.monotonic())
         self._dog = Watchdog(plan.hang_timeout_s)
         self._examined_until = 0.0
-        self._activity = Activity(plan.hang_timeout_s or IDLE_LIMIT_S, self._glance)
+        self._activity = Activity(plan.hang_timeout_s or IDLE_LIMIT_S, self._glance, spinning.begin)
 
     def join(self, local_rank: int) -> None:
         """Makes this process one that is watched; called in the worker."""

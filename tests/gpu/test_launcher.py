@@ -92,3 +92,17 @@ def test_two_nodes_on_one_machine_have_a_gpu_each_and_compute_what_one_computes(
     names = [row["gpu"]["name"] for row in read_json(two.environment)["workers"]]
     assert len(names) == 2
     assert {row["node"] for row in read_json_lines(two.monitor)} == {0, 1}
+
+
+def test_a_script_that_spins_for_ever_in_a_wait_for_its_gpu_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import os, torch\n"
+        "device = torch.device('cuda', int(os.environ['LOCAL_RANK']))\n"
+        "one = torch.ones(1, device=device)\n"
+        "torch.cuda._sleep(1 << 50)\n"
+        "one.add(1).item()\n"
+    )
+    done = paceline(tmp_path, "cluster.hang_timeout=20", "--", "script.py")
+    assert done.returncode == 124, done.stderr
+    failure = read_json(RunDir(tmp_path / "runs" / "p").failure)
+    assert "for the device in <module> (" in failure["message"]

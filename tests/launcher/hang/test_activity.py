@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from launcher.hang import activity
 from launcher.hang.activity import Activity, Effort
+from launcher.hang.spinning import Spin, begin
 from launcher.hang.stacks import Frame, Stacks, Thread
 from tests.waiting import until
 
@@ -57,6 +60,10 @@ def idle() -> Iterator[int]:
     os.waitpid(child, 0)
 
 
+def unseen(pid: int, seconds: float) -> None:
+    """No closer look."""
+
+
 def seen(frames: tuple[Frame, ...]) -> Stacks:
     return Stacks("R", threads=(Thread("MainThread", frames),))
 
@@ -67,7 +74,7 @@ def marks_over_time(pid: int, frames: list[tuple[Frame, ...]], log: Path) -> lis
     def take(pids: Collection[int]) -> dict[int, Stacks]:
         return {pid: seen(frames.pop(0) if len(frames) > 1 else frames[0]) for pid in pids}
 
-    activity, marks = Activity(LIMIT_S, take), []
+    activity, marks = Activity(LIMIT_S, take, unseen), []
     for quarter in range(6):
         compute_a_little(pid)
         marks.append(activity.look(quarter * LIMIT_S / 4, {0: pid}, {0: log})[0])
@@ -116,7 +123,7 @@ def test_an_idle_process_lives_only_by_what_it_prints_and_by_where_it_is(idle: i
     moving = marks_over_time(idle, [OWN, OWN, COLLECTIVE, OWN], tmp_path / "log")
     assert moving[-1] == quiet[-1] + 2
     log = tmp_path / "log"
-    activity = Activity(LIMIT_S, lambda pids: {pid: seen(OWN) for pid in pids})
+    activity = Activity(LIMIT_S, lambda pids: {pid: seen(OWN) for pid in pids}, unseen)
     before = activity.look(0.0, {0: idle}, {0: log})[0]
     log.write_text("a line\n")
     assert activity.look(2.0, {0: idle}, {0: log})[0] == before + 1
@@ -146,9 +153,77 @@ def test_a_twentieth_of_a_core_is_work_in_the_main_thread_alone_and_of_the_time_
 ) -> None:
     with computing(beside=beside) as pid:
         monkeypatch.setattr(activity, "time", SimpleNamespace(monotonic=lambda: 20 * used(pid)))
-        watch, marks = Activity(LIMIT_S, lambda pids: {pid: seen(OWN) for pid in pids}), []
+        watch, marks = Activity(LIMIT_S, lambda pids: {pid: seen(OWN) for pid in pids}, unseen), []
         for look in range(3):
             # The clock of the watch hardly goes on while it looks into processes or waits for the CPU.
             marks.append(watch.look(look * 1.0, {0: pid}, {0: tmp_path / "log"})[0])
             compute(pid, 0.15)
     assert marks[2] - marks[0] == (0 if beside else 2)
+
+
+DEVICE = """
+static volatile long count;
+int cudaStreamSynchronize(long spins) {
+    for (long spin = 0; spin != spins; spin++) count++;
+    return 0;
+}
+"""
+"""A library that waits as CUDA does: by computing, in a function of that name."""
+
+WAITS = """
+import ctypes, os, sys
+wait = getattr((ctypes.PyDLL if sys.argv[2] == "holds" else ctypes.CDLL)(sys.argv[1]), "cudaStreamSynchronize")
+def item():
+    wait(ctypes.c_long(int(sys.argv[3])))
+os.write(1, b".")
+while True:
+    item()
+    sum(range(50_000))
+"""
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("device")
+    (folder / "device.c").write_text(DEVICE)
+    library = folder / "libdevice.so"
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, folder / "device.c"], check=True)
+    return library
+
+
+@pytest.mark.parametrize(("lock", "spins", "lives"), [("holds", -1, False), ("frees", 10**7, True)])
+def test_who_only_spins_in_one_wait_for_its_device_does_not_live_and_who_often_waits_so_does(
+    lock: str, spins: int, lives: bool, device: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", WAITS, str(device), lock, str(spins)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        marks = marks_of_one_always_at_the_same_place(process.pid, tmp_path / "log")
+    finally:
+        process.kill()
+        process.communicate()
+    if lives:
+        assert marks == [*range(marks[0], marks[0] + 5)]
+    else:
+        assert marks[-1] == marks[-2] == marks[-3] + 1
+
+
+def marks_of_one_always_at_the_same_place(pid: int, log: Path) -> list[int]:
+    """Signs of life after each quarter, of a process that is looked at closely."""
+    looks: list[Spin] = []
+
+    def look_closely(pid: int, seconds: float) -> Spin:
+        # Whether it computes or waits in a single moment is chance.
+        until(lambda: looks.extend(filter(None, [begin(pid, seconds)])) or looks, "it waits for its device")
+        return looks.pop()
+
+    limit_s, marks = LIMIT_S / 4, []
+    activity = Activity(limit_s, lambda pids: {pid: seen(OWN) for pid in pids}, look_closely)
+    for quarter in range(5):
+        if quarter and (spin := activity._workers[0].spin):
+            spin.wait()
+        compute(pid, 0.06)
+        marks.append(activity.look(float(quarter), {0: pid}, {0: log})[0])
+    return marks

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -30,7 +31,9 @@ BACKWARD = (
 )
 LOADS = (
     Frame("read", "/usr/lib/libc.so.6", 0),
-    Frame("__next__", "/v/site-packages/torch/utils/data/dataloader.py", 700),
+    Frame("_PollLikeSelector.select", selectors.__file__, 415),
+    Frame("_MultiProcessingDataLoaderIter._get_data", "/v/site-packages/torch/utils/data/dataloader.py", 1300),
+    Frame("_BaseDataLoaderIter.__next__", "/v/site-packages/torch/utils/data/dataloader.py", 700),
     USER,
 )
 
@@ -72,7 +75,7 @@ def test_63_ranks_that_wait_are_one_line_and_the_one_elsewhere_comes_first() -> 
     assert hang.host == "node7"
     assert hang.message.splitlines() == [
         "rank 63 hangs: no step for 31 s",
-        "rank 63: is in __next__ (data/dataloader.py:700), from main (me/train.py:80)",
+        "rank 63: is in _BaseDataLoaderIter.__next__ (data/dataloader.py:700), from main (me/train.py:80)",
         "ranks 0-62: wait in all_reduce (distributed/distributed_c10d.py:3000), from main (me/train.py:80)",
     ]
     assert hang.place == "/home/me/train.py:80 in main"
@@ -80,6 +83,51 @@ def test_63_ranks_that_wait_are_one_line_and_the_one_elsewhere_comes_first() -> 
     text = blame.report(seen)
     assert text.count("all_reduce (/v/site-packages") == 1
     assert "read (libc.so.6)" in text
+
+
+DRIVER = [
+    ("clock_gettime", "linux-vdso.so.1"),
+    ("0x14e37c724994", "libcuda.so.1"),
+    ("0x14e44688a7d8", "libcudart.so.12"),
+]
+"""What is innermost of a wait for CUDA, as far as py-spy finds names."""
+
+
+@pytest.mark.parametrize(
+    ("called", "waits"),
+    [
+        (
+            [
+                "cudaStreamSynchronize",
+                "at::native::_local_scalar_dense_cuda",
+                "at::_ops::item::call",
+                "THPVariable_item",
+            ],
+            True,
+        ),
+        (
+            ["cudaMemcpyAsync", "at::native::_local_scalar_dense_cuda(at::Tensor const&)::{lambda()#1}::operator()"],
+            True,
+        ),
+        (["cudaDeviceSynchronize", "THCPModule_cudaSynchronize"], True),
+        (["cudaEventSynchronize"], True),
+        # The queue of the device is full.
+        (["cudaLaunchKernel", "at::native::vectorized_elementwise_kernel"], True),
+        (["hipStreamSynchronize"], True),
+        (["at::native::cpublas::gemm", "at::native::addmm_out"], False),
+        (["cudaGetDevice"], False),
+    ],
+)
+def test_a_wait_for_the_device_is_known_by_its_native_calls(called: list[str], waits: bool) -> None:
+    native = [*DRIVER, *((function, "libtorch_cuda.so") for function in called)]
+    frames = (*(Frame(function, file, 0) for function, file in native), USER)
+    assert waiting.waits_for_others(frames) is waiting.waits_for_device(frames) is waits
+    if waits:
+        # Whoever is elsewhere is the cause; where nobody is, a device may be.
+        assert blame.culprits([at(0, frames), at(1, LOADS)]) == [1]
+        alone = blame.judge([at(0, frames)], 31.0, now=1.0, stacks="")
+        assert "rank 0: waits for the device in main (me/train.py:80)" in alone.message
+        assert "a device hangs" in alone.meaning
 
 
 def test_a_debugger_and_a_compiler_are_left_alone_and_data_loading_has_a_watch_of_its_own() -> None:

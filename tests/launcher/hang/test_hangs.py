@@ -84,18 +84,23 @@ def test_a_script_that_hangs_is_ended_and_named_and_one_that_works_in_silence_or
     assert job.alive() == []
 
 
-def test_a_rank_that_gave_up_waiting_is_not_the_cause_the_one_that_did_not_come_is(make_job: MakeJob) -> None:
+def test_a_rank_that_gave_up_waiting_is_not_the_cause_the_one_is_whose_loading_process_does_not_come_back(
+    make_job: MakeJob,
+) -> None:
     job = make_job(
         TELLS
         + """
 import datetime
 import torch, torch.distributed as dist
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=2))
+class Data:
+    def __len__(self): return 9
+    def __getitem__(self, index):
+        return torch.ones(1) if rank == 0 else never()
 def never():
     time.sleep(600)
-if rank == 1:
-    never()
-dist.all_reduce(torch.ones(1))
+batches = iter(torch.utils.data.DataLoader(Data(), num_workers=1))
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=2))
+dist.all_reduce(next(batches))
 """
     )
     code, _, err = job.go()
@@ -103,11 +108,16 @@ dist.all_reduce(torch.ones(1))
     failure = job.failure
     assert (failure["type"], failure["rank"], failure["exit_code"]) == ("Hang", 1, 124)
     assert failure["host"]
-    assert "is in never (script.py:13)" in failure["message"]
-    assert "rank 0: gave up waiting: Timed out waiting 2000ms" in failure["message"]
-    assert failure["place"] == "script.py:13 in never"
+    headline, culprit, process, other = failure["message"].splitlines()
+    assert headline == "rank 1 has not answered in time"
+    assert "__next__ (data/dataloader.py:" in culprit
+    assert culprit.endswith("from <module> (script.py:19)")
+    assert process.startswith("    its process ")
+    assert process.endswith(" is in never (script.py:16)")
+    assert other.startswith("rank 0: gave up waiting: Timed out waiting 2000ms")
+    assert failure["place"] == "script.py:16 in never"
     assert failure["meaning"] == "rank 0 waits for it"
-    assert "never (script.py:13)" in Path(failure["stacks"]).read_text()
+    assert "started by rank 1, is in never (script.py:16)" in Path(failure["stacks"]).read_text()
     assert "✗ failed: Hang on rank 1" in err
     assert failure["stacks"] in err
     status = job.run.read_status()

@@ -110,7 +110,7 @@ def test_what_a_machine_has_seen_comes_through_whole() -> None:
     [
         (
             [stacks(RESTS), stacks(READS)],
-            ["    its process 71 is in __getitem__ (me/pages.py:61)"],
+            ["    its process 71 is in __getitem__ (me/pages.py:61), and 1 more, see the stacks"],
             "/home/me/pages.py:61 in __getitem__",
         ),
         (
@@ -120,7 +120,7 @@ def test_what_a_machine_has_seen_comes_through_whole() -> None:
         ),
         (
             [stacks(RESTS), stacks(RESTS)],
-            ["    its 2 processes that load data wait for work"],
+            ["    its loading processes (2) wait for work"],
             "/home/me/train.py:80 in main",
         ),
         ([], [], "/home/me/train.py:80 in main"),
