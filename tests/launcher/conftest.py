@@ -29,6 +29,17 @@ def tell(word):
 """
 """The beginning of a script whose workers can tell the test where they are; see `Job.hears`."""
 
+ENDS_BY_FORCE = (
+    TELLS
+    + """
+signal.signal(signal.SIGTERM, lambda *_: tell("asked"))
+tell("up")
+while True:
+    signal.pause()
+"""
+)
+"""A script whose workers tell that they are asked to stop, and go on."""
+
 
 @pytest.fixture(autouse=True, scope="session")
 def hangups_are_heard() -> None:

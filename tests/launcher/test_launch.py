@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from launcher import runs
-from tests.launcher.conftest import TELLS, Job, parent_of
+from tests.launcher.conftest import ENDS_BY_FORCE, TELLS, Job, parent_of
 from tests.waiting import until
 from trainer.run.rows import read_json_lines
 from trainer.rundir import read_json, write_json
@@ -182,15 +182,7 @@ sys.exit(75)
 
 
 def test_a_second_ctrl_c_ends_workers_that_do_not_stop_at_once(make_job: MakeJob) -> None:
-    job = make_job(
-        TELLS
-        + """
-signal.signal(signal.SIGTERM, lambda *_: tell("asked"))
-tell("up")
-while True:
-    signal.pause()
-"""
-    )
+    job = make_job(ENDS_BY_FORCE)
     process = job.start()
     job.hears("up")
     process.send_signal(signal.SIGINT)

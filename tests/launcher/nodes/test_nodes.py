@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launcher.conftest import TELLS, Job, parent_of
+from tests.launcher.conftest import ENDS_BY_FORCE, TELLS, Job, parent_of
 from tests.trainer_command import DIGITS, PACELINE, succeed
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
@@ -26,11 +26,6 @@ WORKS = (
     TELLS
     + """
 import torch, torch.distributed as dist
-def act(*_):
-    if sys.argv[1] == "raise":
-        raise ValueError("broken on purpose")
-    os._exit(0)
-signal.signal(signal.SIGRTMIN, act)
 dist.init_process_group("gloo")
 dist.all_reduce(torch.ones(1))
 tell("up")
@@ -38,7 +33,8 @@ while True:
     dist.all_reduce(torch.ones(1))
 """
 )
-ACT = signal.SIGRTMIN
+SOON_S = 5.0
+"""Within this a failure anywhere has ended the job everywhere."""
 
 
 def agents_of(process: "subprocess.Popen[str]", pids: list[int]) -> list[int]:
@@ -96,7 +92,7 @@ print(rank, total.item(), *(os.environ[name] for name in names), flush=True)
     for said in (b"GET / HTTP/1.1\r\n\r\n", b"y" * 100_000, b"0" * 32 + b'\n{"kind": "join", "node": 1}\n'):
         assert len(stranger(hub, said)) <= 33
     for pid in pids:
-        os.kill(pid, ACT)
+        os.kill(pid, signal.SIGRTMIN)
     code, out, err = job.finish(process)
     assert (code, out) == (0, "0 24.0 0 0 4 2 2 1\n"), err
     assert [line for line in err.splitlines() if "file system" not in line] == [
@@ -116,75 +112,78 @@ print(rank, total.item(), *(os.environ[name] for name in names), flush=True)
 
 
 @pytest.mark.parametrize(
-    ("how", "expected", "rank", "words"),
-    [
-        ("raise", 1, 3, "ValueError on rank 3"),
-        ("exit", 1, 3, "rank 3 ended with exit code 0 while rank "),
-        ("worker", 137, 1, "killed by SIGKILL on rank 1"),
-        ("agent 1", 1, 2, "is lost: its agent was killed by SIGKILL"),
-        ("agent 0", 1, 0, "is lost: its agent was killed by SIGKILL"),
-        ("command", -9, None, ""),
-    ],
+    ("who", "expected", "rank"), [("agent 1", 1, 2), ("agent 0", 1, 0), ("command", -signal.SIGKILL, None)]
 )
-def test_a_failure_on_one_node_ends_all_within_seconds_and_is_named(
-    make_job: MakeJob, how: str, expected: int, rank: int | None, words: str
+def test_the_end_of_an_agent_or_of_the_command_ends_all_within_seconds_and_a_lost_node_is_named(
+    make_job: MakeJob, who: str, expected: int, rank: int | None
 ) -> None:
     job = make_job(WORKS)
-    process = job.start("cluster.nodes=2", arguments=(how,))
-    pids = job.hears("up", workers=4)
-    agents = agents_of(process, pids)
+    process = job.start("cluster.nodes=2")
+    agents = agents_of(process, job.hears("up", workers=4))
     began = time.monotonic()
-    if how in ("raise", "exit"):
-        os.kill(pids[3], ACT)
-    else:
-        who = {"worker": pids[1], "agent 0": agents[0], "agent 1": agents[1], "command": process.pid}[how]
-        os.kill(who, signal.SIGKILL)
+    os.kill({"agent 0": agents[0], "agent 1": agents[1], "command": process.pid}[who], signal.SIGKILL)
     code, out, err = job.finish(process)
-    job.check_gone(deadline_s=5 if how == "command" else 0.1)
-    took = time.monotonic() - began
-    assert took < (10 if how.startswith("agent") else 5)
+    # Where the command itself was killed there is nobody left to wait for.
+    job.check_gone(deadline_s=5 if who == "command" else 0.1)
+    assert time.monotonic() - began < SOON_S
     assert (code, out) == (expected, ""), err
-    assert words in err
-    assert err.count("✗") == (0 if how == "command" else 1)
+    assert err.count("✗") == (0 if who == "command" else 1)
     if rank is None:
         return
+    assert "is lost: its agent was killed by SIGKILL" in err
     failure = job.failure
     assert (failure["rank"], failure["host"], failure["exit_code"]) == (rank, socket.gethostname(), expected)
     assert job.run.read_status()["state"] == "failed"
-    if how == "raise":
-        assert (failure["message"], failure["place"]) == ("broken on purpose", "script.py:12 in act")
-        # What the others say of it is in their logs, and nowhere else.
-        assert "Error" in job.run.log(0, 0).read_text()
 
 
-def test_all_nodes_start_again_as_one_attempt_and_the_first_error_is_told_whichever_node_it_was_on(
-    make_job: MakeJob,
-) -> None:
-    job = make_job(
-        """
-import os
+FAILS = """
+import os, signal, time
 import torch, torch.distributed as dist
+def fail(how):
+    open(f"at-{attempt}", "w").write(str(time.time()))
+    if how == "raise":
+        raise ValueError("broken on purpose")
+    if how == "end":
+        os._exit(0)
+    if how == "abort":
+        os.abort()
+    os.kill(os.getpid(), signal.SIGKILL)
 dist.init_process_group("gloo")
 total = torch.ones(1)
 dist.all_reduce(total)
 attempt, rank = int(os.environ["PACELINE_ATTEMPT"]), dist.get_rank()
-if (attempt, rank) in ((0, 2), (1, 1)):
-    raise ValueError(f"broken in {attempt}")
-dist.all_reduce(total)
 print(attempt, rank, total.item(), flush=True)
+dist.barrier()
+hows = {(0, 3): "end", (1, 2): "abort", (2, 1): "kill", (3, 3): "raise"}
+if how := hows.get((attempt, rank)):
+    fail(how)
+dist.all_reduce(total)
 """
-    )
+
+
+def test_whichever_way_a_worker_fails_on_whichever_node_all_end_at_once_and_start_again_as_one_attempt(
+    make_job: MakeJob,
+) -> None:
+    job = make_job(FAILS)
     code, out, err = job.go("cluster.nodes=2", "cluster.max_restarts=3")
-    assert (code, out) == (0, "2 0 16.0\n"), err
+    assert (code, out) == (1, "".join(f"{attempt} 0 4.0\n" for attempt in range(4))), err
     events = [row for row in read_json_lines(job.run.events) if row["event"] == "attempt_failed"]
-    assert [(row["attempt"], row["rank"], row["message"]) for row in events] == [
-        (0, 2, "broken in 0"),
-        (1, 1, "broken in 1"),
-    ]
-    assert err.count("✗") == 2
-    assert "restart 2 of 3" in err
-    assert job.run.log(2, 3).read_text() == "2 3 16.0\n"
-    assert not job.run.log(3, 0).exists()
+    told = [(row["attempt"], row["rank"], row["type"]) for row in events]
+    assert told == [(0, 3, "EarlyExit"), (1, 2, "killed by SIGABRT"), (2, 1, "killed by SIGKILL")]
+    assert "rank 3 ended with exit code 0 while rank " in events[0]["message"]
+    ends = [*(row["time"] for row in events), job.run.failure.stat().st_mtime]
+    for attempt, end in enumerate(ends):
+        assert end - float((job.folder / f"at-{attempt}").read_text()) < SOON_S
+    assert err.count("✗") == 4
+    assert "restart 3 of 3" in err
+    assert "✗ failed: ValueError on rank 3" in err
+    assert "+ 3 more: " in err
+    failure = job.failure
+    assert (failure["rank"], failure["host"], failure["attempt"]) == (3, socket.gethostname(), 3)
+    assert (failure["message"], failure["place"]) == ("broken on purpose", "script.py:7 in fail")
+    # What the others say of it is in their logs, and nowhere else.
+    assert "Error" in job.run.log(3, 0).read_text()
+    assert job.run.log(3, 2).read_text().startswith("3 2 4.0\n")
     assert job.alive() == []
 
 
@@ -233,15 +232,7 @@ def test_a_request_to_the_command_or_to_any_agent_reaches_all_workers_once(
 
 
 def test_who_insists_at_one_agent_ends_the_workers_of_all(make_job: MakeJob) -> None:
-    job = make_job(
-        TELLS
-        + """
-signal.signal(signal.SIGTERM, lambda *_: tell("asked"))
-tell("up")
-while True:
-    signal.pause()
-"""
-    )
+    job = make_job(ENDS_BY_FORCE)
     process = job.start("cluster.nodes=2")
     agent = agents_of(process, job.hears("up", workers=4))[1]
     os.kill(agent, signal.SIGINT)
@@ -319,7 +310,7 @@ def test_a_node_that_has_stopped_is_noticed_and_named_but_not_a_job_that_was_sus
 ) -> None:
     job = make_job(WORKS)
     job.command = [sys.executable, "-c", SOON]
-    process = job.start("cluster.nodes=2", arguments=("wait",))
+    process = job.start("cluster.nodes=2")
     pids = job.hears("up", workers=4)
     agents = agents_of(process, pids)
     ends = os.pidfd_open(process.pid)
@@ -377,7 +368,7 @@ def test_a_node_that_is_cut_off_is_named_and_both_sides_end(
     job = make_job(WORKS)
     job.command = [sys.executable, "-c", SOON]
     places = {"HOST": "10.213.77.1", "OTHER_PYTHON": str(other), "GLOO_SOCKET_IFNAME": link}
-    process = job.start("cluster.nodes=2", arguments=("wait",), **places)
+    process = job.start("cluster.nodes=2", **places)
     agents_of(process, job.hears("up", workers=4))
     began = time.monotonic()
     subprocess.run(["ip", "link", "set", link, "down"], check=True)
