@@ -77,8 +77,8 @@ class Parser(argparse.ArgumentParser):
                     else f"{typed('status')} lists the runs, and how each goes on",
                 )
         if near := next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)), None):
-            mended = [near + word.removeprefix(name) if word == option else word for word in arguments]
-            return ConfigError(f"{problem}. Did you mean {near}?", typed(self._verb, *mended))
+            meant = near + option.removeprefix(name)
+            return ConfigError(f"{problem}. Did you mean {near}?", listing, instead=([option], [meant]))
         if self._takes_overrides and (words := as_overrides(arguments, known)):
             return ConfigError(f"{problem}: keys are set without dashes", typed(self._verb, *words))
         if self._takes_overrides and (key := _key_of(option)):

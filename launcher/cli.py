@@ -8,9 +8,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.arguments import as_overrides, typed
-from launcher.scripts import behind_dashes, is_script, starts_python
+from launcher.scripts import FOR_PROGRAMS, behind_dashes, is_script, starts_python
 from launcher.streams import outlive_readers
 from trainer.errors import ConfigError, PacelineError
 from trainer.wording import command
@@ -44,14 +45,18 @@ VERBS = {
         starts=True,
         takes="overrides",
     ),
-    "status": Verb("all runs, or one: state, step, rate, ETA", ("ps", "ls", "list", "runs", "jobs"), runs=1),
-    "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat"), runs=1),
+    "status": Verb(
+        "all runs, or one: state, step, rate, ETA",
+        ("ps", "ls", "list", "runs", "jobs", "top", "watch", "info", "history"),
+        runs=1,
+    ),
+    "logs": Verb("what a rank has printed", ("log", "tail", "output", "cat", "less", "follow", "attach"), runs=1),
     "stop": Verb("ask a run to end; a training saves first", ("kill", "cancel", "end", "scancel", "abort"), runs=1),
     "diff": Verb("the first step at which two runs part", ("compare", "cmp", "versus"), runs=2),
     "replay": Verb("do some steps again, and compare", ("redo", "reproduce", "rerun"), runs=1),
     "doctor": Verb(
         "what is wrong with this machine, or with a disk",
-        ("check", "env", "diagnose", "health", "info"),
+        ("check", "env", "diagnose", "health"),
         takes="overrides",
     ),
     "config": Verb("look at the configuration", ("conf", "cfg", "settings", "show")),
@@ -142,6 +147,8 @@ def _unknown(name: str, rest: list[str]) -> ConfigError:
     meant = meant or next(iter(difflib.get_close_matches(word, VERBS, n=1)), None)
     if meant is None:
         return ConfigError(problem, f"{typed('--help')} lists them")
+    if meant == "run" and len(rest) == 1 and _is_run(rest[0]):
+        return _resuming(problem, rest)
     if meant == "run" and "--" not in rest:
         rest = behind_dashes(rest) or rest
         rest = as_overrides(rest) or rest
@@ -165,7 +172,16 @@ def _resuming(problem: str, rest: list[str]) -> ConfigError:
     if words is None:
         return ConfigError(problem, f"the command that began {run.name}, again, with run.name={run.name}")
     own = words.index("--") if "--" in words else len(words)
-    return ConfigError(problem, typed("run", *words[:own], *more, *words[own:]))
+    # What does not matter to every program is for the script.
+    its = [word for word in more if own < len(words) and not word.startswith(FOR_PROGRAMS)]
+    ours = [word for word in more if word not in its]
+    return ConfigError(problem, typed("run", *words[:own], *ours, *words[own:], *its))
+
+
+def _is_run(word: str) -> bool:
+    from trainer.run.runname import is_run
+
+    return "=" not in word and is_run(Path("runs", word))
 
 
 def _version() -> str:

@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+FOR_PROGRAMS = ("run.name=", "run.dir=", "run.fresh=", "cluster.", "cluster=", "device=", "hydra.", "hydra/")
+"""What an override begins with that matters to any program."""
+
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*")
 _TAKE_A_VALUE = ("-W", "-X")
 _WORKERS = re.compile(r"--nproc[-_]per[-_]node(?:=(?P<count>\d+))?")

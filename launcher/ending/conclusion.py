@@ -233,7 +233,7 @@ class Account:
         if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung and not peers.is_gone(failure.message):
             # Rank 0 has the terminal and has said it, unless it only heard of others' end.
             step = verdict.next_step(code, self._plan.again, ours=True, override=row.get("override", ""))
-            told = {"more": others, "log": row["log"], **step}
+            told = {"others": others, "log": row["log"], **step}
             print("\n".join(f"  {label:<7} {text}" for label, text in told.items() if text), file=sys.stderr)
         else:
             print(verdict.panel(row, again=self._plan.again, ours=self._is_ours), file=sys.stderr)

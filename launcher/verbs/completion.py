@@ -16,8 +16,9 @@ paceline completion bash|zsh|fish
   eval "$(paceline completion zsh)"      in ~/.zshrc
   paceline completion fish | source      in ~/.config/fish/config.fish
 
-Prints a script with which the tab key completes commands, options, recipes, groups, keys, values,
-runs and paths. Give the whole path of paceline there if PATH does not find it in a new shell."""
+Prints a script with which the tab key completes commands, options, recipes,
+groups, keys, values, runs and paths. Give the whole path of paceline there if
+PATH does not find it in a new shell."""
 
 
 def main(arguments: Sequence[str]) -> int:

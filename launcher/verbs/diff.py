@@ -15,17 +15,19 @@ from trainer.run.parting import compare, trace_of
 from trainer.wording import plural
 
 HELP = """\
-paceline diff RUN1 RUN2 [--json] [--dir DIR]
+paceline diff RUN1 RUN2 [--json | -q] [--dir DIR]
 
   paceline diff first-try second-try
 
-The first step whose loss or weights are not the same bit for bit, and what differs in the
-configuration, code and machines that trained it. RUN is a run's name or its directory.
+The first step whose loss or weights are not the same bit for bit, and what
+differs in the configuration, code and machines that trained it.
+RUN is a run's name or its directory.
 
   --json      for programs
+  -q          that step's number alone
   --dir DIR   where the runs are (runs)
 
-Exit codes: 0 all that both have recorded is the same, 1 they part, 2 wrong arguments."""
+Exit codes: 0 they are the same, 1 they part, 2 wrong arguments."""
 
 _ROUNDING = ("log_every_steps", "micro_batch_size", "on_nonfinite")
 _SHOWN = 8
@@ -34,7 +36,7 @@ _COMMIT = 12
 
 def main(arguments: Sequence[str]) -> int:
     """Compares two runs; returns the exit code."""
-    parser = Parser("diff", HELP, flags=["--json"], values=["--dir"])
+    parser = Parser("diff", HELP, flags=["--json", "-q"], values=["--dir"])
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     differences = dict(_differences(sides, [one.path, other.path]))
     if options.json:
         print(json.dumps({"version": 1, "agree": parting.agree, **asdict(parting), "differences": differences}))
+        return 0 if parting.agree else 1
+    if options.q:
+        print("" if parting.agree else f"{parting.first}\n", end="")
         return 0 if parting.agree else 1
     first, *more = parting.lines()
     print(f"{one.name} and {other.name}: {first}")

@@ -12,29 +12,32 @@ from launcher.doctor.finding import FAIL, WARN, Finding, examine, lines, worst
 from trainer.errors import UnfitError
 
 HELP = """\
-paceline doctor [KEY=VALUE ...] [--quick] [--storage DIR] [--json]
+paceline doctor [KEY=VALUE ...] [--quick] [--storage DIR] [--json | -q]
 
-  paceline doctor                     Python, packages, GPUs, memory, limits, ports, disk
+  paceline doctor                     Python, packages, GPUs, memory, ports
   paceline doctor data.workers=16     the same for a job with these settings
-  paceline doctor --storage /scratch  tries whether a disk keeps what checkpoints rely on
+  paceline doctor --storage /scratch  does a disk keep what checkpoints rely on?
 
-  --quick        without the trials of torch: matmul, memory, all-reduce, decoding; seconds
-  --storage DIR  replace, rename, sync, lock, append, links, room, speed, clock; leaves nothing there
+  --quick        without the trials of torch (matmul, all-reduce, decoding)
+  --storage DIR  replace, rename, sync, lock, append, links, room, speed, clock
   --json         for programs
+  -q             the names of what is not well, and nothing else
 
 Each line is pass, warn or fail. Exit code 3 when one is fail."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Examines the environment or a disk; returns 0, or 3 where something is unfit."""
-    parser = Parser("doctor", HELP, flags=["--json", "--quick"], values=["--storage", "--config-dir"], overrides=True)
+    parser = Parser(
+        "doctor", HELP, flags=["--json", "--quick", "-q"], values=["--storage", "--config-dir"], overrides=True
+    )
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
     check_overrides(options.words)
 
     def show(findings: Sequence[Finding]) -> None:
-        if not options.json:
+        if not (options.json or options.q):
             print("\n".join(lines(findings)), flush=True)
 
     if options.storage is not None:
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         rows = [finding.to_json() for finding in findings]
         told = {"version": 1, "state": worst(findings), "verdict": verdict, "findings": rows}
         print(json.dumps(told, indent=2, ensure_ascii=False))
+    elif options.q:
+        print("".join(f"{finding.name}\n" for finding in findings if finding.state in (WARN, FAIL)), end="")
     else:
         print(f"\n{verdict}")
     return UnfitError.exit_code if worst(findings) == FAIL else 0

@@ -15,12 +15,12 @@ from trainer.errors import ConfigError
 from trainer.rundir import RunDir, is_number
 
 HELP = """\
-paceline logs RUN [-f] [--rank R | --errors] [--attempt N] [--dir DIR] [--json | -q]
+paceline logs RUN [-f] [--rank R | --errors] [--attempt N] [--json | -q]
 
-  paceline logs RUN              the rank that failed first, else rank 0; the latest attempt
-  paceline logs RUN --rank 5     another rank
-  paceline logs RUN -f           follow it until the job ends, over restarts too
-  paceline logs RUN --errors     the errors of all ranks, each once, the cause first
+  paceline logs RUN            the rank that failed first, else 0; last attempt
+  paceline logs RUN --rank 5   another rank
+  paceline logs RUN -f         follow it until the job ends, over restarts too
+  paceline logs RUN --errors   each error of all ranks once, the cause first
 
 RUN is a run's name or its directory.
 

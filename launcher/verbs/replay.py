@@ -1,10 +1,12 @@
 """`paceline replay`: does some steps of a run again, beside it, and says whether they come out as recorded."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher import runs
@@ -15,30 +17,35 @@ from trainer.run import history
 from trainer.run.history import Setup
 from trainer.run.parting import trace_of
 from trainer.rundir import RunDir, read_json
-from trainer.wording import plural
+from trainer.wording import duration, plural
 
 HELP = """\
-paceline replay RUN --step N [--steps K] [--workers W] [--dir DIR] [data.root=DIR]
+paceline replay RUN --step N [--steps K] [--workers W] [data.root=DIR]
 
-  paceline replay first-try --step 120              step 120 again, from the checkpoint before
-  paceline replay first-try --step 120 --steps 50   and the 49 after it
+  paceline replay first-try --step 120             from the checkpoint before it
+  paceline replay first-try --step 120 --steps 50  and the 49 after it
 
-With the same samples, up to the next row of metrics; the run is not touched. Says whether
-losses and weights come out as recorded, and if not: data, code or hardware.
+With the same samples, up to the next row of metrics; the run is not touched.
+Says whether losses and weights come out as recorded, and if not: data, code or
+hardware.
 
-  --workers W   processes (as many as the run had, where this machine has the GPUs; else 1)
-  --dir DIR     where the runs are (runs)
-  data.root=DIR where the data is now, if it has moved since the last attempt
+  --step N       the first step
+  --steps K      how many (1)
+  --workers W    processes (as many as the run had, or 1 without its GPUs)
+  --dir DIR      where the runs are (runs)
+  --json         for programs
+  data.root=DIR  where the data is now, if it has moved since the last attempt
 
 Exit codes: 0 as recorded, 1 not, 2 wrong arguments, 3 cannot be done here."""
 
 
 _TURNS = 4
+_WORD_S = 10.0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Replays some steps; returns the exit code."""
-    parser = Parser("replay", HELP, values=["--step", "--steps", "--workers", "--dir"])
+    parser = Parser("replay", HELP, flags=["--json"], values=["--step", "--steps", "--workers", "--dir"])
     options = parser.read(arguments)
     if options.help:
         return parser.print_text()
@@ -64,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PACELINE_")}
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             kept.pop(name, None)
-        done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+        done = _replayed(command, kept)
         found = read_json(verdict)
     if not found:
         raise TrainingError(
@@ -72,11 +79,34 @@ def main(arguments: Sequence[str]) -> int:
             f"see it whole: {' '.join(command)}",
         )
     code = int(found["code"])
+    if options.json:
+        not_compared = [last + 1, asked] if last < asked else None
+        print(json.dumps({"version": 1, **found, "steps": [first, min(last, asked)], "not_compared": not_compared}))
+        return code
     for line in found["lines"]:
         print(line, file=sys.stderr if code > 1 else sys.stdout)
     if last < asked:
         print(_not_compared(run, span.setup, last + 1, asked))
     return code
+
+
+def _replayed(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Runs a command to its end, and says now and then that it does."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    with process:
+        while True:
+            try:
+                out, err = process.communicate(timeout=_WORD_S)
+            except subprocess.TimeoutExpired:
+                print(f"  still at it, after {duration(time.monotonic() - began)}", file=sys.stderr)
+            except BaseException:
+                process.terminate()
+                raise
+            else:
+                return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _not_compared(run: RunDir, setup: Setup, first: int, last: int) -> str:

@@ -11,30 +11,30 @@ from pathlib import Path
 from launcher import runs
 from launcher.arguments import Parser, check_overrides, typed
 from launcher.plan import Program, again_command, cores_lines, plan_job, render
-from launcher.scripts import starts_python, with_program
+from launcher.scripts import FOR_PROGRAMS, starts_python, with_program
 from trainer.errors import ConfigError
 from trainer.rundir import RunDir
 from trainer.wording import plural, short_path
 
 HELP = """\
-paceline run [KEY=VALUE ...] [--dry-run | --detach] [--config-dir DIR] [-- PROGRAM]
+paceline run [KEY=VALUE ...] [--dry-run | --detach] [-- PROGRAM]
 
   paceline run recipe=fashion_mnist epochs=2 optim.lr=0.05
   paceline run cluster.gpus_per_node=4 -- train.py --lr 1     your own script
   paceline run cluster.gpus_per_node=4 -- -m package.train    your own module
 
-One worker on every GPU, or two on a machine without one. `paceline config` lists the keys.
+One worker on every GPU, or two on a machine without one.
 cluster.nodes=2 tries on this machine what several would do.
-The same run.name again goes on from the last checkpoint; run.fresh=true starts over beside it.
+`paceline config` lists the keys.
+The same run.name again goes on from the last checkpoint; run.fresh=true starts
+over beside it.
 
-  --dry-run         print workers, command and environment; start nothing, write nothing
-  --detach          check everything, start, and return: it outlives this terminal
+  --dry-run         print workers, command and environment; start nothing
+  --detach          check everything, start, return: it outlives this terminal
   --config-dir DIR  more configuration groups (DIR/recipe/mine.yaml, ...)
   --debug           show tracebacks and torch's own messages"""
 
 _FLAGS = ("--dry-run", "--detach")
-_FOR_PROGRAMS = ("run.name=", "run.dir=", "run.fresh=", "cluster.", "cluster=", "device=", "hydra.", "hydra/")
-"""What an override begins with that matters to any program."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments[:cut])
     if options.help:
         return parser.print_text()
+    _check_no_run(options.words, arguments)
     check_overrides(options.words)
     if begun := _as_begun(options, arguments):
         print(f"as it was begun: {typed('run', *begun)}", file=sys.stderr)
@@ -171,6 +172,20 @@ def _no_script(words: Sequence[str], program: Sequence[str]) -> ConfigError:
     return ConfigError(problem, typed("run", *words, "--", str(Path(first).with_name(near)), *others))
 
 
+def _check_no_run(words: Sequence[str], arguments: Sequence[str]) -> None:
+    """Refuses the name of a run where an override is expected.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    from trainer.run.runname import is_run
+
+    for word in words:
+        if "=" not in word and is_run(Path("runs", word)):
+            named = [f"run.name={word}" if other == word else other for other in arguments]
+            raise ConfigError(f"{word!r} is a run, and no override", typed("run", *named))
+
+
 def _as_begun(options: argparse.Namespace, arguments: list[str]) -> list[str] | None:
     """The whole command line of a run that is only named, from its record; None where more is said, or it is new."""
     from trainer.run.runname import continuing, wrong_name
@@ -199,7 +214,7 @@ def _check_effect(options: argparse.Namespace, words: Sequence[str], program: Se
         ConfigError: there are such keys.
     """
     # A recipe of the user's own may say where the workers run.
-    matter = (*_FOR_PROGRAMS, "recipe=") if options.config_dir else _FOR_PROGRAMS
+    matter = (*FOR_PROGRAMS, "recipe=") if options.config_dir else FOR_PROGRAMS
     idle = [word for word in options.words if not word.lstrip("+~").startswith(matter)]
     if idle:
         keys = ", ".join(word.partition("=")[0].lstrip("+~") for word in idle)

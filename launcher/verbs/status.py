@@ -20,7 +20,8 @@ paceline status [RUN] [--dir DIR] [--json] [-q]
   paceline status               every run in runs/, the latest first
   paceline status RUN           one run; RUN is its name or its directory
 
-A run is lost when it says that it runs and nobody is there. Only files are read, from any terminal.
+A run is lost when it says that it runs and nobody is there.
+Only files are read, from any terminal.
 
   --dir DIR   where the runs are (runs)
   --json      for programs
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     elif views:
         _print_table(views)
     else:
-        print(f"no runs in {directory}")
+        print(f"no runs in {directory}", file=sys.stderr)
     return 0
 
 

@@ -16,9 +16,10 @@ paceline stop RUN [--wait | --now] [--dir DIR]
 
   paceline stop RUN          ask it to end; a training saves a checkpoint first
   paceline stop RUN --wait   and wait until it has
-  paceline stop RUN --now    kill its workers; what came after the last checkpoint is lost
+  paceline stop RUN --now    kill it; what no checkpoint has is lost
 
-RUN is a run's name or its directory. The same command that began a training goes on from the checkpoint.
+RUN is a run's name or its directory.
+The same command that began a training goes on from the checkpoint.
 A script of your own gets SIGTERM, and SIGKILL after cluster.grace_seconds.
 
   --wait      wait, and say at which step it ended

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import HELP, VERBS, main
+from launcher.completion.candidates import options_of
 from tests.launcher.conftest import ROOT
 from trainer.rundir import RunDir, write_json
 
@@ -37,6 +38,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["run", "recipe=digits", "--dry-run"], ("hydra", "omegaconf")),
         (["config", "show", "recipe=digits"], ("hydra", "omegaconf")),
         (["config", "explain", "optim.lr"], ("hydra", "omegaconf")),
+        (["completion", "reply", "fish", "run", "model.name="], ()),
     ],
 )
 def test_nothing_heavy_is_imported_to_look_or_to_plan(arguments: list[str], allowed: tuple[str, ...]) -> None:
@@ -56,8 +58,41 @@ def test_help_fits_on_a_screen_and_names_every_command(capsys: pytest.CaptureFix
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
     assert all(f"\n  {verb} " in HELP for verb in VERBS)
-    for verb in VERBS:
-        assert said(capsys, verb, "--help")[0] == 0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verbs_help_fits_on_a_screen_too_and_begins_with_how_it_is_called(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = said(capsys, verb, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"paceline {verb}")
+    assert out.count(f"paceline {verb}") > 1 or verb == "completion"
+    assert len(out.splitlines()) <= 24
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"run", "stop", "completion"}))
+def test_what_reads_can_be_asked_for_json_and_what_lists_for_names_alone(verb: str) -> None:
+    options = {option.name for option in options_of(verb)}
+    assert "--json" in options
+    # A replay names nothing but its verdict.
+    assert "-q" in options or verb == "replay"
+
+
+def test_names_alone_are_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "config", "recipe", "-q") == (
+        0,
+        "recipe=digits\nrecipe=fashion_mnist\nrecipe=finetune\nrecipe=synthetic\n",
+        "",
+    )
+    assert "optim.lr\n" in said(capsys, "config", "optim", "-q")[1]
+    assert "optim.lr\n" in said(capsys, "config", "show", "recipe=digits", "-q")[1]
+    assert said(capsys, "config", "explain", "optim.lr", "optim.lr=0.5", "-q") == (0, "0.5\n", "")
+    assert said(capsys, "config", "diff", "recipe=digits", "recipe=digits epochs=99", "-q") == (0, "epochs\n", "")
+    found = json.loads(said(capsys, "doctor", "--quick", "--json")[1])["findings"]
+    names = [finding["name"] for finding in found if finding["state"] in ("warn", "fail")]
+    assert said(capsys, "doctor", "--quick", "-q")[1].splitlines() == names
 
 
 def test_version_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +187,8 @@ def test_a_mistake_is_told_in_a_few_lines_with_its_remedy_and_starts_nothing(
         ("run -c job recipe=digits", "config show recipe=digits"),
         ("run mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
         ("train mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
+        ("run --dryrun -- mine.py", "run --dry-run -- mine.py"),
+        ("run -- --detach mine.py", "run --detach -- mine.py"),
         ("mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
         ("run --nproc_per_node 4 mine.py --lr 0.1", "run cluster.gpus_per_node=4 -- mine.py --lr 0.1"),
         ("run -- python -u mine.py --lr 0.1", "run -- mine.py --lr 0.1"),
@@ -208,7 +245,12 @@ def test_who_wants_to_resume_a_run_is_given_the_command_that_began_it(
     run = RunDir(tmp_path / "runs" / "x")
     write_json(run.job, {"argv": ["paceline", "run", "recipe=digits", "run.fresh=true", "--", "mine.py", "--lr", "1"]})
     assert "paceline run recipe=digits run.name=x -- mine.py --lr 1\n" in said(capsys, "resume", "x")[2]
-    assert "paceline run recipe=digits run.name=x epochs=3 -- mine.py" in said(capsys, "resume", "x", "epochs=3")[2]
+    told = said(capsys, "resume", "x", "epochs=3", "cluster.max_restarts=1")[2]
+    assert "paceline run recipe=digits run.name=x cluster.max_restarts=1 -- mine.py --lr 1 epochs=3\n" in told
+    assert "paceline run recipe=digits run.name=x -- mine.py --lr 1\n" in said(capsys, "train", "x")[2]
+    code, _, err = said(capsys, "run", "--dry-run", "x")
+    assert (code, err.splitlines()[0]) == (2, "error: 'x' is a run, and no override")
+    assert err.splitlines()[1].endswith("paceline run --dry-run run.name=x")
     write_json(run.job, {"argv": ["/there/trainer/__main__.py", "recipe=digits", "run.fresh=true"]})
     assert "python -m trainer recipe=digits run.name=x\n" in said(capsys, "resume", "x")[2]
     assert "-m trainer recipe=digits run.name=x\n" in said(capsys, "run", "run.name=x", "--dry-run")[1]

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -324,3 +326,26 @@ def test_a_run_that_ended_early_says_how_and_from_where_it_goes_on(
     assert "finished 1 m 3" in shown
     assert re.search(r"took +1 m 08 s", shown)
     assert f"metrics    {run.metrics}" in shown
+
+
+def test_colours_are_for_those_who_want_them_and_a_state_is_a_word_without_them(tmp_path: Path) -> None:
+    make_run(tmp_path, "x", state="failed")
+
+    def shown(**environment: str) -> bytes:
+        pid, terminal = pty.fork()
+        if pid == 0:
+            command = [sys.executable, "-m", "launcher", "status", "--dir", str(tmp_path)]
+            os.execve(command[0], command, {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], **environment})
+        seen = b""
+        with suppress(OSError):
+            while data := os.read(terminal, 1 << 16):
+                seen += data
+        os.close(terminal)
+        os.waitpid(pid, 0)
+        return seen
+
+    assert b"\x1b[31mfailed" in shown(TERM="xterm")
+    plain = shown(TERM="xterm", NO_COLOR="1")
+    assert b"  failed " in plain
+    assert not re.search(rb"\x1b\[3\dm", plain)
+    assert b"\x1b" not in shown(TERM="dumb")
