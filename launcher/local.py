@@ -1,8 +1,10 @@
 """Runs a plan on this machine: prepares the run directory, starts the agent and hands signals on to it."""
 
+import errno
 import fcntl
 import os
 import shutil
+import socket
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from launcher.ending.conclusion import Account, in_use
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from trainer.run import runname
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, write_json
 from trainer.stop import asked_by
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         with suppress(OSError):
             request.unlink()
     try:
-        attempt = _take_attempt(run)
+        attempt = _take_attempt(run, plan.max_restarts)
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
     try:
@@ -75,27 +77,37 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
     )
 
 
-def _take_attempt(run: RunDir) -> int:
+def _take_attempt(run: RunDir, restarts: int) -> int:
     """Makes the folder of an attempt's logs, which makes its number this job's; returns the number.
+
+    Those that follow are this job's, too, as long as it lives: as many as it may need for restarts.
 
     Raises:
         OSError: the directory cannot be made.
     """
-    attempt = run.next_attempt()
-    run.log(attempt, 0).parent.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            run.log(attempt, 0).parent.mkdir()
-        except FileExistsError:
-            # Another launcher was faster.
-            attempt += 1
-        else:
-            break
+    logs = run.log(0, 0).parent.parent
+    made = logs / f".attempt-{socket.gethostname()}-{os.getpid()}"
+    made.mkdir(parents=True, exist_ok=True)
     # Without locks a launch that has died is told by the clock alone.
     with suppress(OSError):
         # Held as long as this process lives, so that everybody sees whether there is somebody to wait for.
-        fcntl.flock(os.open(run.log(attempt, 0).parent, os.O_RDONLY), fcntl.LOCK_EX)
-    return attempt
+        fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)
+    try:
+        # Before it has its name: who comes next must see at once which numbers are taken.
+        write_json(made / run.attempt_restarts(0).name, {"restarts": restarts})
+        while True:
+            attempt = run.next_attempt()
+            try:
+                made.rename(run.log(attempt, 0).parent)
+            except OSError as error:
+                # Another launcher was faster.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            else:
+                return attempt
+    except OSError:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def run(plan: JobPlan) -> int:

@@ -1,8 +1,6 @@
 """Runs as their directories show them, from any terminal: what state they are in, where, and how far."""
 
 import argparse
-import fcntl
-import os
 import socket
 import time
 from dataclasses import dataclass
@@ -268,18 +266,8 @@ def _is_launching(run: RunDir, launched: dict[str, Any]) -> bool:
     """Whether the launcher of an attempt that has said nothing yet may still be there."""
     if launched.get("host") != socket.gethostname():
         return True
-    try:
-        descriptor = os.open(run.log(int(launched.get("attempt") or 0), 0).parent, os.O_RDONLY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        # Held, or on a file system without locks: then the clock tells.
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    # Without locks the clock tells.
+    return run.may_be_launching(int(launched.get("attempt") or 0))
 
 
 def _beat(run: RunDir) -> float:

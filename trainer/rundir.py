@@ -179,6 +179,10 @@ class RunDir:
         """What was launched as an attempt, as its launcher has kept it for itself."""
         return self.path / "logs" / f"attempt-{attempt}" / "job.json"
 
+    def attempt_restarts(self, attempt: int) -> Path:
+        """How many restarts a launcher may make of an attempt; while it lives the next numbers are for these."""
+        return self.path / "logs" / f"attempt-{attempt}" / "restarts.json"
+
     def launches(self) -> list[dict[str, Any]]:
         """The rows of job.json, the last to begin last; where it has none, all that it has as one row."""
         job = read_json(self.job)
@@ -187,11 +191,34 @@ class RunDir:
         return [row for row in rows if isinstance(row.get("attempt", 0), int)] or [job]
 
     def next_attempt(self) -> int:
-        """The number of the attempt to come: one more than the highest that any file knows of; logs may be deleted."""
+        """The number of the attempt to come: one more than the highest that any file knows of; logs may be deleted.
+
+        What launchers that still live may need for restarts is passed over.
+        """
         names = [path.name.removeprefix("attempt-") for path in (self.path / "logs").glob("attempt-*")]
         known = [row.get("attempt") for row in self.launches()]
-        known += [self.read_status().get("attempt"), *(int(name) for name in names if is_number(name))]
+        known += [self.read_status().get("attempt"), *(self._last_of(int(name)) for name in names if is_number(name))]
         return max((number for number in known if isinstance(number, int)), default=-1) + 1
+
+    def _last_of(self, attempt: int) -> int:
+        """The last number that the launcher of an attempt may still use."""
+        restarts = read_json(self.attempt_restarts(attempt)).get("restarts")
+        return attempt + restarts if isinstance(restarts, int) and self.may_be_launching(attempt) else attempt
+
+    def may_be_launching(self, attempt: int) -> bool:
+        """Whether the launcher of an attempt may still live, which holds the folder of its logs."""
+        try:
+            descriptor = os.open(self.log(attempt, 0).parent, os.O_RDONLY)
+        except OSError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            # Held, or on a file system without locks, which cannot tell.
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def is_held(self) -> bool:
         """Whether a job trains in this directory right now, judged by its lock."""

@@ -86,6 +86,8 @@ class Account:
             f"{': ' + message[0] if message else ''}\n"
             f"  log     {self._run.log(attempt, failure.rank)}\n  {count}: the workers are started again"
         )
+        if not self._may_write(attempt):
+            return
         row = {"event": "attempt_failed", "attempt": attempt, "rank": failure.rank, "type": failure.what}
         with _telling_of("events.jsonl"):
             append_json_line(self._run.events, {**row, "message": failure.message, "time": time.time()})

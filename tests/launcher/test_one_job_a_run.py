@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
+from launcher import local
 from tests.trainer_command import DIGITS, ROOT, environment
 from tests.waiting import until
 from trainer.rundir import RunDir, read_json
@@ -49,6 +52,37 @@ def test_a_job_that_loses_the_race_for_a_run_leaves_it_alone(tmp_path: Path) -> 
         assert said.count("run x is being trained by another job") == 1
         assert run.read_status()["state"] == "running"
         assert not run.failure.exists()
+
+
+def take_number(folder: Path, restarts: int, ready: str) -> None:
+    """Takes a number as a launcher does, at the moment that the others do, and lives on until it is killed."""
+    (folder / f"{ready}-here").touch()
+    until((folder / "go").exists, "all are here")
+    taken = local._take_attempt(RunDir(folder / "x"), restarts)
+    (folder / f"{ready}-taken.part").write_text(str(taken))
+    (folder / f"{ready}-taken.part").rename(folder / f"{ready}-taken")
+    time.sleep(600)
+
+
+def test_launchers_at_the_same_moment_take_no_number_that_another_may_need_for_restarts(tmp_path: Path) -> None:
+    count, restarts = 6, 3
+    launchers = [
+        get_context("fork").Process(target=take_number, args=(tmp_path, restarts, str(number)), daemon=True)
+        for number in range(count)
+    ]
+    for launcher in launchers:
+        launcher.start()
+    until(lambda: len([*tmp_path.glob("*-here")]) == count, "all are here")
+    (tmp_path / "go").touch()
+    until(lambda: len([*tmp_path.glob("*-taken")]) == count, "all have a number")
+    taken = sorted(int(path.read_text()) for path in tmp_path.glob("*-taken"))
+    run = RunDir(tmp_path / "x")
+    assert taken == [number * (restarts + 1) for number in range(count)]
+    assert run.next_attempt() == count * (restarts + 1)
+    for launcher in launchers:
+        launcher.kill()
+        launcher.join()
+    assert run.next_attempt() == taken[-1] + 1
 
 
 def test_an_unnamed_run_under_torchrun_goes_on_after_a_restart_in_the_same_directory(tmp_path: Path) -> None:

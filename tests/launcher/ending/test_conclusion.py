@@ -89,7 +89,9 @@ def test_the_end_of_a_job_that_was_overtaken_leaves_the_other_ones_run_alone(
         if others in ("taken", "running"):
             fcntl.flock(lock, fcntl.LOCK_EX)
         account.begin()
+        account.tell_restart(Outcome(ATTEMPT, exits=(Exit(0, 1, type="ValueError", message="no"),)))
         assert end(account) == code
+    assert not run.events.exists()
     assert (run.status.read_bytes(), read_json(run.failure)) == before
 
 
