@@ -68,7 +68,8 @@ def work(config: Config, stop: StopRequest, *, started: float, notes: Sequence[s
                 def begin_now() -> None:
                     nonlocal ours
                     world.on_rank_zero(lambda: opening.begin(run, kept, attempt=attempt))
-                    environment.write(run, world, attempt=attempt)
+                    for line in environment.write(run, world, attempt=attempt):
+                        console.warn(line)
                     ours = Attempt(run, attempt, is_ours=True)
 
                 # A run that goes on is left as it is until nothing of it can be refused any more.

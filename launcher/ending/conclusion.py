@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from launcher import verdict
@@ -19,6 +19,7 @@ from launcher.verdict import Exit
 from launcher.workers.output import say, tidy_terminal
 from trainer.errors import STOPPED, ConfigError, InUseError, PacelineError
 from trainer.run import launches, saved
+from trainer.run.differences import shortened
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, write_json
 from trainer.trouble import peers
@@ -91,6 +92,16 @@ class Account:
         row = {"event": "attempt_failed", "attempt": attempt, "rank": failure.rank, "type": failure.what}
         with _telling_of("events.jsonl"):
             append_json_line(self._run.events, {**row, "message": failure.message, "time": time.time()})
+
+    def tell_differences(self, lines: Sequence[str]) -> None:
+        """Shows what differs among the nodes though it should not, and keeps it among the run's events."""
+        if not lines:
+            return
+        for line in shortened(lines, str(self._run.events)):
+            say(f"warning: {line}")
+        row = {"event": "environments_differ", "attempt": self._plan.attempt, "differences": list(lines)}
+        with _telling_of("events.jsonl"):
+            append_json_line(self._run.events, {**row, "time": time.time()})
 
     def conclude(self, outcome: Outcome, stop: Stop) -> int:
         """Tells how the job ended; returns its exit code.

@@ -16,6 +16,7 @@ from launcher.plan import JobPlan
 from launcher.stop import Stop, StoppedEarly
 from launcher.verdict import Exit
 from trainer.errors import PacelineError, UnfitError
+from trainer.run import surroundings
 
 _POLL_S = 0.05
 _LEAVE_S = 5.0
@@ -142,6 +143,9 @@ class Member:
         self._clock = Clock(time.monotonic())
         self._heard = 0.0
         self._say("join", node=plan.node, host=socket.gethostname())
+        if plan.program.kind != "trainer":
+            # Our trainer's workers compare themselves.
+            self._say("found", found={**surroundings.found(), "node": plan.node})
         # It goes out once the hub has greeted; who stays a stranger for long, as in slow imports, is refused.
         deadline = time.monotonic() + self._limits.silence_s
         while not (self._channel.is_greeted or self.why_lost or stop.signal) and time.monotonic() < deadline:

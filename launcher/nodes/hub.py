@@ -20,6 +20,7 @@ from launcher.nodes.conduct import BEAT_S, Conduct, Limits, Phase, State
 from launcher.plan import JobPlan
 from launcher.stop import Stop
 from launcher.verdict import Exit
+from trainer.run.differences import in_words
 from trainer.rundir import RunDir
 
 _TICK_S = 0.1
@@ -64,6 +65,7 @@ class Hub:
         self._lost_at: dict[int, float] = {}
         self._clocks: dict[int, float] = {}
         self._outcomes: dict[int, Outcome] = {}
+        self._found: dict[int, dict[str, Any]] = {}
         self._strangers: deque[tuple[float, Channel]] = deque()
         self._told: tuple[Any, ...] = ()
         self._next_beat = 0.0
@@ -168,6 +170,10 @@ class Hub:
             self._stop.hear(message["signal"], message["reason"], insisted=message["insisted"])
         if message["kind"] == "ended":
             self._outcomes[node] = by_our_clock(Outcome.from_json(message["outcome"]), self._clocks[node])
+        if message["kind"] == "found":
+            self._found[node] = message["found"]
+            if len(self._found) == self._plan.nodes:
+                self._account.tell_differences(in_words([found for _, found in sorted(self._found.items())]))
         self._conduct.hear(node, message["kind"], now=self._clock.time, endpoint=message.get("endpoint", ""))
 
     def _lose(self, node: int, why: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, PacelineError
-from trainer.run import environment, launches
+from trainer.run import launches, surroundings
 from trainer.run.patience import saying_if_slow
 from trainer.rundir import RunDir, error_beside, read_json, write_json, write_json_once
 from trainer.terminal.console import Console
@@ -99,7 +99,7 @@ def describe(error: Exception, attempt: Attempt, *, rank: int, code: int, proble
     where = frames.innermost(traceback.extract_tb(error.__traceback__))
     row: dict[str, Any] = {
         "rank": rank,
-        "host": environment.host(),
+        "host": surroundings.host(),
         "attempt": attempt.number,
         "type": type(error).__name__,
         "message": words.message_of(error),

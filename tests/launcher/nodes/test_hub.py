@@ -22,6 +22,8 @@ from launcher.stop import Stop
 from launcher.verdict import Exit
 from tests.waiting import until
 from trainer.errors import UnfitError
+from trainer.run import surroundings
+from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
 LIMITS = Limits(join_s=20, silence_s=1.0, end_s=5)
@@ -153,6 +155,30 @@ def test_a_node_whose_imports_take_long_is_known_and_no_stranger_meanwhile(
     members[1].leave(UnfitError("no torch there", "install it"))
     conducting.join(10)
     assert codes == [members[1].code] == [UnfitError.exit_code]
+
+
+def test_nodes_that_differ_are_named_once_before_their_workers_start(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    versions = iter(["2.14.1", "2.13.0"])
+
+    def found() -> dict[str, Any]:
+        return {"host": "h", "python": "3.11.2", "packages": {"torch": next(versions)}, "variables": {}}
+
+    monkeypatch.setattr(surroundings, "found", found)
+    codes: list[int] = []
+    conducting = threading.Thread(target=lambda: codes.append(job.hub.run()), daemon=True)
+    conducting.start()
+    members = [Member(replace(job.plan, node=node), Stop(10), LIMITS) for node in range(job.plan.nodes)]
+    for member in members:
+        member.look(failing=False)
+    until(lambda: len(job.hub._found) == len(members), "both have said what they found", deadline_s=5)
+    members[1].leave(UnfitError("enough seen", "stop"))
+    conducting.join(10)
+    line = "node 1 (h) has torch 2.13.0, node 0 (h) has 2.14.1"
+    assert capfd.readouterr().err.count(f"warning: {line}\n") == 1
+    [event] = [row for row in read_json_lines(job.run.events) if row["event"] == "environments_differ"]
+    assert event["differences"] == [line]
 
 
 def test_an_agent_that_hears_nothing_any_more_ends_its_workers(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
