@@ -55,11 +55,6 @@ class Channel:
         self.is_proven = False
         self._flush()
 
-    @property
-    def is_greeted(self) -> bool:
-        """Whether the other side's word has come, before which nothing of ours is sent."""
-        return self._key is not None
-
     def fileno(self) -> int:
         """For selectors."""
         return self._socket.fileno()

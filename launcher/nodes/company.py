@@ -139,18 +139,12 @@ class Member:
         self.must_end = False
         self.code: int | None = None
         self.why_lost = ""
-        self._channel = Channel(self._connect(), plan.secret, is_server=False)
         self._clock = Clock(time.monotonic())
         self._heard = 0.0
-        self._say("join", node=plan.node, host=socket.gethostname())
+        self._join()
         if plan.program.kind != "trainer":
             # Our trainer's workers compare themselves.
             self._say("found", found={**surroundings.found(), "node": plan.node})
-        # It goes out once the hub has greeted; who stays a stranger for long, as in slow imports, is refused.
-        deadline = time.monotonic() + self._limits.silence_s
-        while not (self._channel.is_greeted or self.why_lost or stop.signal) and time.monotonic() < deadline:
-            self._wait()
-            self._exchange()
 
     def agree(self, endpoint: str) -> str:
         """See `Company`."""
@@ -205,6 +199,28 @@ class Member:
         while self.code is None and not self.why_lost and time.monotonic() < deadline:
             self._wait()
             self._exchange()
+
+    def _join(self) -> None:
+        """Makes itself known now: who stays a stranger for long, as in slow imports, is hung up on.
+
+        Where many strangers come at once an agent may be put out among them, and comes again.
+        """
+        deadline = time.monotonic() + self._limits.silence_s
+        while True:
+            self._channel = Channel(self._connect(), self._plan.secret, is_server=False)
+            self._say("join", node=self._plan.node, host=socket.gethostname())
+            try:
+                while not (self._channel.is_proven or self._stop.signal) and time.monotonic() < deadline:
+                    self._wait()
+                    for message in self._channel.receive():
+                        self._take(message)
+                return
+            except (ChannelLost, ValueError) as error:
+                if time.monotonic() > deadline:
+                    self._lose(str(error))
+                    return
+                self._channel.close()
+                time.sleep(_POLL_S)
 
     def _connect(self) -> socket.socket:
         host, _, port = self._plan.hub.rpartition(":")

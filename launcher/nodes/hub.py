@@ -25,7 +25,7 @@ from trainer.rundir import RunDir
 
 _TICK_S = 0.1
 _STRANGER_S = 10.0
-_MOST_STRANGERS = 32
+_MOST_STRANGERS = 256
 
 
 class Hub:
@@ -97,13 +97,17 @@ class Hub:
         return list(self._conduct.lost)
 
     def _listen(self) -> None:
-        for key, _ in self._selector.select(_TICK_S):
-            if key.fileobj is self._listener:
-                self._accept()
-            elif isinstance(key.data, int):
+        ready = [key for key, _ in self._selector.select(_TICK_S)]
+        for key in ready:
+            if isinstance(key.data, int):
                 self._hear(key.data)
-            else:
+            elif key.fileobj is not self._listener:
                 self._meet(key.data)
+        # Who has proved to be an agent was heard before others are let in and the oldest of them put out.
+        if any(key.fileobj is self._listener for key in ready):
+            self._accept()
+        if len(self._hosts) == self._plan.nodes and self._listener.fileno() >= 0:
+            self._close_door()
         while self._strangers and (
             len(self._strangers) > _MOST_STRANGERS or time.monotonic() - self._strangers[0][0] > _STRANGER_S
         ):
@@ -120,6 +124,13 @@ class Hub:
         channel = Channel(connection, self._secret, is_server=True)
         self._strangers.append((time.monotonic(), channel))
         self._selector.register(channel, selectors.EVENT_READ, channel)
+
+    def _close_door(self) -> None:
+        """All have come, and nobody comes twice: from now on there is nothing that a stranger could reach."""
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        for _, channel in list(self._strangers):
+            self._refuse(channel)
 
     def _meet(self, channel: Channel) -> None:
         """Hears somebody who has not shown yet that they know the secret."""
@@ -141,6 +152,8 @@ class Hub:
         self._told = ()
         for message in messages:
             self._take(node, message)
+        # The proof that it waits for.
+        channel.send({"kind": "beat"})
 
     def _is_expected(self, node: object) -> bool:
         is_node = type(node) is int and 0 <= node < self._plan.nodes

@@ -1,8 +1,11 @@
 """The hub and its agents over real connections, in one process: agents are played by threads."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,30 +119,117 @@ def test_the_first_failure_is_the_first_also_where_a_nodes_clock_is_wrong(job: J
     assert (failure["rank"], failure["type"], failure["host"]) == (1, "ValueError", "host-1")
 
 
-def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused(job: Job) -> None:
+def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused_and_nobody_when_all_have_come(job: Job) -> None:
     done = threading.Event()
     codes: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: codes.append(job.hub.run())),
-        *(
-            threading.Thread(target=play, args=(job, node), kwargs={"clock": 0.0, "until": done, "error": ""})
-            for node in (0, 1)
-        ),
+    conducting = threading.Thread(target=lambda: codes.append(job.hub.run()))
+    players = [
+        threading.Thread(target=play, args=(job, node), kwargs={"clock": 0.0, "until": done, "error": ""})
+        for node in (0, 1)
     ]
-    for thread in threads:
+    for thread in (conducting, players[0]):
         thread.start()
-    while len(job.hub._channels) < 2:
-        time.sleep(0.01)
-    for node in (1, 2, -1, "0", True, None):
+    until(lambda: len(job.hub._channels) == 1, "the first node is known", deadline_s=5)
+    for node in (0, 2, -1, "0", True, None):
         other = job.channel()
         other.send({"kind": "join", "time": time.time(), "node": node, "host": "x"})
         with pytest.raises(ChannelLost):
             hear_to_the_end(other)
+    address = job.listener.getsockname()
+    players[1].start()
+    until(lambda: len(job.hub._channels) == 2, "both are known", deadline_s=5)
+    until(lambda: job.listener.fileno() < 0, "the door is closed", deadline_s=5)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
     done.set()
-    for thread in threads:
+    for thread in (conducting, *players):
         thread.join(10)
     assert codes == [0]
     assert job.run.read_status()["state"] == "finished"
+
+
+def stranger(job: Job, said: bytes) -> bytes:
+    """What a stranger hears from the hub until it hangs up."""
+    with socket.create_connection(job.listener.getsockname()) as connection:
+        connection.settimeout(10)
+        with suppress(ConnectionError):
+            connection.sendall(said)
+            return b"".join(iter(lambda: connection.recv(4096), b""))
+    return b""
+
+
+def overheard(job: Job) -> bytes:
+    """What an agent of this job has said on another connection, word for word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with ours:
+        ours.sendall(b"0" * 32 + b"\n")
+        agent = Channel(theirs, job.plan.secret, is_server=False)
+        agent.send({"kind": "join", "time": time.time(), "node": 1, "host": "x"})
+        agent.receive()
+        agent.close()
+        return b"".join(iter(lambda: ours.recv(4096), b""))
+
+
+def test_strangers_are_hung_up_on_and_change_nothing(job: Job) -> None:
+    codes: list[int] = []
+    done = threading.Event()
+    conducting = threading.Thread(target=lambda: codes.append(job.hub.run()))
+    conducting.start()
+    silent = [socket.create_connection(job.listener.getsockname()) for _ in range(300)]
+    join = b'\n{"kind": "join", "node": 1, "host": "x", "time": 0}\n'
+    for said in (b"GET / HTTP/1.1\r\n\r\n", b"y" * 100_000, b"0" * 32 + join, overheard(job)):
+        assert len(stranger(job, said)) <= 33
+    assert job.hub._channels == {}
+    players = [
+        threading.Thread(target=play, args=(job, node), kwargs={"clock": 0.0, "until": done, "error": ""})
+        for node in (0, 1)
+    ]
+    done.set()
+    for player in players:
+        player.start()
+    for thread in (conducting, *players):
+        thread.join(10)
+    for connection in silent:
+        connection.close()
+    assert codes == [0]
+
+
+FLOOD = """
+import socket, sys
+kept = []
+print("flood", flush=True)
+while True:
+    stranger = socket.socket()
+    stranger.setblocking(False)
+    stranger.connect_ex(("127.0.0.1", int(sys.argv[1])))
+    kept.append(stranger)
+    if len(kept) > 500:
+        kept.pop(0).close()
+"""
+
+
+def test_agents_find_their_way_through_a_flood_of_strangers(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So few that an agent is put out among them, too.
+    monkeypatch.setattr(hub, "_MOST_STRANGERS", 4)
+    codes: list[int] = []
+    patient = replace(LIMITS, silence_s=20)
+    port = str(job.listener.getsockname()[1])
+    with subprocess.Popen([sys.executable, "-S", "-c", FLOOD, port], stdout=subprocess.PIPE) as flood:
+        try:
+            assert flood.stdout is not None
+            assert flood.stdout.readline() == b"flood\n"
+            conducting = threading.Thread(target=lambda: codes.append(job.hub.run()), daemon=True)
+            conducting.start()
+            until(lambda: len(job.hub._strangers) > 3, "the hub has its hands full", deadline_s=10)
+            members = [Member(replace(job.plan, node=node), Stop(10), patient) for node in range(job.plan.nodes)]
+            assert [member.why_lost for member in members] == ["", ""]
+            members[1].leave(UnfitError("no torch there", "install it"))
+            conducting.join(10)
+        finally:
+            flood.kill()
+    assert codes == [members[1].code] == [UnfitError.exit_code]
 
 
 def test_a_node_whose_imports_take_long_is_known_and_no_stranger_meanwhile(

@@ -45,17 +45,7 @@ def agents_of(process: "subprocess.Popen[str]", pids: list[int]) -> list[int]:
     return [agents[0], agents[2]]
 
 
-def stranger(port: int, said: bytes) -> bytes:
-    """What a stranger hears from the hub until it hangs up."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.settimeout(10)
-        with suppress(ConnectionError):
-            connection.sendall(said)
-            return b"".join(iter(lambda: connection.recv(4096), b""))
-    return b""
-
-
-def test_ranks_follow_the_nodes_strangers_are_refused_and_nothing_listens_or_tells_more_than_it_must(
+def test_ranks_follow_the_nodes_and_nothing_listens_or_tells_more_than_it_must(
     make_job: MakeJob,
 ) -> None:
     job = make_job(
@@ -82,15 +72,8 @@ print(rank, total.item(), *(os.environ[name] for name in names), flush=True)
         for connection in psutil.Process(pid).net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert [address.ip for address in listening] == ["127.0.0.1"] * 2
-    (hub,) = [
-        connection.laddr.port
-        for connection in psutil.Process(process.pid).net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    silent = [socket.create_connection(("127.0.0.1", hub)) for _ in range(40)]
-    for said in (b"GET / HTTP/1.1\r\n\r\n", b"y" * 100_000, b"0" * 32 + b'\n{"kind": "join", "node": 1}\n'):
-        assert len(stranger(hub, said)) <= 33
+    # That of torch's store; where the agents have met nobody listens any more.
+    assert [address.ip for address in listening] == ["127.0.0.1"]
     for pid in pids:
         os.kill(pid, signal.SIGRTMIN)
     code, out, err = job.finish(process)
@@ -102,8 +85,6 @@ print(rank, total.item(), *(os.environ[name] for name in names), flush=True)
     assert logs == [f"{rank} 24.0 {rank % 2} {rank // 2} 4 2 2 1\n" for rank in range(4)]
     assert job.run.agent_log(0, 1).read_text() == ""
     assert job.run.read_status()["state"] == "finished"
-    for connection in silent:
-        connection.close()
     # The secret is 64 hexadecimal digits.
     told = [
         path for path in job.run.path.rglob("*") if path.is_file() and re.search(rb"[0-9a-f]{64}", path.read_bytes())
