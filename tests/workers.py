@@ -22,6 +22,11 @@ from trainer.terminal.console import LineConsole
 from trainer.tracking import NullTrackers
 from trainer.train import Job, train
 
+if not torch.cuda.is_available():
+    # Torch starts its autograd threads in a process's first backward pass, one for each device that it sees, and then
+    # forks of that process cannot go backward. Without devices there are none; a test with fake ones may come first.
+    torch.zeros((), requires_grad=True).backward()
+
 
 def run_workers(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Calls `function(world, *arguments)` on every rank; `function` must be importable by name.

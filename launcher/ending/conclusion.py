@@ -17,7 +17,7 @@ from launcher.plan import JobPlan
 from launcher.stop import Stop
 from launcher.verdict import Exit
 from launcher.workers.output import say, tidy_terminal
-from trainer.errors import STOPPED, ConfigError, InUseError, PacelineError
+from trainer.errors import STOPPED, InUseError, PacelineError
 from trainer.run import launches, saved
 from trainer.run.differences import shortened
 from trainer.run.rows import append_json_line
@@ -209,7 +209,7 @@ class Account:
     def _is_refused(self, code: int) -> bool:
         """Whether the trainer was refused a run that had saved something, which it then leaves as it was."""
         is_untouched = self._run.read_status() == self._before and saved.has_checkpoint(self._run)
-        return self._is_ours and code == ConfigError.exit_code and is_untouched
+        return self._is_ours and is_untouched and saved.is_left_alone(self._run, code)
 
     def _say_stopped(self, code: int, reason: str) -> None:
         if code == 0:

@@ -1,5 +1,6 @@
 """A continuation that is refused leaves its run as it was."""
 
+import io
 import time
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from launcher.verdict import Exit
 from tests.trainer_command import DIGITS
 from trainer import worker
 from trainer.config import compose
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, PacelineError, UnfitError
 from trainer.run import launches
 from trainer.rundir import RunDir, read_json, write_json
 from trainer.stop import StopRequest
+from trainer.terminal.console import LineConsole
+from trainer.trouble import mishap
 
 OTHER_MODEL = ["model=resnet18", "run.accept_changes=true"]
 
@@ -71,8 +74,42 @@ def test_a_continuation_that_fails_before_its_first_step_is_the_runs_failure_and
     assert read_json(run.failure)["type"] == "ZeroDivisionError"
 
 
+@pytest.mark.parametrize(
+    ("state", "error", "stays"),
+    [
+        ("finished", ConfigError("no", "yes"), True),
+        ("preempted", ConfigError("no", "yes"), True),
+        ("finished", UnfitError("no", "yes"), True),
+        ("preempted", UnfitError("no", "yes"), False),
+    ],
+)
+@pytest.mark.parametrize("by_rank_one", [True, False])
+def test_a_run_stays_as_it_is_when_any_rank_finds_that_it_cannot_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, error: PacelineError, stays: bool, by_rank_one: bool
+) -> None:
+    run, console = RunDir(tmp_path), LineConsole(io.StringIO(), None, clock=time.monotonic)
+    run.update_status(state=state, attempt=0, step=8, latest="step-00000008")
+    before = files(run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    attempt = mishap.Attempt(run, 1, is_ours=True, has_begun=False)
+    if by_rank_one:
+        monkeypatch.setenv("RANK", "1")
+        assert mishap.report(error, attempt, console) == error.exit_code
+        monkeypatch.setenv("RANK", "0")
+        assert mishap.report(RuntimeError("Connection closed by peer"), attempt, console) == 1
+    else:
+        assert mishap.report(error, attempt, console) == error.exit_code
+    assert (files(run) == before) == stays
+    assert read_json(run.attempt_failure(1))["exit_code"] == error.exit_code
+    assert run.read_status()["state"] == (state if stays else "failed")
+    assert run.read_status()["step"] == 8
+
+
 @pytest.mark.parametrize("saves", [True, False])
-def test_the_launcher_takes_a_refused_launch_back_where_there_is_a_run_to_keep(tmp_path: Path, saves: bool) -> None:
+@pytest.mark.parametrize("error", [ConfigError, UnfitError])
+def test_the_launcher_takes_a_refused_launch_back_where_there_is_a_run_to_keep(
+    tmp_path: Path, saves: bool, error: type[PacelineError]
+) -> None:
     run = RunDir(tmp_path)
     launches.note(run, {"attempt": 0, "argv": ["paceline", "run", "run.name=x", "epochs=1"], "time": 1.0})
     run.update_status(state="finished", attempt=0, **({"latest": "step-00000002"} if saves else {}))
@@ -82,6 +119,6 @@ def test_the_launcher_takes_a_refused_launch_back_where_there_is_a_run_to_keep(t
     launches.note(run, {"attempt": 1, "argv": ["paceline", "run", "run.name=x", "model=resnet18"], "time": 9e9})
     account = Account(plan)
     account.begin()
-    exit = Exit(0, ConfigError.exit_code, type="ConfigError", message="of another model")
-    assert account.conclude(Outcome(1, exits=(exit,)), Stop(1.0)) == 2
+    exit = Exit(0, error.exit_code, type=error.__name__, message="of another model")
+    assert account.conclude(Outcome(1, exits=(exit,)), Stop(1.0)) == error.exit_code
     assert ((run.status.read_bytes(), run.failure.read_bytes(), runs.again(run)) == before) == saves

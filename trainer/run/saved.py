@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from trainer.errors import ConfigError, UnfitError
 from trainer.run.rows import append_json_line, read_json_lines
 from trainer.run.runname import Naming, wrong_name
 from trainer.rundir import RunDir, read_json
@@ -35,6 +36,19 @@ def last_checkpoint(run: RunDir) -> str | None:
 def has_checkpoint(run: RunDir) -> bool:
     """Whether a run has saved anything, by its own word or by what lies there: then it is more than a new one."""
     return last_checkpoint(run) is not None or any(run.checkpoints.glob("step-*"))
+
+
+def is_left_alone(run: RunDir, code: int | None) -> bool:
+    """Whether a run stays as it was after an attempt that has ended before it changed anything.
+
+    Whoever is refused has only asked; a finished run lacks nothing because its place cannot prolong it.
+
+    Args:
+        run: the run.
+        code: the exit code of the attempt's first error.
+    """
+    is_finished = run.read_status().get("state") == "finished"
+    return code == ConfigError.exit_code or (is_finished and code == UnfitError.exit_code)
 
 
 def goes_on(choice: Naming) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError, PacelineError
-from trainer.run import launches, surroundings
+from trainer.errors import PacelineError
+from trainer.run import launches, saved, surroundings
 from trainer.run.patience import saying_if_slow
 from trainer.rundir import RunDir, error_beside, read_json, write_json, write_json_once
 from trainer.terminal.console import Console
@@ -159,7 +159,8 @@ def _keep(error: Exception, attempt: Attempt, *, rank: int, code: int, problem: 
             write_json_once(told, row)
         if attempt.is_ours:
             run.guard()
-            if isinstance(error, ConfigError) and not attempt.has_begun:
+            # Another rank alone may have found why the run cannot go on.
+            if not attempt.has_begun and saved.is_left_alone(run, (read_json(told) or row).get("exit_code")):
                 if rank == 0:
                     launches.withdraw(run, attempt.number)
                 return is_told, f"{advice}\n  run {run.name} is left as it was"
