@@ -21,6 +21,9 @@ _NCCL = {
 By name, and the older name that torch still reads, but only where the newer one is not set.
 """
 
+_LOOPBACK = ("lo", "the workers of one machine: nobody else reaches their ports")
+"""Else gloo and NCCL listen on the network, where they take connections from anyone; gloo asks a name server where."""
+
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -57,6 +60,8 @@ def of_workers(
         if near is not None and near < threads:
             threads, reason = near, "the cores that a worker is bound to, divided among those that share them"
         variables.append(Variable("OMP_NUM_THREADS", str(max(1, threads)), reason))
+    listening = ("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if on_gpus else []))
+    variables += [Variable(name, *_LOOPBACK) for name in listening if name not in yours]
     if on_gpus:
         variables += [
             Variable(names[0], value, why) for names, (value, why) in _NCCL.items() if not yours.keys() & set(names)

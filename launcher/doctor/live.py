@@ -59,7 +59,8 @@ def examine(here: Surroundings, *, limit_s: float = LIMIT_S) -> Iterator[Finding
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **here.environment},
+            # As the workers of a job have it.
+            env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", **here.environment},
             start_new_session=True,
         )
         try:

@@ -100,13 +100,27 @@ def test_nodes_on_one_machine_share_its_gpus_and_cores_and_each_has_its_command_
 
 def test_a_users_own_thread_count_wins_and_is_marked_as_theirs() -> None:
     plan = planned(environment={"OMP_NUM_THREADS": "7", "HOME": "/x"})
-    assert plan.environment == (Variable("OMP_NUM_THREADS", "7", "you"),)
+    assert [v for v in plan.environment if "OMP" in v.name] == [Variable("OMP_NUM_THREADS", "7", "you")]
+
+
+def test_the_workers_of_one_machine_listen_where_nobody_else_reaches_them_unless_the_user_says_where() -> None:
+    def interfaces(gpus: int, **yours: str) -> dict[str, str | None]:
+        plan = planned(gpus=gpus, device="auto", environment=yours)
+        return {v.name: v.value for v in plan.environment if v.name.endswith("SOCKET_IFNAME")}
+
+    assert interfaces(0) == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert interfaces(1) == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    assert interfaces(1, GLOO_SOCKET_IFNAME="ib0") == {"GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def test_what_makes_nccls_failures_visible_is_set_on_gpus_alone_and_a_users_own_value_wins() -> None:
     def values(**yours: str) -> dict[str, tuple[str | None, str]]:
         plan = planned(gpus=2, device="auto", environment=yours)
-        return {v.name: (v.value, v.source) for v in plan.environment if "OMP" not in v.name}
+        return {
+            v.name: (v.value, v.source)
+            for v in plan.environment
+            if not v.name.startswith(("OMP", "GLOO", "NCCL_SOCKET"))
+        }
 
     assert {name: value for name, (value, _) in values().items()} == {
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
@@ -161,7 +175,8 @@ def test_a_plan_survives_its_way_to_the_agent() -> None:
 def test_the_command_by_hand_can_be_pasted() -> None:
     plan = planned(program=SCRIPT, workers=2)
     assert torchrun_command(plan) == (
-        f"OMP_NUM_THREADS=4 {command('torchrun')} --standalone --nproc-per-node=2 'my train.py' --lr 1"
+        f"OMP_NUM_THREADS=4 GLOO_SOCKET_IFNAME=lo {command('torchrun')} --standalone --nproc-per-node=2 "
+        "'my train.py' --lr 1"
     )
     assert torchrun_command(planned(port=1234)).endswith(
         "--rdzv-endpoint=127.0.0.1:1234 --nproc-per-node=2 -m trainer recipe=digits run.fresh=true 'optim.args={a: 1}'"
