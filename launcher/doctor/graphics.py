@@ -175,12 +175,14 @@ def judge_xids(log: str) -> Finding:
         f"Xid {number} on {bus} ({known.get(number, 'see the driver manual')})" + (f" x{count}" if count > 1 else "")
         for (bus, number), count in sorted(seen.items(), key=lambda item: item[0][1] not in _OF_HARDWARE)
     ]
-    if any(number in _OF_HARDWARE for _, number in seen):
+    numbers = {number for _, number in seen}
+    if numbers & _OF_HARDWARE.keys():
         fix = "restart the machine; if it comes again, leave that GPU out (CUDA_VISIBLE_DEVICES) and have it replaced"
         return Finding("kernel log", FAIL, _first(words), fix)
-    return Finding(
-        "kernel log", WARN, _first(words), "`sudo dmesg | grep Xid` has the times: mostly a program's own error"
-    )
+    fix = "`sudo dmesg | grep Xid` has the times: mostly a program's own error"
+    if numbers & _MENDED.keys():
+        fix = "`sudo nvidia-smi --gpu-reset` when it is idle; if it comes often, have the GPU replaced"
+    return Finding("kernel log", WARN, _first(words), fix)
 
 
 def _kinds(found: Sequence[GpuFacts]) -> list[str]:

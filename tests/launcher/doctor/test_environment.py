@@ -313,6 +313,10 @@ def test_xids_in_the_kernels_log_are_named_and_those_of_hardware_fail() -> None:
         WARN,
         "Xid 31 on 0000:65:00 (a kernel's access to memory that is not its own) x3",
     )
+    assert "program's own error" in found.fix
+    # What the GPU has mended by itself is no reason to do without it.
+    mended = graphics.judge_xids("NVRM: Xid (PCI:0000:65:00): 63, pid=1, Row Remapper: New row marked for remapping")
+    assert (mended.state, "--gpu-reset" in mended.fix) == (WARN, True)
     found = graphics.judge_xids(own + lost)
     assert (found.state, "Xid 79 on 0000:02:00 (the GPU has fallen off the bus)" in found.message) == (FAIL, True)
 
