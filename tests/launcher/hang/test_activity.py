@@ -2,10 +2,10 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +31,7 @@ def computing(*, beside: bool) -> Iterator[int]:
     if not (child := os.fork()):
         if beside:
             threading.Thread(target=spin).start()
-            time.sleep(600)
+            signal.pause()
         spin()
     yield child
     os.kill(child, 9)
@@ -54,7 +54,7 @@ def spinning() -> Iterator[int]:
 def idle() -> Iterator[int]:
     """A process that does nothing."""
     if not (child := os.fork()):
-        time.sleep(600)
+        signal.pause()
     yield child
     os.kill(child, 9)
     os.waitpid(child, 0)

@@ -1,12 +1,16 @@
 """The hub and its agents over real connections, in one process: agents are played by threads."""
 
+import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
 LIMITS = Limits(join_s=20, silence_s=1.0, end_s=5)
+DEADLINE_S = 20.0
 
 
 class Job:
@@ -71,47 +76,59 @@ def job(tmp_path: Path) -> Job:
 
 
 def hear_to_the_end(channel: Channel) -> None:
-    for _ in range(500):
+    while select.select([channel], [], [], DEADLINE_S)[0]:
         channel.receive()
-        time.sleep(0.01)
 
 
-def play(job: Job, node: int, *, clock: float, until: threading.Event, error: str) -> None:
-    """An agent whose worker ends, with an error or well, when it may; its clock is so many seconds ahead."""
+def play(
+    job: Job, node: int, *, clock: float, may_end: int, error: str = "", has_ended: Callable[[], object] = lambda: None
+) -> None:
+    """An agent whose worker ends, with an error or well.
+
+    Args:
+        job: the job.
+        node: its number.
+        clock: by so many seconds its clock is ahead.
+        may_end: a descriptor; when there is something to read, the worker may end.
+        error: the type of its error.
+        has_ended: called when the hub has been told.
+    """
     channel = job.channel()
+    waits_for: list[Any] = [channel]
 
     def say(kind: str, **values: Any) -> None:
         channel.send({"kind": kind, "time": time.time() + clock, **values})
 
     say("join", node=node, host=f"host-{node}")
     say("ready", endpoint="there:1")
-    works, has_ended = False, False
     while True:
-        for message in channel.receive():
-            works = works or message["kind"] == "go"
+        ready, _, _ = select.select(waits_for, [], [], LIMITS.silence_s / 4)
+        for message in channel.receive() if channel in ready else []:
+            if message["kind"] == "go":
+                waits_for.append(may_end)
             if message["kind"] == "end":
                 channel.close()
                 return
         say("beat")
-        if works and not has_ended and until.wait(0.02):
-            has_ended = True
+        if may_end in ready:
+            waits_for.remove(may_end)
             exit = Exit(node, int(bool(error)), f"host-{node}", time=time.time() + clock, type=error, message=error)
             if error:
                 say("failing")
             say("ended", outcome=Outcome(0, exits=(exit,)).to_json())
-        time.sleep(0.02)
+            has_ended()
 
 
 def test_the_first_failure_is_the_first_also_where_a_nodes_clock_is_wrong(job: Job) -> None:
-    first, second = threading.Event(), threading.Event()
+    first, second = os.eventfd(1), os.eventfd(0)
+    goes_on = partial(os.eventfd_write, second, 1)
+    one = partial(play, job, 1, clock=3600.0, may_end=first, error="ValueError", has_ended=goes_on)
     agents = [
-        threading.Thread(target=play, args=(job, 0), kwargs={"clock": 0.0, "until": second, "error": "KeyError"}),
-        threading.Thread(target=play, args=(job, 1), kwargs={"clock": 3600.0, "until": first, "error": "ValueError"}),
+        threading.Thread(target=partial(play, job, 0, clock=0.0, may_end=second, error="KeyError")),
+        threading.Thread(target=one),
     ]
     for agent in agents:
         agent.start()
-    first.set()
-    threading.Timer(0.3, second.set).start()
     assert job.hub.run() == 1
     for agent in agents:
         agent.join(5)
@@ -120,16 +137,13 @@ def test_the_first_failure_is_the_first_also_where_a_nodes_clock_is_wrong(job: J
 
 
 def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused_and_nobody_when_all_have_come(job: Job) -> None:
-    done = threading.Event()
+    done = os.eventfd(0)
     codes: list[int] = []
     conducting = threading.Thread(target=lambda: codes.append(job.hub.run()))
-    players = [
-        threading.Thread(target=play, args=(job, node), kwargs={"clock": 0.0, "until": done, "error": ""})
-        for node in (0, 1)
-    ]
+    players = [threading.Thread(target=partial(play, job, node, clock=0.0, may_end=done)) for node in (0, 1)]
     for thread in (conducting, players[0]):
         thread.start()
-    until(lambda: len(job.hub._channels) == 1, "the first node is known", deadline_s=5)
+    until(lambda: len(job.hub._channels) == 1, "the first node is known", deadline_s=DEADLINE_S)
     for node in (0, 2, -1, "0", True, None):
         other = job.channel()
         other.send({"kind": "join", "time": time.time(), "node": node, "host": "x"})
@@ -137,11 +151,11 @@ def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused_and_nobody_when
             hear_to_the_end(other)
     address = job.listener.getsockname()
     players[1].start()
-    until(lambda: len(job.hub._channels) == 2, "both are known", deadline_s=5)
-    until(lambda: job.listener.fileno() < 0, "the door is closed", deadline_s=5)
+    until(lambda: len(job.hub._channels) == 2, "both are known", deadline_s=DEADLINE_S)
+    until(lambda: job.listener.fileno() < 0, "the door is closed", deadline_s=DEADLINE_S)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
-    done.set()
+    os.eventfd_write(done, 1)
     for thread in (conducting, *players):
         thread.join(10)
     assert codes == [0]
@@ -174,7 +188,7 @@ def overheard(job: Job) -> bytes:
 
 def test_strangers_are_hung_up_on_and_change_nothing(job: Job) -> None:
     codes: list[int] = []
-    done = threading.Event()
+    done = os.eventfd(1)
     conducting = threading.Thread(target=lambda: codes.append(job.hub.run()))
     conducting.start()
     silent = [socket.create_connection(job.listener.getsockname()) for _ in range(300)]
@@ -182,11 +196,7 @@ def test_strangers_are_hung_up_on_and_change_nothing(job: Job) -> None:
     for said in (b"GET / HTTP/1.1\r\n\r\n", b"y" * 100_000, b"0" * 32 + join, overheard(job)):
         assert len(stranger(job, said)) <= 33
     assert job.hub._channels == {}
-    players = [
-        threading.Thread(target=play, args=(job, node), kwargs={"clock": 0.0, "until": done, "error": ""})
-        for node in (0, 1)
-    ]
-    done.set()
+    players = [threading.Thread(target=partial(play, job, node, clock=0.0, may_end=done)) for node in (0, 1)]
     for player in players:
         player.start()
     for thread in (conducting, *players):
@@ -281,10 +291,7 @@ def test_an_agent_that_hears_nothing_any_more_ends_its_workers(job: Job, capfd: 
     hub.send({"kind": "go", "endpoint": "there:1", "attempt": 0})
     assert member.agree("") == "there:1"
     began = time.monotonic()
-    while not member.must_end:
-        member.look(failing=False)
-        assert time.monotonic() - began < 3
-        time.sleep(0.02)
+    until(lambda: member.look(failing=False) or member.must_end, "it misses the hub", deadline_s=DEADLINE_S)
     assert time.monotonic() - began > 0.9
     assert member.decide(Outcome(0)) is Next.END
     assert member.code is None
