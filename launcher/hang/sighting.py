@@ -85,6 +85,11 @@ class Sighting:
         """Whether it is the kernel that does not let it go on, by somebody's SIGSTOP."""
         return self.stacks.state == "T"
 
+    @property
+    def gets_on(self) -> bool:
+        """Whether it may only be slow: it computes, and not in a wait, or the kernel serves it, as a slow disk does."""
+        return self.stacks.state == "D" or (self.busy and not self.waits and not self.is_stopped)
+
     def what(self, *, of_many: bool = False) -> str:
         """What it does, in words; `of_many`: and others as well."""
         if self.ended:

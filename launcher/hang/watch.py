@@ -15,7 +15,7 @@ from launcher.hang.activity import Activity
 from launcher.hang.flights import FlightRecorder
 from launcher.hang.sighting import Below, Findings, Sighting, thinned
 from launcher.hang.stacks import Stacks
-from launcher.hang.watchdog import IDLE_LIMIT_S, Clock, Sign, Watchdog
+from launcher.hang.watchdog import FIRST_LIMIT_S, IDLE_LIMIT_S, Clock, Sign, Watchdog
 from launcher.plan import JobPlan
 from launcher.verdict import Exit
 from trainer import heartbeat
@@ -144,8 +144,12 @@ class HangWatch:
     def _signs(self, now: float, workers: Collection[Watched]) -> dict[int, Sign]:
         phases = {one.rank: self._hearts[one.local_rank].phase if self._tells else None for one in workers}
         idle = {one.rank: one.pid for one in workers if phases[one.rank] in _IDLE_PHASES}
-        logs = {rank: self._run.log(self._attempt, rank) for rank in idle}
-        marks = self._activity.look(now, idle, logs) if idle else {}
+        # Of the others it must be known in time whether they are only slow.
+        suspects = self._dog.silent_s(now) > self._dog.least_s / 2
+        looked_at = {one.rank: one.pid for one in workers} if suspects else idle
+        logs = {rank: self._run.log(self._attempt, rank) for rank in looked_at}
+        marks = self._activity.look(now, looked_at, logs) if looked_at else {}
+        marks = {rank: mark for rank, mark in marks.items() if rank in idle}
         return {
             one.rank: Sign((self._hearts[one.local_rank].beats, marks.get(one.rank)), phases[one.rank])
             for one in workers
@@ -176,6 +180,9 @@ class HangWatch:
 
     def _is_excused(self, seen: Sequence[Sighting], silent_s: float) -> bool:
         """Whether there is a good reason for a silence."""
+        if self._plan.hang_timeout_s is None and silent_s < FIRST_LIMIT_S and any(one.gets_on for one in seen):
+            # What was learnt need not hold for ever: other data, a storage that stalls.
+            return True
         # All of them, be it the only one: somebody has paused the job. Nobody hangs, and nobody waits in vain.
         return all(one.is_stopped for one in seen) or any(
             one.stacks.traced or (not one.is_stopped and waiting.excuse(one.frames, silent_s, self._data_timeout_s()))

@@ -121,7 +121,11 @@ class Watchdog:
             return None
         if not all(self._is_overdue(seen, now) for seen in self._seen.values()):
             return None
-        return now - max(seen.since for seen in self._seen.values())
+        return self.silent_s(now)
+
+    def silent_s(self, now: float) -> float:
+        """Seconds since the last sign of any worker, when `look` was last told of them."""
+        return now - max((seen.since for seen in self._seen.values()), default=now)
 
     def excuse(self, now: float) -> None:
         """The silence has a good reason: nothing is said of it for as long again as is granted at least."""

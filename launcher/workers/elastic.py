@@ -216,7 +216,8 @@ class Agent(LocalElasticAgent):
         failing = bad and not self._is_stopping_in_order()
         self._company.look(failing=failing)
         self._look_for_hang()
-        if self._company.must_end:
+        if self._company.must_end or self._hangs:
+            # Also if one does not end, since it waits in the kernel: nobody waits for that one.
             return self._end_workers()
         if not failing and self._alive():
             # Not the engine's to see yet: it would take the end of one that has nothing to save for a failure, and

@@ -145,6 +145,23 @@ def test_a_debugger_and_a_compiler_are_left_alone_and_data_loading_has_a_watch_o
         assert bool(waiting.excuse(frames, silent_s, 300.0)) == excused
 
 
+@pytest.mark.parametrize(
+    ("one", "gets_on"),
+    [
+        (at(0, LOADS, busy=True), True),
+        (at(0, LOADS), False),
+        (at(0, LOADS, state="D"), True),
+        (at(0, LOADS, state="T", busy=True), False),
+        # Computing is no work where it is a wait.
+        (at(0, REDUCE, busy=True), False),
+        (at(0, BACKWARD, busy=True), False),
+        (at(0, BACKWARD[1:], busy=True), True),
+    ],
+)
+def test_a_rank_that_computes_or_that_the_kernel_serves_may_only_be_slow(one: Sighting, gets_on: bool) -> None:
+    assert one.gets_on is gets_on
+
+
 FORBIDDEN = """
 import ctypes, faulthandler, json, os, sys, threading
 from launcher.hang import stacks
