@@ -135,14 +135,15 @@ def _stacks(pid: int, written: int | None, *, native: bool) -> Stacks:
     state, traced = state_of(pid)
     if not state:
         return Stacks("", why_not="the process has ended")
-    # One that is stopped, or traced, cannot be halted once more.
-    ways = [["--native"]] if native and state not in "Tt" and not traced else []
+    # One that is stopped, traced or in the kernel's hands cannot be halted: py-spy would wait for that.
+    answers = state not in "TtD" and not traced
+    ways = [["--native"]] if native and answers else []
     threads, why_not = (), ""
     for way in [*ways, ["--nonblocking"]]:
         threads, why_not = _spied(pid, way)
         if threads:
             break
-    if not threads and written is not None and state not in "Tt":
+    if not threads and written is not None and answers:
         threads = _asked(pid, written)
     return Stacks(state, traced, threads, "" if threads else why_not)
 
