@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -219,3 +220,32 @@ def test_py_spy_sees_the_innermost_call_of_a_process_even_of_a_stopped_one() -> 
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert stacks.take([child], {}, native=True)[child].state == ""
+
+
+IN_THE_KERNEL = """
+#include <unistd.h>
+int wait_in_the_kernel(void) {
+    if (vfork() == 0) { pause(); _exit(0); }
+    return 0;
+}
+"""
+"""A call in which the kernel lets nobody halt the process, as that of a dead file system."""
+
+
+def test_a_process_in_the_kernels_hands_is_seen_without_waiting_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kernel.c").write_text(IN_THE_KERNEL)
+    library = tmp_path / "libkernel.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "kernel.c"], check=True)
+    # Longer than this test would take.
+    monkeypatch.setattr(stacks, "_SPY_LIMIT_S", 600.0)
+    monkeypatch.setattr(stacks, "_WRITTEN_LIMIT_S", 600.0)
+    call = f"import ctypes\ndef stalls():\n    ctypes.CDLL('{library}').wait_in_the_kernel()\nstalls()"
+    with subprocess.Popen([sys.executable, "-c", call], start_new_session=True) as process:
+        try:
+            until(lambda: stacks.state_of(process.pid)[0] == "D", "the kernel has it", process)
+            seen = stacks.take([process.pid], {process.pid: 0}, native=True)[process.pid]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (seen.state, seen.main[0].function) == ("D", "stalls")
