@@ -60,6 +60,12 @@ ERRORS = (
         "libtorch_cuda.so",
     ),
     Sample(
+        "driver_too_old",
+        "RuntimeError",
+        "CUDA error: CUDA driver version is insufficient for CUDA runtime version",
+        "nunif#702",
+    ),
+    Sample(
         "no_driver",
         "RuntimeError",
         "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
@@ -388,6 +394,13 @@ LOGS = (
         "WorkNCCL(SeqNum=199, OpType=_REDUCE_SCATTER_BASE, NumelIn=7098994688, NumelOut=443687168, Timeout(ms)=600000) ran "
         "for 600013 milliseconds before timing out.",
         "Megatron-LM#935",
+    ),
+    Sample(
+        "gpu_ecc",
+        "",
+        "[Fri Aug  9 13:32:56 2024] NVRM: Xid (PCI:0000:00:08): 94, pid='<unknown>', name=<unknown>, Contained: SM (0x1). "
+        "RST: No, D-RST: No",
+        "akash-network/support#244",
     ),
     Sample(
         "gpu_lost",
