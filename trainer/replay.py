@@ -24,7 +24,7 @@ from trainer.distributed import World, join
 from trainer.errors import PacelineError, UnfitError
 from trainer.numerics.remedy import MOST_ROLLBACKS
 from trainer.precision import agreed
-from trainer.run import history, provenance
+from trainer.run import history, provenance, repository
 from trainer.run.history import Course, Rollback, Setup
 from trainer.run.parting import Parting, Trace, compare, trace_of
 from trainer.rundir import RunDir, write_json
@@ -219,7 +219,7 @@ def _reasons(task: Task, world: World, once: Replay, parting: Parting, start: in
 def _changes(task: Task, world: World) -> Iterator[str]:
     """What is no longer as it was when the steps were trained."""
     setup = task.setup
-    yield from provenance.code_changes(task.run, setup.code)
+    yield from repository.changes(task.run, setup.code)
     packages = provenance.packages()
     for name in ("torch", "torchvision", "numpy"):
         version = setup.packages.get(name)

@@ -12,7 +12,7 @@ from launcher import local, runs
 from launcher.plan import Program, plan_job
 from trainer.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, from_yaml
 from trainer.errors import ConfigError, UnfitError
-from trainer.run import history, launches, opening, provenance
+from trainer.run import history, launches, opening, provenance, repository
 from trainer.run.rows import append_json_line
 from trainer.rundir import RunDir, read_json, write_json
 
@@ -69,21 +69,21 @@ def test_what_has_become_of_the_code_is_told(checkout: Path, tmp_path: Path) -> 
     run, script = RunDir(tmp_path / "runs" / "x"), checkout / "code" / "train.py"
 
     def told() -> list[str]:
-        return list(provenance.code_changes(run, code))
+        return list(repository.changes(run, noted))
 
-    code = begin(run, Config(), folder=checkout)["code"]
+    noted = begin(run, Config(), folder=checkout)["code"]
     assert told() == []
     script.write_text("print('two')\n")
     assert told() == ["code: what is not committed was nothing then, and is something else now"]
-    code = begin(run, Config(), attempt=1, folder=checkout)["attempts"][1]["code"]
+    noted = begin(run, Config(), attempt=1, folder=checkout)["attempts"][1]["code"]
     assert told() == []
     script.write_text("print('three')\n")
     assert told() == ["code: what is not committed was code.diff then, and is something else now"]
     identity = ["-c", "user.name=n", "-c", "user.email=e@e"]
     subprocess.run(["git", *identity, "commit", "-aqm", "second"], cwd=checkout, check=True)
     [line] = told()
-    assert line.startswith(f"code: it was commit {code['commit'][:12]} then")
-    assert list(provenance.code_changes(run, None)) == []
+    assert line.startswith(f"code: it was commit {noted['commit'][:12]} then")
+    assert list(repository.changes(run, None)) == []
 
 
 @pytest.mark.parametrize("saves", [False, True])
@@ -232,7 +232,8 @@ def test_a_launcher_that_was_overtaken_leaves_the_other_ones_logs_alone(
     run.log(0, 0).parent.mkdir(parents=True)
     run.log(0, 0).write_text("the other job's")
     # It has looked before that one's folder was there.
-    monkeypatch.setattr(RunDir, "next_attempt", lambda self: 0)
+    seen = iter([0])
+    monkeypatch.setattr(RunDir, "next_attempt", lambda self: next(seen, 1))
     plan = plan_job(config, program=Program("trainer", "trainer"), overrides=[], gpus=0, cpus=1, environment={})
     assert local.prepare(plan, config, recipe="r", argv=["paceline", "run"]).attempt == 1
     assert run.log(0, 0).read_text() == "the other job's"

@@ -37,9 +37,18 @@ def test_other_keys(name: str) -> None:
 def test_a_command_line_is_shown_without_secrets_and_otherwise_as_it_is() -> None:
     plain = ["optim.args={betas: [0.9, 0.9]}", "data.root=/a:b", "--num-tokens", "3", "--lr", "1", "tracking=none"]
     assert redact_words(plain, {}) == plain
-    words = ["data.args={token: abc, size: 3}", "a.api_key=xyz", "--hf-token", "zzz", "--password=abc", "http://u:p@h"]
+    words = [
+        "data.args={token: abc, size: 3}",
+        "a.api_key=xyz",
+        "--hf-token",
+        "zzz",
+        "--password=abc",
+        "http://u:p@h",
+        "git+https://abc@h/x",
+    ]
     assert redact_words(words, {}) == [
         "data.args={token: ***, size: 3}", "a.api_key=***", "--hf-token", "***", "--password=***", "http://u:***@h",
+        "git+https://***@h/x",
     ]  # fmt: skip
     assert redact_words(["a.token=my-own-value"], {"MY_TOKEN": "my-own-value"}) == ["a.token=$MY_TOKEN"]
 

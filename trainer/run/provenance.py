@@ -6,27 +6,19 @@ The launcher and a worker that was started without it write through here. No tor
 import getpass
 import os
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from trainer.config.continuation import check_agreement, differences
 from trainer.config.plain import from_dict, read_config, to_dict, to_yaml
 from trainer.config.schema import Config
-from trainer.run import launches, saved
+from trainer.run import launches, repository, saved
 from trainer.run.runname import Naming
-from trainer.run.secrets import redact, redact_values, redact_words
+from trainer.run.secrets import redact_values, redact_words
 from trainer.rundir import RunDir, read_json, write_atomic
-
-DIFF_LIMIT = 1 << 20
-"""Bytes of uncommitted changes that are kept with a run."""
-
-_GIT_TIMEOUT_S = 5
-_NAMED_FILES = 20
 
 
 def agree(run: RunDir, config: Config) -> list[str]:
@@ -87,6 +79,7 @@ def begin(
         OSError: the directory cannot be written.
     """
     _write_config(run, _shown(config, run), attempt)
+    checkout, problem = repository.note(run, folder, attempt)
     row = {
         "attempt": attempt,
         "argv": redact_words(argv),
@@ -98,7 +91,8 @@ def begin(
         "nodes": nodes,
         "world_size": world_size,
         "elastic": _elastic_id(),
-        "code": _code(run, folder, attempt),
+        "code": checkout,
+        **({"code_problem": problem} if problem else {}),
         "python": sys.version.split()[0],
         "packages": packages(),
     }
@@ -173,93 +167,3 @@ def _user() -> str:
     except (KeyError, OSError):
         # A container's arbitrary uid has no entry in the password file.
         return str(os.getuid())
-
-
-def code_changes(run: RunDir, code: Mapping[str, Any] | None) -> Iterator[str]:
-    """What is no longer as an attempt noted it down, in words; nothing where that cannot be told.
-
-    Args:
-        run: the run.
-        code: of the attempt's row in job.json.
-    """
-    ours, noted = Path(__file__).parent.parent, Path(code["root"]) if code else None
-    if code is None or noted is None:
-        return
-    # It is the user's checkout, or else our own, which may lie elsewhere by now.
-    folder = noted if noted.is_dir() and not (noted / "trainer" / "__main__.py").exists() else ours
-    now = None if "site-packages" in folder.parts else _git(folder, "rev-parse", "HEAD")
-    if now is None:
-        return
-    commit = now.decode().strip()
-    if commit != code["commit"]:
-        yield f"code: it was commit {code['commit'][:12]} then and is {commit[:12]} now"
-    elif code["diff"] or not code["diff_bytes"]:  # else there was too much of it to be kept
-        before = (run.path / code["diff"]).read_bytes() if code["diff"] else b""
-        if before != _uncommitted(folder):
-            yield f"code: what is not committed was {code['diff'] or 'nothing'} then, and is something else now"
-
-
-def _code(run: RunDir, folder: Path, attempt: int) -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the checkout that a folder is in; None outside of one."""
-    if "site-packages" in folder.parts:
-        # Installed, it is what `packages` says; what may have changed is the user's own.
-        folder = Path.cwd()
-    commit = _git(folder, "rev-parse", "HEAD")
-    root = _git(folder, "rev-parse", "--show-toplevel")
-    if commit is None or root is None:
-        return None
-    top = Path(root.decode().strip())
-    diff = _uncommitted(folder)
-    untracked = _untracked(run, top)
-    return {
-        "root": str(top),
-        "commit": commit.decode().strip(),
-        "dirty": bool(diff or untracked),
-        "diff": _keep_diff(run, diff, attempt),
-        "diff_bytes": len(diff),
-        "untracked": untracked[:_NAMED_FILES],
-        "untracked_files": len(untracked),
-    }
-
-
-def _uncommitted(folder: Path) -> bytes:
-    """The changes of tracked files of a checkout, without secrets."""
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
-    return redact(diff.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-
-
-def _keep_diff(run: RunDir, diff: bytes, attempt: int) -> str | None:
-    """Writes the changes beside the run's, or the attempt's if they differ; returns the file's name in the run."""
-    if not diff or len(diff) > DIFF_LIMIT:
-        return None
-    path = run.code_diff
-    if path.exists() and path.read_bytes() != diff:
-        path = run.attempt_code_diff(attempt)
-    write_atomic(path, diff)
-    return str(path.relative_to(run.path))
-
-
-def _untracked(run: RunDir, top: Path) -> list[str]:
-    """Files of a checkout that git neither tracks nor ignores; the directory of runs is no code."""
-    listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z") or b""
-    runs = run.path.resolve().parent
-    if not runs.is_relative_to(top) or runs == top:
-        runs = run.path.resolve()
-    names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
-    return [name for name in names if not (top / name).is_relative_to(runs)]
-
-
-def _git(folder: Path, *arguments: str) -> bytes | None:
-    # Variables of a hook that called us would mean another repository.
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=True,
-            env=surroundings,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout

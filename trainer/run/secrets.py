@@ -19,6 +19,8 @@ _KEYS = re.compile(rf"{_ANYWHERE}|(^|[_.-])(TOKEN|PAT|PASSPHRASE)$", re.IGNORECA
 # Variables hold secrets under names that in a configuration would mean something else: a sort key, a pass.
 _VARIABLES = re.compile(rf"{_KEYS.pattern}|(^|_)(KEY|PASS|CREDS?)$|_(PWD|AUTH)$", re.IGNORECASE)
 _LOGIN = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+# A name alone is more often a token than a name, where git and package indices are asked over HTTP.
+_TOKEN_LOGIN = re.compile(r"(\bhttps?://)[^/\s:@]+@")
 _ASSIGNED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)(?P<sign>\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,{}\[\]]+)")
 
 
@@ -38,7 +40,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         # A shorter value is no secret, and would be found all over the text.
         if is_secret(name) and len(value) >= _SHORTEST:
             text = text.replace(value, f"${name}")
-    return _LOGIN.sub(rf"\1{HIDDEN}@", text)
+    return _TOKEN_LOGIN.sub(rf"\1{HIDDEN}@", _LOGIN.sub(rf"\1{HIDDEN}@", text))
 
 
 def redact_words(words: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
