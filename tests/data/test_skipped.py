@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.test_bad_input import folder_of, image_folder
 from tests.trainer_command import TRAINER, run
+from tests.workers import alone, train_here
 from trainer.config import compose
 from trainer.config.continuation import differences
 from trainer.data.bad_image import BadImage
@@ -16,10 +18,10 @@ from trainer.data.loader import choose_workers
 from trainer.data.sampler import Indices
 from trainer.data.samples import BadBatch, Samples
 from trainer.data.skipped import SkipWatch, refuse_loss
-from trainer.errors import UnfitError
+from trainer.errors import ConfigError, UnfitError
 from trainer.numerics.figures import NO_SAMPLE, Figures
 from trainer.run.rows import read_json_lines
-from trainer.rundir import read_json
+from trainer.rundir import RunDir, read_json
 
 IMAGE = torch.ones(3, 8, 8, dtype=torch.uint8)
 
@@ -181,3 +183,27 @@ def test_loading_processes_take_the_cores_of_a_worker_but_one_eight_at_most() ->
     assert [choose_workers(None, in_memory=False, cores=cores) for cores in (0, 1, 3, 64)] == [0, 0, 2, 8]
     assert choose_workers(3, in_memory=False, cores=1) == 3
     assert choose_workers(None, in_memory=True, cores=64) == 0
+
+
+def test_skipping_or_not_computes_the_same_to_the_bit_and_a_file_that_is_emptied_meanwhile_is_named(
+    tmp_path: Path,
+) -> None:
+    root = image_folder(tmp_path / "images", split="train", per_class=12)
+    image_folder(root, split="val", per_class=3)
+    arguments = [*folder_of(root), "data.workers=0", "max_steps=3", "evaluate.every=end"]
+    train = {name: tmp_path / "runs" / name for name in ("whole", "mixed")}
+    for path in train.values():
+        path.parent.mkdir(exist_ok=True)
+    train_here(alone(), [*arguments, "run.name=whole"])
+    train_here(alone(), [*arguments, "run.name=mixed", "data.on_bad_image=skip"], 1)
+    train_here(alone(), [*arguments, "run.name=mixed"], 2)
+    emptied = root / "train" / "class_1" / "7.png"
+    content = emptied.read_bytes()
+    emptied.write_bytes(b"")
+    with pytest.raises(ConfigError, match="training images were 24 and are now 23") as refused:
+        train_here(alone(), [*arguments, "run.name=mixed", "data.on_bad_image=skip"])
+    assert refused.value.fix.endswith(f"left out as unreadable: {emptied}")
+    emptied.write_bytes(content)
+    train_here(alone(), [*arguments, "run.name=mixed", "data.on_bad_image=skip"])
+    whole, mixed = (load_file(RunDir(path).weights("last")) for path in train.values())
+    assert all(torch.equal(whole[name], mixed[name]) for name in whole)

@@ -15,6 +15,7 @@ from trainer.checkpoint import Checkpoint, buffers
 from trainer.data.identity import changes
 from trainer.data.recall import changed_since
 from trainer.data.sampler import count_shifted
+from trainer.data.scan import some
 from trainer.distributed import averaged_statistics
 from trainer.errors import ConfigError, UnfitError
 from trainer.evaluate.judge import Standing
@@ -126,7 +127,7 @@ def restore(parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) 
     if newest is None:
         parts.world.on_rank_zero(lambda: _check_missing(parts.run, accept_changes=accept_changes, warn=warn))
         return Progress()
-    _check_data(newest.state["data"], parts.identity, accept_changes=accept_changes, warn=warn)
+    _check_data(newest.state["data"], parts, accept_changes=accept_changes, warn=warn)
     for change in (*_numerical_changes(newest.state, parts), *_shift(newest.state, parts)):
         warn(change)
     if (change := _other_optimizer(newest, parts)) is not None:
@@ -291,13 +292,14 @@ def _check_classes(before: dict[str, Any], now: dict[str, Any]) -> None:
         raise changed_since(changes(before, now), before, now)
 
 
-def _check_data(
-    before: dict[str, Any], now: dict[str, Any], *, accept_changes: bool, warn: Callable[[str], None]
-) -> None:
-    changed = changes(before, now)
+def _check_data(before: dict[str, Any], parts: Parts, *, accept_changes: bool, warn: Callable[[str], None]) -> None:
+    changed = changes(before, parts.identity)
     if not changed:
         return
-    error = changed_since(changed, before, now)
+    error = changed_since(changed, before, parts.identity)
+    if bad := parts.splits.bad_files:
+        # What was left out is missing from the count, although nobody has removed it.
+        error.fix = f"{error.fix}; left out as unreadable: {some([str(one.path) for one in bad])}"
     if not accept_changes:
         raise error
     warn(f"{error.problem}; it goes on with another order of samples (run.accept_changes=true)")
