@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launcher.arguments import as_overrides, typed
 from launcher.scripts import FOR_PROGRAMS, behind_dashes, is_script, starts_python
-from launcher.streams import outlive_readers
+from launcher.streams import complete, outlive_readers, take_any_name
 from trainer.errors import ConfigError, PacelineError
 from trainer.wording import command
 
@@ -91,7 +91,9 @@ Exit codes: 0 done, 1 the training failed, 2 wrong arguments, 3 unfit machine,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit code."""
+    complete()
     outlive_readers()
+    take_any_name()
     arguments = list(sys.argv[1:] if argv is None else argv)
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     try:

@@ -45,5 +45,11 @@ def main(arguments: Sequence[str]) -> int:
             instead=([shell], [near]) if near else None,
         )
     script = Path(__file__).parents[1].joinpath("completion", f"paceline.{shell}").read_text()
-    print(script.replace("@PROGRAM@", shlex.quote(str(Path(sys.executable).with_name("paceline")))), end="")
+    print(script.replace("@PROGRAM@", shlex.quote(str(_program()))), end="")
     return 0
+
+
+def _program() -> Path:
+    """The command that prints this, for a shell in which what is typed cannot be found."""
+    typed_as = Path(sys.argv[0])
+    return typed_as.absolute() if typed_as.name == "paceline" else Path(sys.executable).with_name("paceline")

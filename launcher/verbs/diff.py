@@ -1,6 +1,5 @@
 """`paceline diff`: the first step at which two runs part, and what was different about them."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from launcher import runs
 from launcher.arguments import Parser
+from trainer.answer import as_json
 from trainer.errors import ConfigError
 from trainer.run import history
 from trainer.run.history import Setup
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     sides = [history.setup_at(run, parting.first) for run in (one, other)]
     differences = dict(_differences(sides, [one.path, other.path]))
     if options.json:
-        print(json.dumps({"version": 1, "agree": parting.agree, **asdict(parting), "differences": differences}))
+        print(as_json(agree=parting.agree, **asdict(parting), differences=differences))
         return 0 if parting.agree else 1
     if options.q:
         print("" if parting.agree else f"{parting.first}\n", end="")

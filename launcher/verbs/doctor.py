@@ -1,6 +1,5 @@
 """`paceline doctor`: what is wrong with this environment, or with a disk, before it costs hours."""
 
-import json
 import os
 import shutil
 import signal
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from launcher.arguments import Parser, check_overrides
 from launcher.doctor.finding import FAIL, WARN, Finding, examine, lines, worst
+from trainer.answer import as_json
 from trainer.errors import UnfitError
 
 HELP = """\
@@ -53,8 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         verdict = _environment_verdict(findings)
     if options.json:
         rows = [finding.to_json() for finding in findings]
-        told = {"version": 1, "state": worst(findings), "verdict": verdict, "findings": rows}
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(as_json(state=worst(findings), verdict=verdict, findings=rows))
     elif options.q:
         print("".join(f"{finding.name}\n" for finding in findings if finding.state in (WARN, FAIL)), end="")
     else:

@@ -1,6 +1,5 @@
 """`paceline logs`: what a rank of a run has printed, or is printing."""
 
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Any
 from launcher import runs
 from launcher.arguments import Parser
 from launcher.ending.told import errors
+from trainer.answer import as_json
 from trainer.errors import ConfigError
 from trainer.rundir import RunDir, is_number
 
@@ -33,6 +33,7 @@ RUN is a run's name or its directory.
   -q             where the log is, not what it has"""
 
 _PERIOD_S = 0.25
+_WORD_S = 10.0
 _CHUNK = 1 << 16
 
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     latest = runs.look(run).attempt if attempt is None else attempt
     follow = (options.f or options.follow) and attempt is None
     if options.json:
-        print(json.dumps(_listing(run, latest), indent=2, ensure_ascii=False))
+        print(as_json(**_listing(run, latest)))
         return 0
     if options.errors:
         _show_errors(run, latest, follow=follow)
@@ -89,7 +90,7 @@ def _listing(run: RunDir, attempt: int) -> dict[str, Any]:
         for rank in _ranks(run, attempt)
     ]
     told = [error.to_json() for error in errors(run, attempt)]
-    return {"version": 1, "run": run.name, "attempt": attempt, "logs": logs, "errors": told}
+    return {"run": run.name, "attempt": attempt, "logs": logs, "errors": told}
 
 
 def _show_errors(run: RunDir, attempt: int, *, follow: bool) -> None:
@@ -112,7 +113,7 @@ def _show_errors(run: RunDir, attempt: int, *, follow: bool) -> None:
 
 def _follow(run: RunDir, rank: int, attempt: int) -> None:
     """Shows a log as it grows, and those of later attempts, until the job has ended."""
-    position = 0
+    position, told = 0, time.monotonic()
     while True:
         # Asked before the log is read: what was printed before the end is still shown.
         view = runs.look(run)
@@ -124,6 +125,9 @@ def _follow(run: RunDir, rank: int, attempt: int) -> None:
         elif not view.is_live:
             return
         else:
+            if not position and sys.stderr.isatty() and time.monotonic() - told > _WORD_S:
+                told = time.monotonic()
+                print(f"  {view.state}; rank {rank} has said nothing yet", file=sys.stderr)
             time.sleep(_PERIOD_S)
 
 

@@ -1,6 +1,5 @@
 """`paceline replay`: does some steps of a run again, beside it, and says whether they come out as recorded."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from launcher import runs
 from launcher.arguments import Parser, typed
+from trainer.answer import as_json
 from trainer.config.overrides import with_overrides
 from trainer.errors import ConfigError, TrainingError
 from trainer.run import history
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     code = int(found["code"])
     if options.json:
         not_compared = [last + 1, asked] if last < asked else None
-        print(json.dumps({"version": 1, **found, "steps": [first, min(last, asked)], "not_compared": not_compared}))
+        print(as_json(**found, steps=[first, min(last, asked)], not_compared=not_compared))
         return code
     for line in found["lines"]:
         print(line, file=sys.stderr if code > 1 else sys.stdout)

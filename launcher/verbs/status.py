@@ -1,6 +1,5 @@
 """`paceline status`: all runs at a glance, or one in detail."""
 
-import json
 import shlex
 import sys
 import time
@@ -12,6 +11,7 @@ from launcher.arguments import Parser
 from launcher.runs import RunView
 from launcher.verdict import next_step
 from trainer import wording
+from trainer.answer import as_json
 from trainer.rundir import read_json
 
 HELP = """\
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     views = [runs.look(run) for run in chosen]
     if options.json:
-        print(json.dumps({"version": 1, "runs": [view.to_json() for view in views]}, indent=2, ensure_ascii=False))
+        print(as_json(runs=[view.to_json() for view in views]))
     elif options.words:
         print("\n".join(details(views[0])))
     elif views:

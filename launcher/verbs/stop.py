@@ -1,5 +1,6 @@
 """`paceline stop`: asks a run to end, from any terminal or machine that sees its directory."""
 
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ A script of your own gets SIGTERM, and SIGKILL after cluster.grace_seconds.
 _PERIOD_S = 0.2
 _WORD_S = 10.0
 _HEARD_S = 15.0
+_HEARD_ELSEWHERE_S = 90.0
+"""A file system over the network may show a new file to other machines after a minute only."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,11 +72,12 @@ def _wait(view: RunView, request: Path, *, at_once: bool) -> int:
     """
     run, began = view.run, time.monotonic()
     told = began
+    heard_s = _HEARD_S if view.host == socket.gethostname() else _HEARD_ELSEWHERE_S
     while view.is_live:
         time.sleep(_PERIOD_S)
         view = runs.look(run)
         waited = time.monotonic() - began
-        if at_once and view.state == "running" and waited > _HEARD_S and request.exists():
+        if at_once and view.state == "running" and waited > heard_s and request.exists():
             request.unlink(missing_ok=True)
             raise UnfitError(
                 f"nobody has heard it for {wording.duration(waited)}: the launcher of run {run.name} does not answer",
@@ -87,4 +91,4 @@ def _wait(view: RunView, request: Path, *, at_once: bool) -> int:
     request.unlink(missing_ok=True)
     at = "" if view.step is None else f" at step {view.step:,}"
     print(f"run {run.name} is {view.state}{at}, after {wording.duration(time.monotonic() - began)}", file=sys.stderr)
-    return 1 if view.state in ("failed", "lost") else 0
+    return 1 if view.state in ("failed", "lost", "unreadable") else 0

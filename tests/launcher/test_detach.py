@@ -145,7 +145,7 @@ def test_a_detached_job_leaves_its_verdict_and_its_exit_code(make_detached: Make
         "setsid",
         "sh",
         "-c",
-        '"$@" <&-',
+        '"$@" <&- >&- 2>&-',
         "sh",
         *job.command,
         *DETACHED,

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from launcher import runs
 from launcher.cli import main
 from launcher.verbs.status import details
+from tests.launcher.conftest import ROOT
 from trainer.rundir import RunDir, write_json
 
 ANYTHING = st.recursive(
@@ -105,3 +108,30 @@ def test_the_last_event_of_a_run_that_lives_is_told(tmp_path: Path, capsys: pyte
     run.events.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"event": "loss_sp')
     assert main(["status", "--dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith("  elsewhere, checkpoint at step 1,380, 2 m 00 s ago\n")
+
+
+def strict(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_is_no_text_is_shown_and_listed_and_json_parses_whatever_it_tells(
+    tmp_path: Path, encoding: str
+) -> None:
+    run = RunDir(tmp_path / os.fsdecode(b"caf\xe9"))
+    write_json(run.status, {"state": "running", "time": time.time()})
+    write_json(run.job, {"host": "elsewhere", "time": time.time() - 5})
+    run.events.write_text('{"event": "nonfinite", "loss": NaN, "step": 3}\n')
+
+    def said(*options: str) -> bytes:
+        command = [sys.executable, "-m", "launcher", "status", "--dir", str(tmp_path), *options]
+        strictly = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": f"{encoding}:strict"}
+        return subprocess.run(command, env=strictly, cwd=tmp_path, check=True, capture_output=True).stdout
+
+    assert said("-q") == (b"caf\xe9\n" if encoding == "utf-8" else b"caf\\udce9\n")
+    assert said().splitlines()[1].startswith(b"caf")
+    (row,) = strict(said("--json").decode("ascii"))["runs"]
+    assert (row["name"], row["event"]["loss"]) == (run.name, None)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def test_now_kills_the_workers_of_all_nodes_although_they_were_asked_before(make
 def live_run(folder: Path, argv: list[str]) -> RunDir:
     run = RunDir(folder / "x")
     write_json(run.status, {"state": "running", "attempt": 0, "time": time.time()})
-    write_json(run.job, {"argv": argv, "time": time.time() - 1})
+    write_json(run.job, {"argv": argv, "host": socket.gethostname(), "time": time.time() - 1})
     return run
 
 

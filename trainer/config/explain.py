@@ -1,6 +1,5 @@
 """`paceline config`: every value, its meaning, and who set it, as text for people or as JSON."""
 
-import json
 import shlex
 import shutil
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer import answer
 from trainer.config.compose import compose, directory
 from trainer.config.continuation import differences, flatten
 from trainer.config.keys import Key, all_keys, get, is_known, leaves
@@ -17,9 +17,6 @@ from trainer.config.origins import SCHEMA, Origins, trace
 from trainer.config.plain import read_config, to_dict, to_yaml, unknown_key
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
-
-VERSION = 1
-"""Of the JSON forms; grows when a field changes its meaning."""
 
 
 def show(overrides: Sequence[str], as_json: bool = False, *, config_dir: Path | None = None) -> str:
@@ -36,7 +33,7 @@ def show(overrides: Sequence[str], as_json: bool = False, *, config_dir: Path | 
     origins = trace(overrides, config_dir=config_dir)
     if as_json:
         sources = {path: origins.source(path) for path in flatten(origins.config)}
-        return _json(config=to_dict(origins.config), sources=sources)
+        return answer.as_json(config=to_dict(origins.config), sources=sources)
     return "\n".join(_yaml_lines(to_dict(origins.config), "", origins))
 
 
@@ -51,7 +48,7 @@ def recorded(run: str, as_json: bool = False) -> str:
         ConfigError: it has none, or one that cannot be read.
     """
     config = _load(run, None)
-    return _json(config=to_dict(config)) if as_json else to_yaml(config).rstrip()
+    return answer.as_json(config=to_dict(config)) if as_json else to_yaml(config).rstrip()
 
 
 def explain(key: str, overrides: Sequence[str] = (), as_json: bool = False, *, config_dir: Path | None = None) -> str:
@@ -73,7 +70,7 @@ def explain(key: str, overrides: Sequence[str] = (), as_json: bool = False, *, c
     # Within args the schema knows no key: they are what the constructor takes.
     described = _described(entry) if entry else {"doc": "A keyword argument of the constructor.", "takes": "a value"}
     if as_json:
-        return _json(key=key, value=value, set_by=set_by, overrode=overrode, **described)
+        return answer.as_json(key=key, value=value, set_by=set_by, overrode=overrode, **described)
     takes = _takes(entry) if entry else described["takes"]
     lines = [f"{key} = {inline(value)}", f"  {described['doc']}", f"  takes       {takes}"]
     if entry:
@@ -103,7 +100,7 @@ def diff(a: str, b: str, as_json: bool = False, *, config_dir: Path | None = Non
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if as_json:
         rows = [{"key": name, "a": old.get(name), "b": new.get(name), "matters": name in matters} for name in names]
-        return _json(a=a, b=b, differences=rows)
+        return answer.as_json(a=a, b=b, differences=rows)
     if not names:
         return "no difference"
     texts = [(name, inline(old.get(name)), inline(new.get(name))) for name in names]
@@ -131,7 +128,7 @@ def listing(prefix: str = "", as_json: bool = False, *, config_dir: Path | None 
         options = {
             group: {name: first_comment(file) for name, file in files.items()} for group, files in groups.items()
         }
-        return _json(keys=[{"key": key.path, **_described(key)} for key in found], groups=options)
+        return answer.as_json(keys=[{"key": key.path, **_described(key)} for key in found], groups=options)
     return "\n".join([*_group_lines(groups), *([""] if groups and found else []), *_key_lines(found)])
 
 
@@ -219,7 +216,3 @@ def inline(value: Any) -> str:
 
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _json(**fields: Any) -> str:
-    return json.dumps({"version": VERSION, **fields}, indent=2, ensure_ascii=False)
