@@ -9,6 +9,7 @@ import gc
 import importlib
 import logging
 import os
+import socket
 import sys
 from typing import NoReturn
 
@@ -19,7 +20,8 @@ from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.stop import Stop, StoppedEarly
 from launcher.streams import outlive_readers
-from trainer.errors import STOPPED, PacelineError
+from trainer.errors import STOPPED, PacelineError, UnfitError
+from trainer.trouble import meaning
 
 
 def main() -> NoReturn:
@@ -86,7 +88,7 @@ def _run(plan: JobPlan, stop: Stop, company: Company) -> Outcome:
     Raises:
         JobOver: the job has ended before this node had workers.
         StoppedEarly: likewise, because somebody asked it to.
-        UnfitError: the workers cannot meet.
+        UnfitError: the workers cannot meet, or this process itself has too little of something to run them.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -99,6 +101,10 @@ def _run(plan: JobPlan, stop: Stop, company: Company) -> Outcome:
     except SignalException as error:
         # SIGQUIT, for which the engine has ended the workers.
         os._exit(128 + error.sigval)
+    except OSError as error:
+        known = meaning.of_error(type(error).__name__, str(error), ours=plan.program.kind == "trainer")
+        problem, fix = (known.meaning, known.advice) if known else (str(error), "")
+        raise UnfitError(f"cannot run workers on {socket.gethostname()}: {problem}", fix) from error
 
 
 def _preload(plan: JobPlan) -> None:

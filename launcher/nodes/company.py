@@ -194,6 +194,9 @@ class Member:
             told = {"type": type(error).__name__, "message": error.problem, "advice": error.fix}
             exits = (Exit(rank, error.exit_code, host=socket.gethostname(), time=time.time(), **told),)
         self._exchange()
+        if error is not None:
+            # Others may have workers already, which wait for those of this node.
+            self._say("failing")
         self._say("ended", outcome=Outcome(self._attempt, exits=exits).to_json())
         deadline = time.monotonic() + _LEAVE_S
         while self.code is None and not self.why_lost and time.monotonic() < deadline:

@@ -247,6 +247,36 @@ def test_what_one_agent_cannot_begin_ends_all_with_its_reason(make_job: MakeJob)
     assert job.alive() == []
 
 
+STARVED = """
+import sys
+from launcher import agents
+start, boot = agents._start, agents._BOOT
+starve = "import resource, multiprocessing.popen_fork as fork; launch = fork.Popen._launch; "
+starve += "fork.Popen._launch = lambda *a: (resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)), launch(*a)); "
+def start_there(plan):
+    agents._BOOT = boot.replace("from launcher.agent", f"{starve}from launcher.agent") if plan.node else boot
+    return start(plan)
+agents._start = start_there
+from launcher.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, but the second node's agent has no file descriptors left when it forks its workers."""
+
+
+def test_an_agent_that_has_no_descriptors_left_says_so_and_the_other_nodes_workers_do_not_wait(
+    make_job: MakeJob,
+) -> None:
+    job = make_job("import torch.distributed as dist\ndist.init_process_group('gloo')")
+    job.command = [sys.executable, "-c", STARVED]
+    code, _, err = job.go("cluster.nodes=2", "cluster.max_restarts=3")
+    assert code == 3, err
+    assert (job.failure["rank"], job.failure["type"]) == (2, "UnfitError")
+    assert f"cannot run workers on {socket.gethostname()}: this process may not open more files" in err
+    assert "ulimit -n 65536" in err
+    assert "Traceback" not in err
+    assert job.alive() == []
+
+
 def test_a_request_to_one_agent_before_the_workers_are_up_is_75_for_all(make_job: MakeJob) -> None:
     job = make_job("import time\ntime.sleep(600)")
     process = job.start("cluster.nodes=2")
