@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import binding, variables
 from launcher.binding import Topology
+from launcher.gpus import share
 from launcher.variables import YOU, Variable
 from trainer import wording
 from trainer.cores import MOST_LOADING
 from trainer.errors import ConfigError, UnfitError
 from trainer.run.runname import continuing
-from trainer.run.secrets import redact_words
+from trainer.run.secrets import HIDDEN, pasted, redact_words
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -225,6 +226,7 @@ def workers_per_node(config: "Config", gpus: int) -> int:
 
 def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
     """The plan for a person, with a command line that starts the same workers without Paceline."""
+    by_hand = [torchrun_command(plan, node) for node in range(plan.nodes)]
     width = max((len(variable.name) for variable in plan.environment), default=0)
     shown = [
         f"  {variable.name:<{width}}  {'set, not shown' if variable.value is None else variable.value}"
@@ -241,10 +243,12 @@ def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
             f"run          {plan.run_dir}, attempt {plan.attempt}",
             "",
             "the same by hand",
-            *(f"  {torchrun_command(plan, node)}" for node in range(plan.nodes)),
+            *(f"  {line}" for line in by_hand),
+            *([f"  {HIDDEN} stands for a secret that is not shown"] if any(HIDDEN in one for one in by_hand) else []),
             "",
             "environment of the workers",
-            *(shown or ["  yours, unchanged"]),
+            *shown,
+            f"  {'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR ...':<{width}}  (each worker's own, as torchrun sets them)",
             *(["", "notes", *(f"  {note}" for note in notes)] if notes else []),
         ]
     )
@@ -265,6 +269,9 @@ def torchrun_command(plan: JobPlan, node: int = 0) -> str:
         host, port = plan.endpoint.rpartition(":")[0], plan.port or _USUAL_PORT
         where = f"--nnodes={plan.nodes} --node-rank={node} --master-addr={host} --master-port={port}"
     ours = [f"{v.name}={shlex.quote(v.value)}" for v in plan.environment if v.value and v.source != YOU]
+    if plan.nodes > 1 and plan.device == "cuda":
+        yours = {v.name: v.value for v in plan.environment}.get("CUDA_VISIBLE_DEVICES")
+        ours.append(f"CUDA_VISIBLE_DEVICES={share(yours, number=node, size=plan.workers_per_node)}")
     program = plan.program
     target = [program.target] if program.kind == "script" else ["-m", program.target]
     arguments = plan.overrides if program.kind == "trainer" else redact_words(program.arguments)
@@ -274,7 +281,7 @@ def torchrun_command(plan: JobPlan, node: int = 0) -> str:
             shlex.quote(wording.command("torchrun")),
             where,
             f"--nproc-per-node={plan.workers_per_node}",
-            shlex.join([*target, *arguments]),
+            pasted([*target, *arguments]),
         ]
     )
 
@@ -285,4 +292,4 @@ def again_command(plan: JobPlan, name: str) -> str:
     if plan.program.kind != "trainer":
         flag = ["-m"] if plan.program.kind == "module" else []
         words += ["--", *flag, plan.program.target, *redact_words(plan.program.arguments)]
-    return shlex.join(words)
+    return pasted(words)

@@ -53,6 +53,10 @@ def test_a_command_line_is_shown_without_secrets_and_otherwise_as_it_is() -> Non
     assert redact_words(["a.token=my-own-value"], {"MY_TOKEN": "my-own-value"}) == ["a.token=$MY_TOKEN"]
 
 
+def test_a_secrets_name_ends_where_it_ends() -> None:
+    assert redact("abcdefgh_1, abcdefghabcdefgh-x", {"A_KEY": "abcdefgh"}) == "${A_KEY}_1, $A_KEY$A_KEY-x"
+
+
 def test_values_are_shown_without_secrets_and_with_their_types() -> None:
     values = {"a": {"token": "x", "key": "k", "n": 3, "list": ["http://u:p@h", None, 0.5]}, "password": "y" * 8}
     assert redact_values(values, {"DB_PASS": "y" * 8}) == {

@@ -5,6 +5,7 @@ Standard library only, for the launcher.
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ _VARIABLES = re.compile(rf"{_KEYS.pattern}|(^|_)(KEY|PASS|CREDS?)$|_(PWD|AUTH)$"
 _LOGIN = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 # A name alone is more often a token than a name, where git and package indices are asked over HTTP.
 _TOKEN_LOGIN = re.compile(r"(\bhttps?://)[^/\s:@]+@")
+_REFERENCE = re.compile(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})")
 _ASSIGNED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)(?P<sign>\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,{}\[\]]+)")
 
 
@@ -39,7 +41,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     for name, value in (os.environ if environment is None else environment).items():
         # A shorter value is no secret, and would be found all over the text.
         if is_secret(name) and len(value) >= _SHORTEST:
-            text = text.replace(value, f"${name}")
+            text = _named(text, value, name)
     return _TOKEN_LOGIN.sub(rf"\1{HIDDEN}@", _LOGIN.sub(rf"\1{HIDDEN}@", text))
 
 
@@ -52,6 +54,11 @@ def redact_words(words: Sequence[str], environment: Mapping[str, str] | None = N
             word = word if word.startswith("$") else HIDDEN
         shown.append(_ASSIGNED.sub(_without_value, word))
     return shown
+
+
+def pasted(words: Sequence[str]) -> str:
+    """What `redact_words` gave as a command line to be typed: the shell puts the secrets in again that it knows."""
+    return " ".join("".join(map(_quoted, _REFERENCE.split(word))) or "''" for word in words)
 
 
 def redact_values(values: Any, environment: Mapping[str, str] | None = None) -> Any:
@@ -74,3 +81,17 @@ def _without_value(match: "re.Match[str]") -> str:
         # What stands behind the sign may itself be an assignment: data.args={token: abc}.
         return f"{name}{sign}{_ASSIGNED.sub(_without_value, value)}"
     return f"{name}{sign}{HIDDEN}"
+
+
+def _named(text: str, value: str, name: str) -> str:
+    """A text with a variable's name in place of its value, so that a shell reads it as that name."""
+    first, *others = text.split(value)
+    return first + "".join(
+        f"${{{name}}}{part}" if part[:1].isalnum() or part[:1] == "_" else f"${name}{part}" for part in others
+    )
+
+
+def _quoted(part: str) -> str:
+    if _REFERENCE.fullmatch(part) and is_secret(part.strip("${}")):
+        return f'"{part}"'
+    return shlex.quote(part) if part else ""
