@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import traceback
 from typing import NoReturn
 
 from launcher.ending.conclusion import Account
@@ -20,8 +21,8 @@ from launcher.plan import JobPlan
 from launcher.processes import adopt_orphans, die_with_parent
 from launcher.stop import Stop, StoppedEarly
 from launcher.streams import outlive_readers
-from trainer.errors import STOPPED, PacelineError, UnfitError
-from trainer.trouble import meaning
+from trainer.errors import STOPPED, PacelineError, TrainingError, UnfitError
+from trainer.trouble import meaning, words
 
 
 def main() -> NoReturn:
@@ -55,6 +56,8 @@ def _run_alone(plan: JobPlan, stop: Stop) -> int:
         return account.conclude_early(stop)
     except PacelineError as error:
         return account.conclude_refused(error)
+    except Exception as error:
+        return account.conclude_refused(_unforeseen(error))
     return account.conclude(outcome, stop)
 
 
@@ -79,7 +82,15 @@ def _run_member(plan: JobPlan, stop: Stop) -> int:
     except PacelineError as error:
         print(f"error: {error}", file=sys.stderr)
         member.leave(error)
+    except Exception as error:
+        member.leave(_unforeseen(error))
     return 1 if member.code is None else member.code
+
+
+def _unforeseen(error: Exception) -> TrainingError:
+    """What nobody thought of as the job's error; its traceback is printed."""
+    traceback.print_exc()
+    return TrainingError(f"the agent cannot go on: {type(error).__name__}: {words.message_of(error)}")
 
 
 def _run(plan: JobPlan, stop: Stop, company: Company) -> Outcome:

@@ -125,6 +125,10 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in VERBS:
         raise _unknown(name, arguments[1:])
+    try:
+        os.getcwd()  # noqa: PTH109  # pathlib takes 10 ms
+    except FileNotFoundError as error:
+        raise ConfigError("the current directory has been deleted", "cd to another one") from error
     verb = importlib.import_module(f"launcher.verbs.{VERBS[name].module or name}")
     return int(verb.main(arguments[1:]))
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from launcher import ports
 from launcher.agents import LEFTOVER_GRACE_S, started
-from launcher.ending.conclusion import Account, in_use
+from launcher.ending.conclusion import Account
+from launcher.ending.hold import in_use
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from trainer.run import runname

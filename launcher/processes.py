@@ -59,6 +59,17 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def bury_adopted(own: Collection[int]) -> None:
+    """Takes adopted processes that have ended out of the process table, which they would fill in days.
+
+    Args:
+        own: children for whose ends this process asks elsewhere.
+    """
+    with suppress(ChildProcessError):
+        while (end := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and end.si_pid not in own:
+            os.waitpid(end.si_pid, os.WNOHANG)
+
+
 def descendants(spare: Collection[int] = (), *, root: int | None = None) -> list[int]:
     """Processes below this one, or below `root`, that are alive, but not those to be spared nor what is below them."""
     children: dict[int, list[int]] = {}

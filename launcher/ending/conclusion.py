@@ -1,7 +1,5 @@
 """What is said and written of a job: that it runs, why it is started again, and how it ended."""
 
-import fcntl
-import os
 import signal
 import socket
 import sys
@@ -10,14 +8,14 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from launcher import verdict
-from launcher.ending import folding
+from launcher.ending import folding, hold
 from launcher.ending.outcome import Outcome
 from launcher.ending.restarts import Decision, Failed, decide
 from launcher.plan import JobPlan
 from launcher.stop import Stop
 from launcher.verdict import Exit
 from launcher.workers.output import say, tidy_terminal
-from trainer.errors import STOPPED, InUseError, PacelineError
+from trainer.errors import STOPPED, PacelineError
 from trainer.run import launches, saved
 from trainer.run.differences import shortened
 from trainer.run.rows import append_json_line
@@ -50,7 +48,7 @@ class Account:
             InUseError: another job has the run.
         """
         if not self._is_ours:
-            _hold(self._run)
+            hold.take(self._run)
             self._has_run = True
             with _telling_of("job.json"):
                 launches.confirm(self._run, self._plan.attempt)
@@ -164,7 +162,7 @@ class Account:
 
     def conclude_refused(self, error: PacelineError) -> int:
         """Tells an error that came before there was a worker; returns the exit code."""
-        if self._may_write(self._plan.attempt):
+        if self._may_write(self._plan.attempt + self._plan.max_restarts):
             self._settle(error.exit_code, "")
             with _telling_of("status.json"):
                 self._run.update_status(reason=error.problem)
@@ -267,30 +265,6 @@ class Account:
             # Nobody may have waited for this process to learn it.
             with _telling_of("status.json"):
                 self._run.update_status(exit_code=code)
-
-
-def in_use(run: RunDir) -> InUseError:
-    """The error for a run that another job trains."""
-    return InUseError(
-        f"run {run.name} is being trained by another job",
-        "another run.name, run.fresh=true beside it, or wait until it has ended",
-    )
-
-
-def _hold(run: RunDir) -> None:
-    """Takes the run for a program that knows nothing of it, until the last of its processes has ended.
-
-    Raises:
-        InUseError: another job has it.
-    """
-    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise in_use(run) from error
-    except OSError as error:
-        # A file system without locks; `paceline doctor --storage` says what that means.
-        print(f"warning: {run.lock} cannot be locked: {error.strerror}", file=sys.stderr)
 
 
 def _how_it_stopped(stop: Stop, outcome: Outcome, plan: JobPlan) -> str:

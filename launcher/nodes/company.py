@@ -187,7 +187,7 @@ class Member:
         return decision
 
     def leave(self, error: PacelineError | None = None) -> None:
-        """Ends this node's part before it has workers, asked to or for an error, and waits to hear of it."""
+        """Ends this node's part, which has no workers, asked to or for an error, and waits to hear of it."""
         exits: tuple[Exit, ...] = ()
         if error is not None:
             rank = self._plan.node * self._plan.workers_per_node

@@ -9,9 +9,13 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from launcher import ports
 from launcher.plan import JobPlan
+from trainer.errors import UnfitError
 from trainer.rundir import RunDir
 
 _STORE_TIMEOUT = timedelta(minutes=10)
+
+_CONNECT_TIMEOUT = timedelta(seconds=15)
+"""No request to stop is heard meanwhile, and no sign of life given, which must come every 20 s."""
 
 
 class Meeting(RendezvousHandler):
@@ -40,13 +44,13 @@ class Meeting(RendezvousHandler):
         """The next attempt's store, when all nodes are there.
 
         Raises:
-            UnfitError: the port is taken.
+            UnfitError: the port is taken, or cannot be reached.
         """
         plan = self._plan
         server = _host(plan.endpoint) if plan.node == 0 else None
         endpoint = self._agree(f"{server.host}:{server.port}" if server else "")
         host, port = endpoint.rpartition(":")[0], int(endpoint.rpartition(":")[2])
-        store = server or TCPStore(host, port, is_master=False, timeout=_STORE_TIMEOUT, wait_for_workers=False)
+        store = server or _store(host, port)
         return RendezvousInfo(store, plan.node, plan.nodes, RendezvousStoreInfo(host, port))
 
     def is_closed(self) -> bool:
@@ -90,15 +94,29 @@ def _host(endpoint: str) -> TCPStore:
     """A store that listens where it must, and not on every interface, as it would if it chose for itself.
 
     Raises:
-        UnfitError: the port is taken.
+        UnfitError: the port is taken, or cannot be reached from here.
     """
     listener = ports.listen(endpoint)
     host, port = listener.getsockname()[:2]
-    return TCPStore(
-        host,
-        port,
-        is_master=True,
-        timeout=_STORE_TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
+    return _store(host, port, listener.detach())
+
+
+def _store(host: str, port: int, listener: int | None = None) -> TCPStore:
+    """A connection to the store, which is this process's own where it has the listening socket's descriptor."""
+    try:
+        store = TCPStore(
+            host,
+            port,
+            is_master=listener is not None,
+            timeout=_CONNECT_TIMEOUT,
+            wait_for_workers=False,
+            master_listen_fd=listener,
+        )
+    except RuntimeError as error:
+        raise UnfitError(
+            f"cannot connect to {host}:{port}, where the workers are to meet, within"
+            f" {_CONNECT_TIMEOUT.total_seconds():g} s",
+            "is its network interface up (ip link), and is there a firewall?",
+        ) from error
+    store.set_timeout(_STORE_TIMEOUT)
+    return store

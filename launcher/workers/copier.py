@@ -26,7 +26,7 @@ _PATIENCE_S, _PATIENCE_WITH_PERSONS_S = 5.0, 1.0
 _LAST_PATIENCE_S = 2.5
 _LONGEST_LINE = 1 << 16
 _MOST_ROWS = 200
-_UP = re.compile(rb"\x1b\[(\d*)A")
+_UP = re.compile(rb"\x1b\[(\d{0,4})A")
 _ESCAPE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_=>78]|[()*+][0-9A-B])")
 
 

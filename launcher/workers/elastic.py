@@ -29,7 +29,7 @@ from launcher.hang.watch import HangWatch, Watched
 from launcher.nodes.company import Company, Next
 from launcher.nodes.rendezvous import ranks_of
 from launcher.plan import JobPlan
-from launcher.processes import die_with_parent, end_descendants, peak_memory
+from launcher.processes import bury_adopted, die_with_parent, end_descendants, peak_memory
 from launcher.stop import STOP_SIGNALS, Stop, StopFiles, hand_on
 from launcher.verdict import Exit
 from launcher.workers import error_file, worker
@@ -189,6 +189,7 @@ class Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._note_peaks()
+        bury_adopted([process.pid for process in self._processes()] + ([self._output.pid] if self._output else []))
         if self._stop_files:
             self._stop_files.look(self._stop)
         self._pass_on_stop()

@@ -9,6 +9,7 @@ import runpy
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -104,8 +105,13 @@ def _bind(cores: str) -> None:
 
 
 def _redirect(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        # As with the first worker's: a job goes on without its logs.
+        sys.stderr.write(f"warning: {log} cannot be written and is given up: {error.strerror}\n")
+        descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -140,8 +146,10 @@ def _finish(program: Program) -> None:
             if thread is not threading.main_thread() and not thread.daemon:
                 thread.join()
         atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # As at Python's own end: one that the program has closed, or put something else in place of, is its affair.
+        with suppress(AttributeError, ValueError):
+            stream.flush()
 
 
 def _finish_soon(program: Program, code: int) -> None:

@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.launcher.conftest import ROOT, Job
+import pytest
+
+from tests.launcher.conftest import DEADLINE_S, ROOT, Job
 from trainer.rundir import read_json
 
 NOT_UTF_8 = os.fsdecode(b"caf\xe9")
@@ -43,3 +46,77 @@ if os.environ["RANK"] == "1":
     assert len(err) < 3_000, err
     assert (job.failure["type"], job.failure["message"][:5]) == ("ValueError", f"{NOT_UTF_8}x")
     assert read_json(job.run.job)["argv"][-1] == NOT_UTF_8
+
+
+@pytest.mark.parametrize("done", ["sys.stdout.close()", "sys.stdout = None"])
+def test_who_starts_without_streams_or_closes_its_own_has_done_nothing_wrong(
+    make_job: Callable[[str], Job], done: str
+) -> None:
+    job = make_job(f"import sys; print('here'); sys.stderr.write('there\\n'); {done}")
+    command = [*job.command, "run", "run.name=job", "cluster.gpus_per_node=2", "device=cpu", "--", "script.py"]
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command],
+        cwd=job.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert closed.returncode == 0
+    assert sorted(job.run.log(0, 0).read_text().split()) == job.run.log(0, 1).read_text().split() == ["here", "there"]
+
+
+def test_orphans_that_have_ended_do_not_pile_up_below_the_agent(make_job: Callable[[str], Job]) -> None:
+    job = make_job(
+        """
+import os, time
+from contextlib import suppress
+from pathlib import Path
+def orphan():
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os._exit(0)
+        os._exit(0)
+    os.wait()
+def dead():
+    count = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            count += file.read_bytes().rpartition(b")")[2].split()[:2] == [b"Z", b"%d" % os.getppid()]
+    return count
+if os.environ["RANK"] == "0":
+    for _ in range(50):
+        orphan()
+    deadline = time.monotonic() + 20
+    while dead() > 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    print(dead() <= 5)
+"""
+    )
+    assert job.go() == (0, "True\n", "2 workers, run directory runs/job\n")
+
+
+def test_what_no_agent_foresees_is_the_jobs_error_and_no_run_claims_to_run(
+    make_job: Callable[[str], Job],
+) -> None:
+    job = make_job("")
+    (job.folder / "broken").mkdir()
+    (job.folder / "broken" / "torch.py").write_text("raise RuntimeError('out of order')")
+    code, _, err = job.go(PYTHONPATH=f"{job.folder / 'broken'}:{ROOT}")
+    told = "the agent cannot go on: RuntimeError: out of order"
+    assert code == 1
+    assert f"error: {told}\n" in err
+    assert (job.run.read_status()["state"], job.failure["message"]) == ("failed", told)
+
+
+def test_a_working_directory_that_was_deleted_is_told(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = [str(Path(sys.executable).with_name("paceline")), "status"]
+    done = subprocess.run(
+        ["sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *command],
+        cwd=tmp_path / "gone",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: the current directory has been deleted\n  cd to another one\n")

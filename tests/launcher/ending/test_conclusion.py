@@ -15,7 +15,7 @@ from launcher.plan import JobPlan, Program
 from launcher.stop import Stop
 from launcher.verdict import Exit
 from tests.waiting import until
-from trainer.errors import UnfitError
+from trainer.errors import InUseError, UnfitError
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json, write_json
 
@@ -142,3 +142,16 @@ def test_rank_zeros_own_error_stands_above_already_and_what_it_heard_of_others_i
     exit = Exit(0, 1, "node-0", time=1.0, type="RuntimeError", message=message)
     assert account.conclude(Outcome(ATTEMPT, exits=(exit,)), Stop(1.0)) == 1
     assert ("✗ failed: RuntimeError on rank 0, node-0" in capfd.readouterr().err) is is_told
+
+
+def test_who_looks_whether_a_run_is_held_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    run.path.mkdir()
+    plan = JobPlan(nodes=1, workers_per_node=1, program=Program("script", "x.py"), run_dir=str(run.path))
+    with run.lock.open("w") as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (look, fcntl.LOCK_UN)).start()
+        Account(plan).begin()
+    assert run.is_held()
+    with pytest.raises(InUseError):
+        Account(plan).begin()

@@ -69,6 +69,11 @@ def test_lines_are_handed_out_as_they_come_and_a_bar_without_end_does_not_grow()
     assert len(lines._part) < 1000
 
 
+def test_a_number_of_any_length_in_a_strange_code_ends_nothing() -> None:
+    """Python refuses to read one of more than 4,300 digits."""
+    assert plain(b"before\n\x1b[" + b"9" * 5000 + b"Aafter\n", chunk=1 << 20) == "before\nafter\n"
+
+
 def test_rank_0_keeps_a_log_of_python_and_native_output_up_to_the_last_words_of_a_crash(make_job: MakeJob) -> None:
     job = make_job(
         """
