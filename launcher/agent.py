@@ -14,6 +14,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from launcher.ending import last_word
 from launcher.ending.conclusion import Account
 from launcher.ending.outcome import Outcome
 from launcher.nodes.company import Alone, Company, JobOver, Member
@@ -74,7 +75,9 @@ def _run_member(plan: JobPlan, stop: Stop) -> int:
     try:
         with stop.raising():
             _preload(plan)
-        _run(plan, stop, member)
+        outcome = _run(plan, stop, member)
+        if member.why_lost:
+            last_word.leave(plan, outcome, member.why_lost)
     except JobOver:
         pass
     except StoppedEarly:

@@ -232,7 +232,9 @@ class Account:
         row = self._run.read_failure(attempt)
         log = str(self._run.log(attempt, failure.rank))
         hung = failure.code == verdict.HANG
-        if row.get("rank") == failure.rank and not hung:
+        # A node that has lost this one may have left a word there, too.
+        is_same = row.get("rank") == failure.rank and (failure.is_untold or row.get("type") == failure.type)
+        if is_same and not hung:
             row.setdefault("log", log)
         else:
             row = verdict.failure_row(failure, attempt=attempt, code=code, log=log, ours=self._is_ours)
