@@ -99,8 +99,10 @@ class Data:
 def never():
     time.sleep(600)
 batches = iter(torch.utils.data.DataLoader(Data(), num_workers=1))
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=2))
-dist.all_reduce(next(batches))
+dist.init_process_group("gloo")
+# Nobody gives up before all have met.
+group = dist.new_group(timeout=datetime.timedelta(seconds=2))
+dist.all_reduce(next(batches), group=group)
 """
     )
     code, _, err = job.go()
@@ -111,7 +113,7 @@ dist.all_reduce(next(batches))
     headline, culprit, process, other = failure["message"].splitlines()
     assert headline == "rank 1 has not answered in time"
     assert "__next__ (data/dataloader.py:" in culprit
-    assert culprit.endswith("from <module> (script.py:19)")
+    assert culprit.endswith("from <module> (script.py:21)")
     assert process.startswith("    its process ")
     assert process.endswith(" is in never (script.py:16)")
     assert other.startswith("rank 0: gave up waiting: Timed out waiting 2000ms")
@@ -136,14 +138,15 @@ def test_on_two_nodes_one_that_works_speaks_for_all_and_all_ranks_are_in_one_ver
 import datetime
 import torch, torch.distributed as dist
 attempt = int(os.environ["PACELINE_ATTEMPT"])
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=(60, 2)[attempt]))
+dist.init_process_group("gloo")
+group = dist.new_group(timeout=datetime.timedelta(seconds=(60, 2)[attempt]))
 def asleep():
     time.sleep(600)
 if rank == 2 and attempt == 0:
     while time.process_time() < 5.5: pass
 if rank == 2:
     asleep()
-dist.all_reduce(torch.ones(1))
+dist.all_reduce(torch.ones(1), group=group)
 """
     )
     process = job.start(f"cluster.hang_timeout={TIMEOUT_S}", "cluster.nodes=2", "cluster.max_restarts=1")
@@ -153,13 +156,13 @@ dist.all_reduce(torch.ones(1))
     assert (event["type"], event["rank"]) == ("Hang", 2)
     headline, culprit, others = event["message"].splitlines()
     assert "rank 2 hangs: no output and no work for" in headline
-    assert "rank 2: is in asleep (script.py:14)" in culprit
+    assert "rank 2: is in asleep (script.py:15)" in culprit
     # The other node's, and the one beside it.
     assert others.startswith("ranks 0-1, 3: wait in all_reduce (")
     # In the second attempt ranks of both nodes give up waiting, whichever comes first.
     failure = job.failure
     assert (failure["type"], failure["rank"], failure["attempt"]) == ("Hang", 2, 1)
-    assert failure["message"].startswith("rank 2 has not answered in time\nrank 2: is in asleep (script.py:14)")
+    assert failure["message"].startswith("rank 2 has not answered in time\nrank 2: is in asleep (script.py:15)")
     for attempt in (0, 1):
         text = job.run.log(attempt, 0).with_name("stacks.txt").read_text()
         assert text.count("asleep (") > 1
