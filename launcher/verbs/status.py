@@ -1,10 +1,13 @@
 """`paceline status`: all runs at a glance, or one in detail."""
 
+import functools
+import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher import runs
 from launcher.arguments import Parser
@@ -13,6 +16,9 @@ from launcher.verdict import next_step
 from trainer import wording
 from trainer.answer import as_json
 from trainer.rundir import read_json
+
+if TYPE_CHECKING:
+    import rich.console
 
 HELP = """\
 paceline status [RUN] [--dir DIR] [--json] [-q]
@@ -38,6 +44,7 @@ _COLOURS = {
 _HEADINGS = ("RUN", "STATE", "STEP", "VAL ACC", "IMAGES/S", "GPU", "ETA", "WHERE")
 _OPTIONAL = ("IMAGES/S", "GPU", "ETA", "VAL ACC")
 _GAP, _LEAST, _READABLE = 2, 8, 40
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,26 +141,40 @@ def fitting(columns: Mapping[str, Sequence[str]], width: int) -> dict[str, int]:
 
 def _print_table(views: Sequence[RunView]) -> None:
     import rich.console
-    import rich.table
-    import rich.text
 
     console = rich.console.Console(highlight=False, markup=False, emoji=False)
-    rows = [cells(view) for view in views]
+    # What another program has written must not steer the terminal.
+    rows = [[_CONTROL.sub("?", cell) for cell in cells(view)] for view in views]
     columns = dict(zip(_HEADINGS, zip(*rows, strict=True), strict=True))
     # A line is a line where nobody looks at it.
     widths = fitting(columns, console.width if console.is_terminal else sys.maxsize)
-    console.width = max(console.width, sum(widths.values()) + _GAP * len(widths))
-    table = rich.table.Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    for heading, width in widths.items():
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
-    for view, row in zip(views, rows, strict=True):
-        texts = {heading: rich.text.Text(cell) for heading, cell in zip(_HEADINGS, row, strict=True)}
-        texts["STATE"].stylize(_COLOURS.get(view.state, ""))
-        table.add_row(*(texts[heading] for heading in widths))
-    with console.capture() as shown:
-        console.print(table)
-    # Without the blanks that fill up the last column.
-    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    print("\n".join(_lines(columns, widths, console)))
+
+
+def _lines(
+    columns: Mapping[str, Sequence[str]], widths: Mapping[str, int], console: "rich.console.Console"
+) -> Iterator[str]:
+    """The table; put together by hand, since rich takes a millisecond a row."""
+    from rich.cells import cell_len, set_cell_size
+    from rich.text import Text
+
+    @functools.cache
+    def painted(text: str, style: str) -> str:
+        with console.capture() as shown:
+            console.print(Text(text, style=style), end="", soft_wrap=True)
+        return shown.get()
+
+    def cell(text: str, width: int) -> str:
+        return set_cell_size(text, width) if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"
+
+    gap = " " * _GAP
+    yield painted(gap.join(cell(name, width) for name, width in widths.items()).rstrip(), "bold")
+    for row in zip(*(columns[name] for name in widths), strict=True):
+        shown = {name: cell(text, widths[name]) for name, text in zip(widths, row, strict=True)}
+        state = shown["STATE"].rstrip()
+        shown["STATE"] = painted(state, _COLOURS.get(state, "")) + shown["STATE"].removeprefix(state)
+        # Without the blanks that fill up the last column.
+        yield gap.join(shown.values()).rstrip()
 
 
 def _step(view: RunView) -> str:

@@ -110,6 +110,15 @@ def test_the_last_event_of_a_run_that_lives_is_told(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.endswith("  elsewhere, checkpoint at step 1,380, 2 m 00 s ago\n")
 
 
+def test_what_others_have_written_does_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path / "x")
+    write_json(run.status, {"state": "stopped", "time": time.time(), "reason": "\x1b[2Jwiped\r\n"})
+    assert main(["status", "--dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("  ?[2Jwiped??\n")
+
+
 def strict(text: str) -> Any:
     def refuse(word: str) -> None:
         raise AssertionError(word)
