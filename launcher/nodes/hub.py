@@ -24,6 +24,7 @@ from trainer.run.differences import in_words
 from trainer.rundir import RunDir
 
 _TICK_S = 0.1
+_LAST_MOMENT_S = 0.5
 _STRANGER_S = 10.0
 _MOST_STRANGERS = 256
 
@@ -169,9 +170,11 @@ class Hub:
             messages = self._channels[node].receive()
         except (ChannelLost, ValueError):
             self._drop(node)
-            # How its process ended says more than that its connection did.
-            why = self._gone().get(node, "the connection to it broke")
-            self._lose(node, why)
+            # How its process ended says more than that its connection did, which a kill closes a moment before.
+            deadline = time.monotonic() + _LAST_MOMENT_S
+            while node not in (gone := self._gone()) and time.monotonic() < deadline:
+                time.sleep(_LAST_MOMENT_S / 20)
+            self._lose(node, gone.get(node, "the connection to it broke"))
             return
         for message in messages:
             self._take(node, message)
