@@ -170,7 +170,8 @@ class Agent(LocalElasticAgent):
 
     def _shutdown(self, *arguments: Any, **options: Any) -> None:
         # Called at the end of every attempt, however it ended.
-        super()._shutdown(*arguments, **options)
+        # They have ended, if they can: one that waits in the kernel does not within the engine's 30 s either.
+        super()._shutdown(*arguments, **(options if arguments else {"timeout": FAILURE_GRACE_S}))
         output, self._output = self._output, None
         if self._watch is not None:
             self._watch.close()
