@@ -28,19 +28,18 @@ from trainer.trouble import meaning, words
 
 def main() -> NoReturn:
     """Runs the plan on standard input and ends with the job's exit code."""
-    outlive_readers(stdout=True)
-    code = run_plan()
+    die_with_parent(int(sys.argv[1]))
+    code = run_plan(JobPlan.from_json(sys.stdin.read()))
     sys.stdout.flush()
     sys.stderr.flush()
     # Everything is said; the teardown of torch and of the rendezvous' threads takes a second.
     os._exit(code)
 
 
-def run_plan() -> int:
-    """Runs the plan on standard input; returns the job's exit code."""
-    die_with_parent(int(sys.argv[1]))
+def run_plan(plan: JobPlan) -> int:
+    """Runs this node's part of a plan; returns the job's exit code."""
+    outlive_readers(stdout=True)
     adopt_orphans()
-    plan = JobPlan.from_json(sys.stdin.read())
     stop = Stop(plan.stop_grace_s)
     stop.listen()
     return _run_member(plan, stop) if plan.hub else _run_alone(plan, stop)

@@ -67,20 +67,24 @@ def started(
             signal.signal(number, handler)
 
 
-def _start(plan: JobPlan) -> Agent:
+def environment(plan: JobPlan) -> dict[str, str]:
+    """What an agent and its workers find in their environment besides the user's own."""
     ours = {
         variable.name: variable.value for variable in plan.environment if variable.value and variable.source != "you"
     }
-    environment = {
-        **os.environ,
+    return {
         **ours,
         "PACELINE_RUN_DIR": plan.run_dir,
         "PACELINE_ATTEMPT": str(plan.attempt),
         "PACELINE_STARTED": str(time.time()),
         "PACELINE_DEVICE": plan.device,
     }
+
+
+def _start(plan: JobPlan) -> Agent:
+    variables = {**os.environ, **environment(plan)}
     if plan.nodes > 1 and plan.device == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = share(
+        variables["CUDA_VISIBLE_DEVICES"] = share(
             os.environ.get("CUDA_VISIBLE_DEVICES"), number=plan.node, size=plan.workers_per_node
         )
     with _log_of(plan) as log:
@@ -90,7 +94,7 @@ def _start(plan: JobPlan) -> Agent:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=environment,
+            env=variables,
             start_new_session=True,
         )
 

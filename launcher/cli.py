@@ -45,6 +45,7 @@ VERBS = {
         starts=True,
         takes="overrides",
     ),
+    "submit": Verb("queue a training on Slurm", ("queue", "sbatch", "batch", "srun"), starts=True, takes="overrides"),
     "status": Verb(
         "all runs, or one: state, step, rate, ETA",
         ("ps", "ls", "list", "runs", "jobs", "top", "watch", "info", "history"),

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from launcher.ending.conclusion import Account
 from launcher.ending.hold import in_use
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
-from trainer.run import runname
+from trainer.run import launches, runname
 from trainer.rundir import RunDir, write_json
 from trainer.stop import asked_by
 
@@ -52,7 +53,7 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         with suppress(OSError):
             request.unlink()
     try:
-        attempt = _take_attempt(run, plan.max_restarts)
+        attempt = take_attempt(run, plan.max_restarts)
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
     try:
@@ -78,7 +79,7 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
     )
 
 
-def _take_attempt(run: RunDir, restarts: int) -> int:
+def take_attempt(run: RunDir, restarts: int) -> int:
     """Makes the folder of an attempt's logs, which makes its number this job's; returns the number.
 
     Those that follow are this job's, too, as long as it lives: as many as it may need for restarts.
@@ -89,10 +90,7 @@ def _take_attempt(run: RunDir, restarts: int) -> int:
     logs = run.log(0, 0).parent.parent
     made = logs / f".attempt-{socket.gethostname()}-{os.getpid()}"
     made.mkdir(parents=True, exist_ok=True)
-    # Without locks a launch that has died is told by the clock alone.
-    with suppress(OSError):
-        # Held as long as this process lives, so that everybody sees whether there is somebody to wait for.
-        fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)
+    _hold(made)
     try:
         # Before it has its name: who comes next must see at once which numbers are taken.
         write_json(made / run.attempt_restarts(0).name, {"restarts": restarts})
@@ -109,6 +107,27 @@ def _take_attempt(run: RunDir, restarts: int) -> int:
     except OSError:
         shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def hold_attempt(run: RunDir, attempt: int) -> None:
+    """Shows everybody, as long as this process lives, that there is somebody to wait for."""
+    _hold(run.log(attempt, 0).parent)
+
+
+def _hold(folder: Path) -> None:
+    # Without locks a launch that has died is told by the clock alone.
+    with suppress(OSError):
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)
+
+
+def note_restart(run: RunDir, attempt: int) -> None:
+    """Writes down an attempt that a scheduler has begun by itself, with what the one before was launched with.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    last = run.launches()[-1]
+    launches.note(run, {**last, "attempt": attempt, "time": time.time(), "host": socket.gethostname()})
 
 
 def run(plan: JobPlan) -> int:

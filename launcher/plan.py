@@ -163,7 +163,12 @@ def plan_job(
         program=program,
         overrides=tuple(redact_words(overrides)),
         environment=variables.of_workers(
-            environment, cpus=cpus, workers=nodes * workers, near=bound.share if bound.cores else None, on_gpus=on_gpus
+            environment,
+            cpus=cpus,
+            workers=nodes * workers,
+            near=bound.share if bound.cores else None,
+            on_gpus=on_gpus,
+            is_alone=nodes == 1 or config.cluster.scheduler == "none",
         ),
         cores=bound.cores,
         unbound=bound.why_not,

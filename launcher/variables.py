@@ -41,7 +41,7 @@ class Variable:
 
 
 def of_workers(
-    yours: Mapping[str, str], *, cpus: int, workers: int, near: int | None, on_gpus: bool
+    yours: Mapping[str, str], *, cpus: int, workers: int, near: int | None, on_gpus: bool, is_alone: bool
 ) -> tuple[Variable, ...]:
     """What matters to the workers of a machine.
 
@@ -51,6 +51,7 @@ def of_workers(
         workers: how many they are.
         near: cores of each among those that it is bound to; None where it is not.
         on_gpus: whether they have GPUs.
+        is_alone: whether there are none on other machines.
     """
     values = relevant(yours) | {name: None for name in yours if is_secret(name)}
     variables = [Variable(name, value, YOU) for name, value in sorted(values.items())]
@@ -61,7 +62,7 @@ def of_workers(
             threads, reason = near, "the cores that a worker is bound to, divided among those that share them"
         variables.append(Variable("OMP_NUM_THREADS", str(max(1, threads)), reason))
     listening = ("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if on_gpus else []))
-    variables += [Variable(name, *_LOOPBACK) for name in listening if name not in yours]
+    variables += [Variable(name, *_LOOPBACK) for name in listening if is_alone and name not in yours]
     if on_gpus:
         variables += [
             Variable(names[0], value, why) for names, (value, why) in _NCCL.items() if not yours.keys() & set(names)

@@ -183,6 +183,10 @@ class RunDir:
         """How many restarts a launcher may make of an attempt; while it lives the next numbers are for these."""
         return self.path / "logs" / f"attempt-{attempt}" / "restarts.json"
 
+    def attempt_plan(self, attempt: int) -> Path:
+        """What a scheduler's job is to do as an attempt, without secrets."""
+        return self.path / "logs" / f"attempt-{attempt}" / "plan.json"
+
     def launches(self) -> list[dict[str, Any]]:
         """The rows of job.json, the last to begin last; where it has none, all that it has as one row."""
         job = read_json(self.job)

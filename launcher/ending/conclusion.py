@@ -19,7 +19,7 @@ from trainer.errors import STOPPED, PacelineError
 from trainer.run import launches, saved
 from trainer.run.differences import shortened
 from trainer.run.rows import append_json_line
-from trainer.rundir import RunDir, write_json
+from trainer.rundir import RunDir, error_beside, write_json
 from trainer.trouble import peers
 
 
@@ -243,7 +243,8 @@ class Account:
             with _telling_of("failure.json"):
                 write_json(self._run.failure, row)
         tidy_terminal()
-        if self._is_ours and failure.rank == 0 and failure.code > 0 and not hung and not peers.is_gone(failure.message):
+        has_told = error_beside(self._run.log(attempt, 0)).exists() and not peers.is_gone(failure.message)
+        if self._is_ours and failure.rank == 0 and has_told and not hung:
             # Rank 0 has the terminal and has said it, unless it only heard of others' end.
             step = verdict.next_step(code, self._plan.again, ours=True, override=row.get("override", ""))
             told = {"others": others, "log": row["log"], **step}

@@ -64,15 +64,17 @@ def main(arguments: Sequence[str]) -> int:
 
     program = read_program(arguments[:cut], arguments[cut + 1 :], has_dashes="--" in arguments)
     config = compose(options.words, config_dir=Path(options.config_dir) if options.config_dir else None)
+    if config.cluster.scheduler != "none":
+        raise ConfigError("paceline run starts a job on this machine, not in a queue", typed("submit", *arguments))
     ours = program.kind == "trainer"
     if not ours:
-        _check_effect(options, arguments[:cut], arguments[cut:])
+        check_effect(options, arguments[:cut], arguments[cut:])
         validate_launch(config)
     gpus = numa_nodes()
     plan = plan_job(
         config,
         program=program,
-        overrides=_given(options),
+        overrides=given(options),
         gpus=len(gpus),
         cpus=count_cpus(),
         environment=os.environ,
@@ -202,7 +204,7 @@ def _as_begun(options: argparse.Namespace, arguments: list[str]) -> list[str] | 
     return [*(word for word in arguments if word not in options.words), *begun]
 
 
-def _check_effect(options: argparse.Namespace, words: Sequence[str], program: Sequence[str]) -> None:
+def check_effect(options: argparse.Namespace, words: Sequence[str], program: Sequence[str]) -> None:
     """Refuses keys that only our trainer reads, before a program that knows nothing of them.
 
     Args:
@@ -225,6 +227,6 @@ def _check_effect(options: argparse.Namespace, words: Sequence[str], program: Se
         )
 
 
-def _given(options: argparse.Namespace) -> list[str]:
+def given(options: argparse.Namespace) -> list[str]:
     """The overrides and what they were composed with, to be given again."""
     return ([f"--config-dir={options.config_dir}"] if options.config_dir else []) + list(options.words)

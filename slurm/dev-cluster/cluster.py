@@ -234,6 +234,7 @@ def _succeeds(*command: str) -> bool:
 
 
 def _end_machines() -> None:
+    machine.pull_out_login()
     for host in (*NODES, HEAD):
         machine.end(host)
 

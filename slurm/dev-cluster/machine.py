@@ -46,6 +46,11 @@ def lay_switch() -> None:
     run("ip", "link", "set", LOGIN_LINK, "up")
 
 
+def pull_out_login() -> None:
+    """Removes the login node's cable: with the head it would go, too, but some time later."""
+    subprocess.run(["ip", "link", "delete", LOGIN_LINK], capture_output=True, check=False)
+
+
 def plug_in(host: Host) -> None:
     """Wires a compute node to the switch."""
     there, here = str(pid_of(HEAD)), str(pid_of(host))

@@ -58,7 +58,7 @@ def take_number(folder: Path, restarts: int, ready: str) -> None:
     """Takes a number as a launcher does, at the moment that the others do, and lives on until it is killed."""
     (folder / f"{ready}-here").touch()
     until((folder / "go").exists, "all are here")
-    taken = local._take_attempt(RunDir(folder / "x"), restarts)
+    taken = local.take_attempt(RunDir(folder / "x"), restarts)
     (folder / f"{ready}-taken.part").write_text(str(taken))
     (folder / f"{ready}-taken.part").rename(folder / f"{ready}-taken")
     time.sleep(600)

@@ -71,6 +71,8 @@ def test_after_down_nothing_is_left(slurm: Run) -> None:
     assert "paceline0" not in psutil.net_if_addrs()
     down = slurm("node", "crash", "node1", check=False)
     assert (down.returncode, down.stderr) == (3, "error: the cluster is down\n  slurm/dev-cluster/up\n")
+    # The other files' tests have it up.
+    slurm("up")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")

@@ -217,6 +217,7 @@ class CheckpointConfig:
 class ClusterConfig:
     """Where the processes run."""
 
+    scheduler: str = key("none", "Who finds the machines: none (it is this one), or slurm.", choices=("none", "slurm"))
     nodes: int = key(1, "Machines; `paceline run` starts them all on this one.", low=1)
     gpus_per_node: int | None = key(
         None, "Workers per machine; null: one for each GPU, or 2 on a machine without one.", low=1
@@ -234,6 +235,18 @@ class ClusterConfig:
         True, "Keep each worker on the cores near its GPU, where a machine has several NUMA nodes."
     )
     port: int | None = key(None, "Rendezvous port; null takes a free one.", low=1, high=65535)
+    partition: str | None = key(None, "Slurm's partition; null: its default.")
+    account: str | None = key(None, "Slurm's account; null: your default.")
+    qos: str | None = key(None, "Slurm's quality of service.")
+    constraint: str | None = key(None, "Features that Slurm's nodes must have, as `h100|a100`.")
+    exclude: str | None = key(None, "Slurm's nodes that are not to be used, as `node[3-4]`.")
+    time: str | None = key(None, "Time limit in Slurm: 90m, 12h, or HH:MM:SS; null: the partition's.")
+    cpus_per_worker: int | None = key(
+        None, "CPU cores that Slurm is asked for, for each worker and its loading processes; null: its default.", low=1
+    )
+    memory: str | None = key(None, "Memory of each node that Slurm is asked for, as 64G; null: its default.")
+    setup: list[str] = key([], "Lines of shell before the job in Slurm's batch script, such as `module load cuda`.")
+    sbatch: dict[str, Any] = key({}, "Further options of sbatch by their long names, as cluster.sbatch.reservation=X.")
 
 
 @dataclass

@@ -31,6 +31,15 @@ def confirm(run: RunDir, attempt: int) -> None:
         _append(run, row)
 
 
+def note_job(run: RunDir, attempt: int, job_id: str) -> None:
+    """Adds a scheduler's number for a launch to its row.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    note(run, {**read_json(run.attempt_job(attempt)), "job_id": job_id})
+
+
 def withdraw(run: RunDir, attempt: int) -> None:
     """Takes a launch out of job.json that was refused; what its attempt has left among the logs stays there.
 

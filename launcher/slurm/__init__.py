@@ -1,0 +1,1 @@
+"""Jobs in Slurm's queue: what is asked of it, and what runs in the allocation."""
