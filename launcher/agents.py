@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from launcher.gpus import share
 from launcher.plan import JobPlan
-from launcher.stop import STOP_SIGNALS, heard
+from launcher.stop import STOP_SIGNALS
 from trainer.rundir import RunDir
 
 LEFTOVER_GRACE_S = 1.0
@@ -53,7 +53,7 @@ def started(
     handlers = {}
     try:
         agents += map(_start, plans)
-        handlers = {number: signal.signal(number, hand_on) for number in heard()}
+        handlers = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         for agent, plan in zip(agents, plans, strict=True):
             assert agent.stdin is not None

@@ -1,7 +1,6 @@
 """A job that lives on in a session of its own, whatever becomes of the terminal that started it."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ _STANDARD = (0, 1, 2)
 def part(output: Path) -> bool:
     """Makes two processes of this one: the one that is to run the job is detached, the other is free to end.
 
-    The detached one has no terminal and no stdin, hears no SIGHUP, and says what it has to say in a file. To be called
+    The detached one has no terminal and no stdin, and says what it has to say in a file. To be called
     in a process of one thread, with requests to stop held back.
 
     Args:
@@ -36,7 +35,6 @@ def part(output: Path) -> bool:
         os.close(heard)
         return False
     os.setsid()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _let_go()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, source in zip(_STANDARD, (nothing, target, target), strict=True):

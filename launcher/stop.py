@@ -12,8 +12,8 @@ from launcher.processes import catches
 from trainer.rundir import RunDir
 from trainer.stop import asked_by
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Requests to stop: a scheduler's, a person's, and that of a terminal that was closed."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""Requests to stop: a scheduler's and a person's."""
 
 _FILE_PERIOD_S = 1.0
 
@@ -40,8 +40,8 @@ class Stop:
         self.deadline: float | None = None
 
     def listen(self) -> None:
-        """Takes the requests from now on, those that were held back too; not SIGHUP where it is ignored (nohup)."""
-        for number in heard():
+        """Takes the requests from now on, those that were held back too."""
+        for number in STOP_SIGNALS:
             signal.signal(number, self.note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
@@ -164,8 +164,6 @@ def hand_on(number: signal.Signals, pids: Iterable[int], *, ours: bool) -> None:
         os.kill(pid, number if takes else signal.SIGTERM)
 
 
-def heard() -> list[signal.Signals]:
-    """The requests that this process heeds: SIGHUP only where it is not ignored, as under nohup."""
-    return [
-        number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
-    ]
+def outlive_terminal() -> None:
+    """Lets a job go on when its terminal is closed; the agents and workers that this process starts do as well."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

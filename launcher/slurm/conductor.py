@@ -18,7 +18,7 @@ from launcher.nodes.channel import new_secret
 from launcher.nodes.hub import Hub
 from launcher.plan import JobPlan
 from launcher.slurm import requeue
-from launcher.stop import Stop
+from launcher.stop import Stop, outlive_terminal
 from launcher.streams import outlive_readers
 from trainer.rundir import RunDir
 
@@ -29,6 +29,7 @@ _BOOT = "import sys; sys.path[0] = sys.argv.pop(1); from launcher.slurm.node imp
 def main(arguments: Sequence[str]) -> int:
     """Runs the job in this allocation; returns its exit code."""
     outlive_readers(stdout=True)
+    outlive_terminal()
     run, attempt = RunDir(Path(arguments[0])), int(arguments[1])
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     plan = JobPlan.from_json(os.environ.pop("PACELINE_PLAN", "") or run.attempt_plan(attempt).read_text())

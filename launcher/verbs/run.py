@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     from launcher import detach, finished, local
     from launcher.binding import look
     from launcher.gpus import numa_nodes
-    from launcher.stop import held_back
+    from launcher.stop import held_back, outlive_terminal
     from trainer.config.compose import compose
     from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
@@ -100,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         check_available(config.model)
     # From here on there is a run, which must not seem to wait for a job that somebody has called off.
     with held_back():
+        outlive_terminal()
         plan = local.prepare(plan, config, recipe=recipe, argv=["paceline", "run", *arguments])
         run = RunDir(plan.run_dir)
         goes_on = not options.detach or detach.part(run.terminal_log(plan.attempt))

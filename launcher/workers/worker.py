@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from launcher.plan import JobPlan, Program
 from launcher.processes import die_with_parent
-from launcher.stop import STOP_SIGNALS, heard
+from launcher.stop import STOP_SIGNALS
 from launcher.streams import give_back
 from launcher.workers import error_file
 from launcher.workers.output import Output
@@ -69,7 +69,7 @@ def _enter(plan: JobPlan, output: Output | None) -> int:
     die_with_parent(agent.pid)
     # Whoever ends its own process group means its children, not the agent and the other workers.
     os.setsid()
-    for number in (*heard(), signal.SIGQUIT):
+    for number in (*STOP_SIGNALS, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     attempt = plan.attempt + int(os.environ["TORCHELASTIC_RESTART_COUNT"])

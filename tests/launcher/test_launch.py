@@ -297,7 +297,7 @@ def test_nothing_that_workers_have_started_outlives_the_job(make_job: MakeJob, h
     assert job.run.read_status()["state"] == state
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_stop_before_the_workers_are_up_costs_nothing_and_is_75(make_job: MakeJob, number: signal.Signals) -> None:
     job = make_job("import time\ntime.sleep(600)")
     process = job.start()
@@ -338,7 +338,7 @@ def test_a_launch_that_was_killed_before_it_said_anything_keeps_nobody_waiting(m
     assert runs.look(job.run).state == "preempted"
 
 
-def test_sigusr1_reaches_who_knows_it_as_itself_and_the_others_as_sigterm_and_nohup_is_respected(
+def test_sigusr1_reaches_who_knows_it_as_itself_and_the_others_as_sigterm_and_sighup_nobody(
     make_job: MakeJob,
 ) -> None:
     job = make_job(
@@ -352,13 +352,10 @@ tell("up")
 time.sleep(600)
 """
     )
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = job.start()
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    job.hears("up")
-    process.send_signal(signal.SIGHUP)
+    process = job.start()
+    workers = job.hears("up")
+    for pid in (process.pid, parent_of(workers[0]), *workers):
+        os.kill(pid, signal.SIGHUP)
     process.send_signal(signal.SIGUSR1)
     code, out, err = job.finish(process)
     assert (code, out) == (75, "SIGUSR1\n"), err
