@@ -121,13 +121,14 @@ def _hold(folder: Path) -> None:
 
 
 def note_restart(run: RunDir, attempt: int) -> None:
-    """Writes down an attempt that a scheduler has begun by itself, with what the one before was launched with.
+    """Writes down an attempt that a scheduler has begun, with what the one before was launched with.
 
     Raises:
         OSError: it cannot be written.
     """
     last = run.launches()[-1]
-    launches.note(run, {**last, "attempt": attempt, "time": time.time(), "host": socket.gethostname()})
+    here = {"time": time.time(), "host": socket.gethostname(), "job_id": os.environ.get("SLURM_JOB_ID")}
+    launches.note(run, {**last, "attempt": attempt, **here})
 
 
 def run(plan: JobPlan) -> int:

@@ -232,12 +232,6 @@ def workers_per_node(config: "Config", gpus: int) -> int:
 def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
     """The plan for a person, with a command line that starts the same workers without Paceline."""
     by_hand = [torchrun_command(plan, node) for node in range(plan.nodes)]
-    width = max((len(variable.name) for variable in plan.environment), default=0)
-    shown = [
-        f"  {variable.name:<{width}}  {'set, not shown' if variable.value is None else variable.value}"
-        f"  ({variable.source})"
-        for variable in plan.environment
-    ]
     return "\n".join(
         [
             f"nodes        {plan.nodes} ({'all on ' if plan.nodes > 1 else ''}this machine)",
@@ -250,13 +244,26 @@ def render(plan: JobPlan, notes: Sequence[str] = ()) -> str:
             "the same by hand",
             *(f"  {line}" for line in by_hand),
             *([f"  {HIDDEN} stands for a secret that is not shown"] if any(HIDDEN in one for one in by_hand) else []),
-            "",
-            "environment of the workers",
-            *shown,
-            f"  {'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR ...':<{width}}  (each worker's own, as torchrun sets them)",
-            *(["", "notes", *(f"  {note}" for note in notes)] if notes else []),
+            *surroundings_lines(plan, notes),
         ]
     )
+
+
+def surroundings_lines(plan: JobPlan, notes: Sequence[str] = ()) -> list[str]:
+    """The environment of the workers with the source of each variable, and what else is to be known, for a person."""
+    width = max((len(variable.name) for variable in plan.environment), default=0)
+    shown = [
+        f"  {variable.name:<{width}}  {'set, not shown' if variable.value is None else variable.value}"
+        f"  ({variable.source})"
+        for variable in plan.environment
+    ]
+    return [
+        "",
+        "environment of the workers",
+        *shown,
+        f"  {'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR ...':<{width}}  (each worker's own, as torchrun sets them)",
+        *(["", "notes", *(f"  {note}" for note in notes)] if notes else []),
+    ]
 
 
 def cores_lines(plan: JobPlan) -> list[str]:

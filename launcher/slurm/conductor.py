@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     run, attempt = RunDir(Path(arguments[0])), int(arguments[1])
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     plan = JobPlan.from_json(os.environ.pop("PACELINE_PLAN", "") or run.attempt_plan(attempt).read_text())
-    if restarts:
+    if restarts or run.log(attempt, 0).exists():
+        # Queued again, by Slurm or by hand.
         attempt = local.take_attempt(run, plan.max_restarts)
         local.note_restart(run, attempt)
     else:

@@ -1,5 +1,6 @@
 """What is asked of Slurm for a job: a readable batch script, made and handed over by submitit."""
 
+import io
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,9 +153,12 @@ def submit(made: "SlurmExecutor") -> str:
     for name in [name for name in os.environ if _OWN.match(name)]:
         del os.environ[name]
     try:
-        return made._submit_command(made._submitit_command_str).job_id
+        # submitit repeats there what its error says.
+        with redirect_stderr(io.StringIO()):
+            return made._submit_command(made._submitit_command_str).job_id
     except (FailedJobError, FailedSubmissionError) as error:
-        raise UnfitError(f"Slurm did not take the job: {error}", "sinfo tells whether it is up") from error
+        reason = str(error).strip().splitlines()[-1].rpartition("submission failed: ")[2]
+        raise UnfitError(f"Slurm did not take the job: {reason}", "sinfo tells whether it is up") from error
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`paceline submit`: a training, or any script, in Slurm's queue."""
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from launcher.arguments import Parser, check_overrides, typed
 from launcher.verbs.run import check_effect, given, looking, read_program
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, UnfitError
 from trainer.rundir import RunDir
 from trainer.wording import plural, short_path
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     check_overrides(options.words)
 
     from launcher import local
-    from launcher.plan import again_command, plan_job, render
+    from launcher.plan import plan_job, surroundings_lines
     from launcher.slurm import submission
     from launcher.stop import held_back
     from trainer.config.compose import compose
@@ -85,8 +86,10 @@ def main(arguments: Sequence[str]) -> int:
             check_available(config.model)
     planned = replace(plan, run_dir=str(run.path.absolute()), attempt=run.next_attempt())
     text = submission.script(submission.executor(planned, config))
+    where = f"{plural(plan.nodes, 'node')} with {plural(plan.workers_per_node, 'worker')} each"
     if options.dry_run:
-        print(f"{text}\n{render(replace(planned, again=again_command(plan, run.name)), notes)}")
+        lines = [f"workers      {where}", f"run          {planned.run_dir}, attempt {planned.attempt}"]
+        print("\n".join([text, *lines, *surroundings_lines(planned, notes)]))
         return 0
     estimate = submission.check(text)
     with held_back():
@@ -94,12 +97,17 @@ def main(arguments: Sequence[str]) -> int:
         run = RunDir(plan.run_dir)
         plan = replace(plan, again=plan.again.replace(" run ", " submit ", 1))
         submission.keep_plan(run, plan)
-        job_id = submission.submit(submission.executor(plan, config))
+        try:
+            job_id = submission.submit(submission.executor(plan, config))
+        except UnfitError:
+            # What is in no queue is no attempt.
+            launches.withdraw(run, plan.attempt)
+            shutil.rmtree(run.attempt_plan(plan.attempt).parent)
+            raise
         launches.note_job(run, plan.attempt, job_id)
         run.update_status(state="pending", attempt=plan.attempt)
     for note in notes:
         print(note, file=sys.stderr)
-    where = f"{plural(plan.nodes, 'node')} with {plural(plan.workers_per_node, 'worker')} each"
     lines = [f"job {job_id}: {where}, run directory {short_path(run.path)}", f"  Slurm      {estimate}", *looking(run)]
     print("\n".join(lines), file=sys.stderr, flush=True)
     print(job_id)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,6 +136,23 @@ def test_what_cannot_run_is_refused_before_anything_is_queued_or_written(
     assert slurm("squeue", "-h").stdout == ""
 
 
+def test_a_job_that_slurm_does_not_take_is_told_and_is_no_attempt(
+    slurm: Run, submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller goes away between the question and the submission."""
+    real, shim = shutil.which("sbatch"), tmp_path / "bin" / "sbatch"
+    shim.parent.mkdir()
+    problem = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    shim.write_text(f'#!/bin/sh\n[ "$1" = --test-only ] && exec {real} "$@"\necho "{problem}" >&2\nexit 1\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
+    done = submit(*TRAINING, "run.name=r")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "error: Slurm did not take the job: Unable to contact slurm controller" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "runs/r/logs").iterdir())
+
+
 def test_a_dry_run_shows_the_script_which_works_when_it_is_pasted_and_has_no_secret(
     slurm: Run, submit: Submit, tmp_path: Path
 ) -> None:
@@ -148,9 +166,11 @@ def test_a_dry_run_shows_the_script_which_works_when_it_is_pasted_and_has_no_sec
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
     script = next((tmp_path / "runs/x").rglob("*_submission.sh"))
-    assert script.read_text() == shown.partition("\n\nnodes ")[0] + "\n"
+    assert script.read_text() == shown.partition("\nworkers ")[0]
     pasted = slurm("sbatch", "--parsable", "--wait", str(script)).stdout.strip()
     ends(slurm, pasted, as_="COMPLETED|0:0")
+    rows = read_json(tmp_path / "runs/x/job.json")["attempts"]
+    assert [(row["attempt"], row["job_id"]) for row in rows] == [(0, job_id), (1, pasted)]
 
 
 def test_the_guides_commands_work(submit: Submit, slurm: Run, tmp_path: Path) -> None:
