@@ -36,7 +36,12 @@ class State(Enum):
     READY = auto()
     WORKING = auto()
     ENDED = auto()
+    GONE = auto()
+    """After its workers had ended, of which it has told: there is no other attempt, and nothing else follows."""
     LOST = auto()
+
+
+_AWAY = (State.GONE, State.LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +99,16 @@ class Conduct:
 
     @property
     def lost(self) -> dict[int, str]:
-        """The nodes that are lost, and why."""
+        """The nodes that were lost before they told how their workers ended, and why."""
         return {number: node.why for number, node in enumerate(self._nodes) if node.state is State.LOST}
 
+    @property
+    def away(self) -> dict[int, str]:
+        """The nodes that do not come back, lost or gone, and why."""
+        return {number: node.why for number, node in enumerate(self._nodes) if node.state in _AWAY}
+
     def hear(self, number: int, kind: str, *, now: float, endpoint: str = "") -> None:
-        """A node says something; one that is lost is not listened to any more.
+        """A node says something; one that does not come back is not listened to any more.
 
         Args:
             number: the node.
@@ -109,7 +119,7 @@ class Conduct:
             endpoint: with `ready`, from the first node: where the workers will find one another.
         """
         node = self._nodes[number]
-        if node.state is State.LOST:
+        if node.state in _AWAY:
             return
         node.heard = now
         if kind == "join" and node.state is State.ABSENT:
@@ -128,8 +138,8 @@ class Conduct:
     def lose(self, number: int, why: str) -> None:
         """A node has gone; it does not come back."""
         node = self._nodes[number]
-        if node.state is not State.LOST:
-            node.state, node.why = State.LOST, why
+        if node.state not in _AWAY:
+            node.state, node.why = State.GONE if node.state is State.ENDED else State.LOST, why
 
     def orders(self, now: float) -> list[Order]:
         """What the nodes are to be told now, after all that was heard."""
@@ -137,7 +147,7 @@ class Conduct:
             self._lose_the_silent(now)
         states = {node.state for node in self._nodes}
         if self.phase is Phase.MEETING:
-            if states & {State.LOST, State.ENDED}:
+            if states & {State.ENDED, *_AWAY}:
                 # Nobody has a worker yet.
                 self.phase = Phase.COMPLETE
             elif states == {State.READY}:
@@ -152,15 +162,15 @@ class Conduct:
             # Every agent looks where its workers are, and ends them.
             self.phase, self._ending_since = Phase.ENDING, now
             self._tell({"kind": "hang"}, working)
-        if self.phase in (Phase.WORKING, Phase.ENDING) and states <= {State.ENDED, State.LOST}:
+        if self.phase in (Phase.WORKING, Phase.ENDING) and states <= {State.ENDED, *_AWAY}:
             self.phase = Phase.COMPLETE
         orders, self._orders = self._orders, []
         return orders
 
     def again(self) -> None:
-        """There is another attempt; only after a complete one without a loss."""
+        """There is another attempt; only after a complete one, with all nodes there."""
         assert self.phase is Phase.COMPLETE
-        assert not self.lost
+        assert not self.away
         self._tell({"kind": "again"}, range(len(self._nodes)))
         self.attempt += 1
         self.phase = Phase.MEETING
@@ -170,7 +180,7 @@ class Conduct:
     def finish(self, code: int) -> None:
         """The job is over, with this exit code for all."""
         self.phase, self._code = Phase.OVER, code
-        present = (number for number, node in enumerate(self._nodes) if node.state not in (State.LOST, State.ABSENT))
+        present = (number for number, node in enumerate(self._nodes) if node.state not in (*_AWAY, State.ABSENT))
         self._tell({"kind": "end", "code": code}, present)
 
     def _lose_the_silent(self, now: float) -> None:
@@ -187,11 +197,11 @@ class Conduct:
 
     def _are_silent(self, nodes: Iterable[int], now: float) -> bool:
         # When workers have ended elsewhere, what these waited for may just have come.
-        just_ended = len(self._in(State.ENDED)) and now - self._ended_at < _END_GRACE_S
+        just_ended = self._in(State.ENDED, State.GONE) and now - self._ended_at < _END_GRACE_S
         return not just_ended and all(self._nodes[number].silent for number in nodes)
 
-    def _in(self, state: State) -> list[int]:
-        return [number for number, node in enumerate(self._nodes) if node.state is state]
+    def _in(self, *states: State) -> list[int]:
+        return [number for number, node in enumerate(self._nodes) if node.state in states]
 
     def _tell(self, message: dict[str, Any], numbers: Iterable[int]) -> None:
         self._orders += [(number, {**message, "attempt": self.attempt}) for number in numbers]

@@ -20,6 +20,7 @@ from launcher.nodes.conduct import BEAT_S, Conduct, Limits, Phase, State
 from launcher.plan import JobPlan
 from launcher.stop import Stop
 from launcher.verdict import Exit
+from launcher.workers.output import say
 from trainer.run.differences import in_words
 from trainer.rundir import RunDir
 
@@ -93,9 +94,9 @@ class Hub:
         self._give_orders()
 
     @property
-    def lost(self) -> list[int]:
-        """The nodes that are lost."""
-        return list(self._conduct.lost)
+    def away(self) -> list[int]:
+        """The nodes that do not answer any more."""
+        return list(self._conduct.away)
 
     def _listen(self) -> None:
         ready = [key for key, _ in self._selector.select(_TICK_S)]
@@ -219,7 +220,7 @@ class Hub:
         for node, message in self._conduct.orders(now):
             if node in self._channels:
                 self._channels[node].send(message)
-        for node in self._conduct.lost:
+        for node in self._conduct.away:
             self._lost_at.setdefault(node, time.time())
             # Should it come back, it finds that it is on its own, and ends.
             self._drop(node)
@@ -232,8 +233,11 @@ class Hub:
         """Another attempt, or the end; returns the exit code, which counts only at the end."""
         outcome = merged([Outcome(self._conduct.attempt), *self._outcomes.values(), self._losses()])
         outcome = inquest.concluded(outcome, self._run.log(outcome.attempt, 0).parent)
-        lost, stopped = bool(self._conduct.lost), self._stop.signal is not None
-        if not lost and not stopped and outcome.is_failed and self._account.is_worth(outcome):
+        away, stopped = bool(self._conduct.away), self._stop.signal is not None
+        if away and not stopped and outcome.is_failed and self._plan.max_restarts:
+            gone = (f"{self._name(node)} has gone: {why}" for node, why in self._conduct.away.items())
+            say(f"no restart: {next(gone)}")
+        if not away and not stopped and outcome.is_failed and self._account.is_worth(outcome):
             self._account.tell_restart(outcome)
             self._outcomes.clear()
             self._conduct.again()
@@ -245,6 +249,10 @@ class Hub:
         self._conduct.finish(code)
         return code
 
+    def _name(self, node: int) -> str:
+        host = self._hosts.get(node, "")
+        return f"node {node} ({host})" if host else f"node {node}"
+
     def _losses(self) -> Outcome:
         """What the loss of nodes adds to an attempt's outcome."""
         outcome, size = Outcome(self._conduct.attempt), self._plan.workers_per_node
@@ -254,14 +262,13 @@ class Hub:
                 # Who asks a third time has the agents killed.
                 outcome = replace(outcome, killed=(*outcome.killed, *ranks))
                 continue
-            host = self._hosts.get(node, "")
             exit = Exit(
                 ranks[0],
                 1,
-                host=host,
+                host=self._hosts.get(node, ""),
                 time=self._lost_at[node],
                 type="NodeLost",
-                message=f"node {node}{f' ({host})' if host else ''} is lost: {why}",
+                message=f"{self._name(node)} is lost: {why}",
                 meaning="the machine, its network or the agent on it has gone",
                 advice=f"{self._run.agent_log(self._plan.attempt, node)} may say more" if node else "",
             )

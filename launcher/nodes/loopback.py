@@ -31,7 +31,7 @@ def run(plan: JobPlan) -> int:
             signal.signal(signal.SIGTSTP, signal.SIG_IGN)
             hub = Hub(plan, listener, secret, account=account, stop=stop, gone=lambda: _ends(agents))
             code = hub.run()
-            for node in hub.lost:
+            for node in hub.away:
                 # Nobody waits for one that may hang; its workers die with it.
                 agents[node].kill()
             deadline = time.monotonic() + _END_S

@@ -55,6 +55,8 @@ class Histories(RuleBasedStateMachine):
         self.mute: set[int] = set()
         self.conduct = Conduct(count, attempt=5, limits=LIMITS, now=0.0)
         self.goes: dict[int, int] = {}
+        self.accounted: set[int] = set()
+        self.told_of_failure = False
         self.deliver_orders()
         if works:
             for number in range(count):
@@ -73,6 +75,9 @@ class Histories(RuleBasedStateMachine):
         agent = self.one(number)
         if agent.said and agent.number not in self.mute:
             message = agent.said.pop(0)
+            if self.conduct.phase is not Phase.OVER and agent.number not in self.conduct.away:
+                self.told_of_failure |= message["kind"] == "failing"
+                self.accounted |= {agent.number} if message["kind"] == "ended" else set()
             self.conduct.hear(
                 agent.number,
                 message["kind"],
@@ -126,7 +131,9 @@ class Histories(RuleBasedStateMachine):
 
     def deliver_orders(self) -> None:
         for number, message in self.conduct.orders(self.now):
-            assert self.conduct.state(number) not in (State.LOST, State.ABSENT)
+            assert self.conduct.state(number) not in (State.LOST, State.GONE, State.ABSENT)
+            if message["kind"] == "down":
+                assert self.told_of_failure or self.conduct.lost
             if message["kind"] == "go":
                 assert self.goes.get(number, 4) == message["attempt"] - 1
                 self.goes[number] = message["attempt"]
@@ -135,13 +142,14 @@ class Histories(RuleBasedStateMachine):
             self.judge()
 
     def judge(self) -> None:
-        lost = self.conduct.lost
-        there = [agent for agent in self.agents if agent.number not in lost]
+        lost, away = self.conduct.lost, self.conduct.away
+        there = [agent for agent in self.agents if agent.number not in away]
         # Nobody who is still listened to has workers.
         assert not [agent for agent in there if agent.state in ("working", "ending")]
-        well = not lost and all(agent.ends_well for agent in there)
-        if not lost and not well and self.restarts:
+        well = not lost and all(agent.ends_well for agent in self.agents)
+        if not away and not well and self.restarts:
             self.restarts -= 1
+            self.accounted, self.told_of_failure = set(), False
             self.conduct.again()
         else:
             self.conduct.finish(0 if well else 1)
@@ -153,6 +161,10 @@ class Histories(RuleBasedStateMachine):
             if agent.code == 0:
                 assert all(other.ends_well for other in self.agents)
 
+    @invariant()
+    def a_node_that_has_told_of_its_end_is_not_lost(self) -> None:
+        assert not getattr(self, "accounted", set()) & set(self.conduct.lost if hasattr(self, "conduct") else ())
+
     def teardown(self) -> None:
         """Whatever has happened, the job ends in bounded time once those who are left do their part."""
         for _ in range(200):
@@ -162,16 +174,17 @@ class Histories(RuleBasedStateMachine):
                 for _ in range(4):
                     self.the_hub_hears(agent.number)
                     self.an_agent_hears(agent.number)
-                # Workers whose peers have gone wait for them for ever.
+                # Workers whose peers have gone in the midst of work wait for them for ever.
                 at_a_loss = agent.state == "working" and any(
-                    other.state == "gone" or other.number in self.mute for other in self.agents
+                    (other.state == "gone" or other.number in self.mute) and other.number not in self.accounted
+                    for other in self.agents
                 )
                 if agent.state in ("importing", "working", "ending") and not at_a_loss:
                     self.an_agent_gets_on(agent.number, fails=False)
             self.time_passes(1.0)
         assert self.conduct.phase is Phase.OVER
         # One that comes late is told, too; one that nobody has heard of cannot be.
-        out_of_reach = self.mute | set(self.conduct.lost)
+        out_of_reach = self.mute | set(self.conduct.away)
         present = [agent for agent in self.agents if agent.number not in out_of_reach]
         for agent in present:
             for _ in range(50):
@@ -203,6 +216,21 @@ def test_a_silent_node_is_lost_after_20_seconds_and_named_and_does_not_come_back
     assert conduct.lost == {1: "it has given no sign of life for 20 s"}
     conduct.hear(1, "ended", now=20.2)
     assert conduct.state(1) is State.LOST
+
+
+def test_a_node_that_goes_after_its_workers_have_ended_leaves_the_others_their_time_and_is_no_loss() -> None:
+    conduct = working(2)
+    conduct.hear(1, "ended", now=1.0)
+    conduct.lose(1, "killed")
+    for now in range(2, 60, 5):
+        conduct.hear(0, "beat", now=now)
+        assert conduct.orders(now) == []
+    conduct.hear(0, "ended", now=60.0)
+    assert conduct.orders(60.0) == []
+    assert conduct.phase is Phase.COMPLETE
+    assert (conduct.lost, conduct.away) == ({}, {1: "killed"})
+    conduct.finish(0)
+    assert [(number, order["kind"]) for number, order in conduct.orders(60.0)] == [(0, "end")]
 
 
 @pytest.mark.parametrize("present", [True, False])

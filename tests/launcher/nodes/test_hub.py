@@ -81,7 +81,14 @@ def hear_to_the_end(channel: Channel) -> None:
 
 
 def play(
-    job: Job, node: int, *, clock: float, may_end: int, error: str = "", has_ended: Callable[[], object] = lambda: None
+    job: Job,
+    node: int,
+    *,
+    clock: float,
+    may_end: int,
+    error: str = "",
+    has_ended: Callable[[], object] = lambda: None,
+    dies: bool = False,
 ) -> None:
     """An agent whose worker ends, with an error or well.
 
@@ -92,6 +99,7 @@ def play(
         may_end: a descriptor; when there is something to read, the worker may end.
         error: the type of its error.
         has_ended: called when the hub has been told.
+        dies: whether that is the last thing that it does.
     """
     channel = job.channel()
     waits_for: list[Any] = [channel]
@@ -117,6 +125,9 @@ def play(
                 say("failing")
             say("ended", outcome=Outcome(0, exits=(exit,)).to_json())
             has_ended()
+            if dies:
+                channel.close()
+                return
 
 
 def test_the_first_failure_is_the_first_also_where_a_nodes_clock_is_wrong(job: Job) -> None:
@@ -134,6 +145,29 @@ def test_the_first_failure_is_the_first_also_where_a_nodes_clock_is_wrong(job: J
         agent.join(5)
     failure = read_json(job.run.failure)
     assert (failure["rank"], failure["type"], failure["host"]) == (1, "ValueError", "host-1")
+
+
+@pytest.mark.parametrize("error", ["", "ValueError"])
+def test_an_agent_that_dies_when_all_is_done_on_its_node_is_no_failure_of_the_others_but_forbids_restarts(
+    tmp_path: Path, error: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(tmp_path, max_restarts=3)
+    first, second = os.eventfd(1), os.eventfd(0)
+    agents = [
+        threading.Thread(target=partial(play, job, 0, clock=0.0, may_end=second, error=error), daemon=True),
+        threading.Thread(target=partial(play, job, 1, clock=0.0, may_end=first, dies=True), daemon=True),
+    ]
+    codes: list[int] = []
+    conducting = threading.Thread(target=lambda: codes.append(job.hub.run()), daemon=True)
+    for thread in (*agents, conducting):
+        thread.start()
+    until(lambda: job.hub.away == [1], "the hub misses it", deadline_s=5)
+    os.eventfd_write(second, 1)
+    conducting.join(10)
+    assert codes == [int(bool(error))]
+    assert read_json(job.run.failure).get("type", "") == error
+    told = "no restart: node 1 (host-1) has gone: the connection to it broke\n"
+    assert capfd.readouterr().err.count(told) == int(bool(error))
 
 
 def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused_and_nobody_when_all_have_come(job: Job) -> None:
