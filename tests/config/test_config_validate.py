@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import re
@@ -5,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torchvision import models
 
 from trainer.config import Config, DataConfig, ModelConfig, batch_plan, validate
 from trainer.config.keys import get, leaves
@@ -390,6 +393,20 @@ def test_a_file_that_is_none_of_weights_is_refused_by_its_first_bytes(
 def test_a_safetensors_file_is_accepted_by_its_header(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(SAFETENSORS)
     check_accepted(with_values(model__weights=str(tmp_path / "w.safetensors")))
+
+
+def test_weights_of_a_model_that_arguments_make_of_another_are_accepted(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = models.wide_resnet50_2(num_classes=2).state_dict()
+    tensors = {
+        key: {"dtype": "F32", "shape": list(value.shape), "data_offsets": [0, 0]} for key, value in state.items()
+    }
+    header = json.dumps(tensors).encode()
+    file = tmp_path / "wide.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    error = refusal(with_values(model__name="resnet50", model__weights=str(file)))
+    assert "it has the parameters of wide_resnet50_2" in error.problem
+    check_accepted(with_values(model__name="resnet50", model__weights=str(file), model__args={"width_per_group": 128}))
 
 
 def test_the_weights_of_a_torchvision_model_are_checked_by_name() -> None:

@@ -119,7 +119,8 @@ def model_problems(config: Config) -> Iterator[ConfigError]:
     if model.weights is None or saved.goes_on(config.run):
         return
     if is_weights_file(model.weights):
-        yield from _weights_file(model.weights, None if model._target_ else model.name)
+        # Arguments can make one model of another: resnet50 with width_per_group=128 is wide_resnet50_2.
+        yield from _weights_file(model.weights, None if model._target_ or model.args else model.name)
     elif model._target_ is None:
         known = names.weights_names(model.name)
         if not known:
@@ -165,7 +166,7 @@ def is_weights_file(weights: str) -> bool:
 
 
 def _weights_file(weights: str, name: str | None) -> Iterator[ConfigError]:
-    """What is wrong with a file of weights for the model of that name, or for one of the user's own."""
+    """What is wrong with a file of weights; for the model of that name, where that alone says which it is."""
     path = Path(weights).expanduser()
     fix = "name a .safetensors or .pth file"
     if not path.exists():
