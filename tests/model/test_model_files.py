@@ -120,6 +120,28 @@ def test_what_is_there_or_slow_to_answer_is_not_refused(
     check_available(wanted)
 
 
+def test_an_answer_that_is_no_http_is_told_like_any_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            for _ in range(2):
+                peer, _ = listener.accept()
+                with peer:
+                    peer.recv(1 << 16)
+                    peer.sendall(b"220 mail server ready\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/net.pth"
+        monkeypatch.setattr(names, "weights_url", lambda model, weights: url)
+        for ask in (
+            lambda: check_available(ModelConfig(name="squeezenet1_1", weights="DEFAULT")),
+            lambda: download(url),
+        ):
+            with pytest.raises(UnfitError, match=r"net\.pth cannot be fetched: 220 mail server ready"):
+                ask()
+
+
 def test_named_weights_are_fetched_once_and_loaded(
     server: tuple[Path, str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

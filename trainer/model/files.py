@@ -9,6 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def download(url: str) -> Path:
                     socket.setdefaulttimeout(before)
     except PermissionError as error:
         raise UnfitError(f"{directory} is not writable", "set TORCH_HOME to a directory that is") from error
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise unfetched(url, f"cannot be fetched: {error}") from error
     except RuntimeError as error:
         raise unfetched(url, f"arrived damaged: {error}") from error

@@ -35,6 +35,7 @@ def check_available(model: ModelConfig) -> None:
     if url is None or place(url).exists():
         return
     # Imported here: it takes a while, and hardly anybody needs it.
+    from http.client import HTTPException
     from urllib.error import URLError
     from urllib.request import Request, urlopen
 
@@ -42,7 +43,7 @@ def check_available(model: ModelConfig) -> None:
         urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=_PATIENCE_S).close()
     except TimeoutError:
         return
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if not isinstance(reason, TimeoutError):
             raise unfetched(url, f"cannot be fetched: {error}") from error
