@@ -1,5 +1,6 @@
 """The processes of agents: how they are started, and how requests to stop are handed on to them."""
 
+import math
 import os
 import signal
 import subprocess
@@ -12,12 +13,20 @@ from types import FrameType
 from typing import BinaryIO
 
 from launcher.gpus import share
+from launcher.hang.stacks import state_of
+from launcher.hang.watchdog import Clock
 from launcher.plan import JobPlan
+from launcher.processes import descendants
 from launcher.stop import STOP_SIGNALS
+from trainer import wording
 from trainer.rundir import RunDir
 
 LEFTOVER_GRACE_S = 1.0
 """Seconds between SIGTERM and SIGKILL for what an agent that was killed has left behind."""
+
+_LOOK_S = 1.0
+_TELL_S = 20.0
+"""A stopped agent that long is told; it may be looked at with a debugger, or moved."""
 
 # The current directory must not shadow our packages: a user may well have a trainer.py.
 _BOOT = "import sys; sys.path[0] = sys.argv.pop(1); from launcher.agent import main; main()"
@@ -65,6 +74,46 @@ def started(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def attend(agent: Agent, limit_s: float) -> bool:
+    """Waits for an agent's end, and kills one that was stopped for too long while its workers were not.
+
+    Where all of them are stopped, somebody has suspended the job; nor does it count while this process is stopped.
+
+    Args:
+        agent: its process.
+        limit_s: how long it may be stopped; 0: for ever.
+
+    Returns:
+        Whether it was killed.
+    """
+    clock, stopped_since, is_told = Clock(time.monotonic()), 0.0, False
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            agent.wait(timeout=_LOOK_S)
+            return False
+        now = clock.tick(time.monotonic())
+        if not _is_stopped_alone(agent.pid):
+            stopped_since, is_told = now, False
+        elif limit_s and now - stopped_since > limit_s:
+            agent.kill()
+            agent.wait()
+            return True
+        elif not is_told and now - stopped_since > min(_TELL_S, (limit_s or math.inf) / 2):
+            is_told = True
+            ended = f", and it is killed when that has lasted {wording.duration(limit_s)}" if limit_s else ""
+            print(
+                f"warning: somebody has stopped the agent (SIGSTOP); kill -CONT {agent.pid} lets it go on{ended}",
+                file=sys.stderr,
+            )
+
+
+def _is_stopped_alone(pid: int) -> bool:
+    if state_of(pid) != ("T", False):
+        return False
+    below = descendants(root=pid)
+    return not below or any(state_of(one)[0] != "T" for one in below)
 
 
 def environment(plan: JobPlan) -> dict[str, str]:

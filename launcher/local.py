@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import ports
-from launcher.agents import LEFTOVER_GRACE_S, started
+from launcher.agents import LEFTOVER_GRACE_S, attend, started
 from launcher.ending.conclusion import Account
 from launcher.ending.hold import in_use
+from launcher.hang.watchdog import IDLE_LIMIT_S
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from trainer.run import launches, runname
@@ -141,9 +142,13 @@ def run(plan: JobPlan) -> int:
     adopt_orphans()
     before = descendants()
     with started([plan]) as (agents, received):
-        code = agents[0].wait()
+        limit_s = IDLE_LIMIT_S if plan.hang_timeout_s is None else plan.hang_timeout_s
+        hung = attend(agents[0], limit_s)
         # Nothing, unless the agent was killed: then its workers are gone, too, but not what they had started.
         end_descendants(before, grace_s=LEFTOVER_GRACE_S)
+    code = agents[0].returncode
+    if hung:
+        return account.conclude_stopped(limit_s)
     if code >= 0:
         return code
     number = received[0] if received else -code

@@ -15,6 +15,7 @@ from launcher.plan import JobPlan
 from launcher.stop import Stop
 from launcher.verdict import Exit
 from launcher.workers.output import say, tidy_terminal
+from trainer import wording
 from trainer.errors import STOPPED, PacelineError
 from trainer.run import launches, saved
 from trainer.run.differences import shortened
@@ -151,14 +152,24 @@ class Account:
         name = signal.Signals(number).name
         problem = f"the agent, which starts the workers, was killed by {name}"
         advice = "`dmesg` tells whether the kernel did, for want of memory"
+        told = reason and f"{reason}; the agent was killed"
+        return self._conclude_without_agent(name, problem, advice, 128 + number, told)
+
+    def conclude_stopped(self, seconds: float) -> int:
+        """Tells that the agent was stopped for so long that it had to be killed; returns the exit code."""
+        problem = f"the agent, which looks after the workers, was stopped (SIGSTOP) for {wording.duration(seconds)}"
+        advice = "somebody, or a batch system, has stopped it and let its workers run; cluster.hang_timeout=0 waits"
+        return self._conclude_without_agent("Hang", problem, advice, verdict.HANG, "")
+
+    def _conclude_without_agent(self, kind: str, problem: str, advice: str, code: int, reason: str) -> int:
         if self._may_write(self._plan.attempt + self._plan.max_restarts):
-            self._settle(128 + number, reason and f"{reason}; the agent was killed")
+            self._settle(code, reason)
             if not reason:
-                self._note(name, problem, advice, 128 + number)
+                self._note(kind, problem, advice, code)
         tidy_terminal()
         if not reason:
             print(f"error: {problem}\n  {advice}\n  again   {self._plan.again}", file=sys.stderr)
-        return 128 + number
+        return code
 
     def conclude_refused(self, error: PacelineError) -> int:
         """Tells an error that came before there was a worker; returns the exit code."""

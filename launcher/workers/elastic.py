@@ -46,7 +46,8 @@ _LOOK_S = 1.0
 LEFTOVER_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
 
-_PARENT_DIED = signal.SIGRTMIN + 7
+_PARENT_DIED = signal.SIGCONT
+"""No other signal with a handler is taken by a process that somebody has stopped."""
 
 
 class Agent(LocalElasticAgent):
@@ -143,8 +144,9 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._stop.check()
         # SIGKILL was right for as long as there was nobody below to be ended first.
-        signal.signal(_PARENT_DIED, _end_everything)
-        die_with_parent(os.getppid(), _PARENT_DIED)
+        command = os.getppid()
+        signal.signal(_PARENT_DIED, partial(_end_if_orphaned, os.getpid(), command))
+        die_with_parent(command, _PARENT_DIED)
         self._started, self._kills_before = time.monotonic(), memory.count_kills()
         self._peaks.clear()
         self._end_at, self._result, self._outcome = None, RunResult(WorkerState.HEALTHY), None
@@ -333,7 +335,9 @@ class Agent(LocalElasticAgent):
         return self._pcontext
 
 
-def _end_everything(number: int, frame: FrameType | None) -> None:
-    """The command has died, and with it everybody's interest in this job."""
-    end_descendants(grace_s=0)
-    os._exit(128 + signal.SIGKILL)
+def _end_if_orphaned(agent: int, command: int, number: int, frame: FrameType | None) -> None:
+    """Ends everything when the command has died, and with it everybody's interest in this job."""
+    # Also called where somebody lets the agent go on, and in what was just forked from it.
+    if os.getpid() == agent and os.getppid() != command:
+        end_descendants(grace_s=0)
+        os._exit(128 + signal.SIGKILL)

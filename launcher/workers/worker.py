@@ -69,7 +69,7 @@ def _enter(plan: JobPlan, output: Output | None) -> int:
     die_with_parent(agent.pid)
     # Whoever ends its own process group means its children, not the agent and the other workers.
     os.setsid()
-    for number in (*STOP_SIGNALS, signal.SIGQUIT):
+    for number in (*STOP_SIGNALS, signal.SIGQUIT, signal.SIGCONT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     attempt = plan.attempt + int(os.environ["TORCHELASTIC_RESTART_COUNT"])

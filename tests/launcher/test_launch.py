@@ -278,23 +278,32 @@ time.sleep(600)
 )
 
 
-@pytest.mark.parametrize(("how", "expected"), [("end", 0), ("fail", 0), ("agent", 128 + 9), ("command", -9)])
+@pytest.mark.parametrize(
+    ("how", "expected"), [("end", 0), ("fail", 0), ("agent", 128 + 9), ("command", -9), ("stopped agent", 124)]
+)
 def test_nothing_that_workers_have_started_outlives_the_job(make_job: MakeJob, how: str, expected: int) -> None:
     job = make_job(LEAVES_PROCESSES)
-    process = job.start("cluster.max_restarts=1", arguments=(how,))
+    process = job.start("cluster.max_restarts=1", "cluster.hang_timeout=3", arguments=(how,))
     workers = job.hears("up")
-    agent = parent_of(workers[0]) if how in ("agent", "command") else 0
+    agent = parent_of(workers[0]) if expected else 0
     if how == "agent":
         os.kill(agent, signal.SIGKILL)
     elif how == "command":
         assert len(job.alive()) >= 9
+        # That changes nothing.
+        os.kill(agent, signal.SIGSTOP)
         process.kill()
+    elif how == "stopped agent":
+        os.kill(agent, signal.SIGSTOP)
     code, _, err = job.finish(process)
     assert code == expected, err
     # Only where the command itself was killed is there nobody left to wait for.
     job.check_gone(deadline_s=10 if how == "command" else 0.1)
-    state = {"agent": "failed", "command": "running"}.get(how, "finished")
+    state = {"agent": "failed", "command": "running", "stopped agent": "failed"}.get(how, "finished")
     assert job.run.read_status()["state"] == state
+    if how == "stopped agent":
+        assert f"kill -CONT {agent} lets it go on, and it is killed when that has lasted 3 s" in err
+        assert "was stopped (SIGSTOP) for 3 s" in job.failure["message"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
