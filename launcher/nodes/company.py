@@ -4,11 +4,13 @@ import select
 import socket
 import sys
 import time
+from dataclasses import asdict
 from enum import Enum, auto
 from typing import Any, Protocol
 
 from launcher.ending.conclusion import Account
 from launcher.ending.outcome import Outcome
+from launcher.hang.sighting import Findings
 from launcher.hang.watchdog import Clock
 from launcher.nodes.channel import Channel, ChannelLost
 from launcher.nodes.conduct import BEAT_S, Limits
@@ -70,6 +72,13 @@ class Company(Protocol):
         """
         ...
 
+    def tell(self, findings: Findings) -> None:
+        """Tells at once what was seen of a hang here: the end of who hangs may take longer than this agent is heard.
+
+        Args:
+            findings: what the outcome will have, too, if it comes to that.
+        """
+
     def decide(self, outcome: Outcome) -> Next:
         """To be called again and again when the workers have ended, until it is decided."""
         ...
@@ -98,6 +107,9 @@ class Alone:
     def all_silent(self, silent: bool) -> bool:
         """See `Company`."""
         return silent
+
+    def tell(self, findings: Findings) -> None:
+        """See `Company`."""
 
     def decide(self, outcome: Outcome) -> Next:
         """See `Company`."""
@@ -173,6 +185,10 @@ class Member:
             self._is_silent = silent
             self._say("silent" if silent else "lively")
         return self._are_all_silent
+
+    def tell(self, findings: Findings) -> None:
+        """See `Company`."""
+        self._say("seen", findings=asdict(findings))
 
     def decide(self, outcome: Outcome) -> Next:
         """See `Company`."""

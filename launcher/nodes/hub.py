@@ -14,6 +14,7 @@ from typing import Any
 from launcher.ending.conclusion import Account
 from launcher.ending.outcome import Outcome, by_our_clock, merged
 from launcher.hang import inquest
+from launcher.hang.sighting import Findings
 from launcher.hang.watchdog import Clock
 from launcher.nodes.channel import Channel, ChannelLost
 from launcher.nodes.conduct import BEAT_S, Conduct, Limits, Phase, State
@@ -67,6 +68,7 @@ class Hub:
         self._lost_at: dict[int, float] = {}
         self._clocks: dict[int, float] = {}
         self._outcomes: dict[int, Outcome] = {}
+        self._seen: dict[int, Findings] = {}
         self._found: dict[int, dict[str, Any]] = {}
         self._strangers: deque[tuple[float, Channel]] = deque()
         self._told: tuple[Any, ...] = ()
@@ -187,6 +189,8 @@ class Hub:
             self._stop.hear(message["signal"], message["reason"], insisted=message["insisted"])
         if message["kind"] == "ended":
             self._outcomes[node] = by_our_clock(Outcome.from_json(message["outcome"]), self._clocks[node])
+        if message["kind"] == "seen":
+            self._seen[node] = Findings.from_json(message["findings"])
         if message["kind"] == "found":
             self._found[node] = message["found"]
             if len(self._found) == self._plan.nodes:
@@ -240,6 +244,7 @@ class Hub:
         if not away and not stopped and outcome.is_failed and self._account.is_worth(outcome):
             self._account.tell_restart(outcome)
             self._outcomes.clear()
+            self._seen.clear()
             self._conduct.again()
             return 1
         if stopped and not outcome.exits and not outcome.killed:
@@ -272,5 +277,7 @@ class Hub:
                 meaning="the machine, its network or the agent on it has gone",
                 advice=f"{self._run.agent_log(self._plan.attempt, node)} may say more" if node else "",
             )
-            outcome = replace(outcome, exits=(*outcome.exits, exit))
+            # What it saw before is part of a hang's picture.
+            seen = (self._seen[node],) if node in self._seen else ()
+            outcome = replace(outcome, exits=(*outcome.exits, exit), findings=(*outcome.findings, *seen))
         return outcome

@@ -250,9 +250,13 @@ class Agent(LocalElasticAgent):
             # Not before: most find out by themselves, and one that is just ending is no suspect.
             if here and self._end_at is not None and time.monotonic() > self._end_at - _LOOK_S:
                 self._findings = self._watch.look_around(here)
+                self._company.tell(self._findings)
             return
         self._findings = self._watch.find(here, self._ended_exits(), self._company.all_silent)
-        if self._findings is not None and (self._hangs or blame.culprits(self._findings.seen)):
+        if self._findings is None:
+            return
+        self._company.tell(self._findings)
+        if self._hangs or blame.culprits(self._findings.seen):
             # At once: what one that waits would say of the others' end is no news.
             for one in here:
                 os.kill(one.pid, signal.SIGKILL)

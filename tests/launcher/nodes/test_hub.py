@@ -19,6 +19,8 @@ import pytest
 from launcher import ports
 from launcher.ending.conclusion import Account
 from launcher.ending.outcome import Outcome
+from launcher.hang.sighting import Findings, Sighting
+from launcher.hang.stacks import Frame, Stacks, Thread
 from launcher.nodes import hub
 from launcher.nodes.channel import Channel, ChannelLost, new_secret
 from launcher.nodes.company import JobOver, Member, Next
@@ -26,7 +28,7 @@ from launcher.nodes.conduct import Limits
 from launcher.nodes.hub import Hub
 from launcher.plan import JobPlan, Program
 from launcher.stop import Stop
-from launcher.verdict import Exit
+from launcher.verdict import HANG, Exit
 from tests.waiting import until
 from trainer.errors import UnfitError
 from trainer.run import surroundings
@@ -168,6 +170,34 @@ def test_an_agent_that_dies_when_all_is_done_on_its_node_is_no_failure_of_the_ot
     assert read_json(job.run.failure).get("type", "") == error
     told = "no restart: node 1 (host-1) has gone: the connection to it broke\n"
     assert capfd.readouterr().err.count(told) == int(bool(error))
+
+
+def hang(job: Job, node: int, frames: tuple[Frame, ...], *, ends: bool) -> None:
+    """An agent whose worker hangs; if that cannot be ended, neither does the agent say anything more."""
+    member = Member(replace(job.plan, node=node), Stop(10), LIMITS)
+    member.agree("there:1")
+    while not member.all_silent(True):
+        member.look(failing=False)
+    findings = Findings((Sighting(node, Stacks("D", threads=(Thread("MainThread", frames),)), f"h{node}"),), 31.0)
+    member.tell(findings)
+    while ends and member.decide(Outcome(0, findings=(findings,))) is Next.WAIT:
+        member.look(failing=False)
+
+
+def test_where_ranks_hang_is_known_also_of_a_node_that_cannot_end_them(job: Job) -> None:
+    reduces = (Frame("all_reduce", "/v/site-packages/torch/distributed/distributed_c10d.py", 3000),)
+    reads = (Frame("read", "/home/me/train.py", 80),)
+    agents = [
+        threading.Thread(target=partial(hang, job, 0, reduces, ends=True), daemon=True),
+        threading.Thread(target=partial(hang, job, 1, reads, ends=False), daemon=True),
+    ]
+    for agent in agents:
+        agent.start()
+    assert job.hub.run() == HANG
+    assert job.hub.away == [1]
+    failure = read_json(job.run.failure)
+    assert (failure["rank"], failure["host"], failure["place"]) == (1, "h1", "/home/me/train.py:80 in read")
+    assert "rank 0: waits in all_reduce" in failure["message"]
 
 
 def test_a_second_agent_of_a_node_and_one_of_no_node_are_refused_and_nobody_when_all_have_come(job: Job) -> None:
