@@ -18,6 +18,7 @@ from trainer.distributed import World
 from trainer.errors import TrainingError
 from trainer.numerics import nonfinite, remedy
 from trainer.numerics.gate import Gate
+from trainer.optim import build_optimizer
 from trainer.precision import Scaler
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
@@ -164,6 +165,24 @@ def test_a_first_step_that_is_left_out_makes_no_state_of_memory_that_nobody_has_
     assert gate.lets_through([weight])
     optimizer.step()
     assert torch.allclose(weight.detach(), torch.full((4,), 0.9))
+
+
+@pytest.mark.parametrize("optim", [OptimConfig("sgd", 0.1), OptimConfig("sgd", 0.1, args={"momentum": 0.9})])
+def test_the_host_never_waits_for_an_update_of_sgd(optim: OptimConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before the first, and without momentum, where the optimizer never remembers anything."""
+    model = nn.Linear(4, 1)
+    optimizer = build_optimizer(optim, model, torch.device("cpu"))
+    gate = Gate(model, optimizer, torch.device("cpu"), only_looks=False)
+    before = [p.detach().clone() for p in model.parameters()]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__bool__", lambda _: pytest.fail("the host waits for the device"))
+        for _ in range(2):
+            for p in model.parameters():
+                p.grad = torch.full_like(p, math.nan)
+            assert gate.lets_through(list(model.parameters()))
+            optimizer.step()
+            gate.end()
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 
 def test_a_rollback_leaves_out_the_steps_that_led_to_the_trouble_and_says_which(tmp_path: Path) -> None:

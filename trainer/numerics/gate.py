@@ -80,11 +80,19 @@ def may_update(optimizer: Optimizer, left_out: torch.Tensor | None) -> bool:
     """
     if left_out is None:
         return True
-    # A fused optimizer's first step makes its state even where it leaves the update out: of memory nobody has set.
-    if not getattr(optimizer, "_step_supports_amp_scaling", False) or not optimizer.state:
+    if not getattr(optimizer, "_step_supports_amp_scaling", False) or _is_without_memory(optimizer):
         return not left_out
     optimizer.grad_scale, optimizer.found_inf = None, left_out  # type: ignore[attr-defined]
     return True
+
+
+def _is_without_memory(optimizer: Optimizer) -> bool:
+    """Whether an optimizer that has a memory begins it in the next step.
+
+    Some fused ones would then do so even where they leave the update out: with what nobody has set.
+    """
+    # SGD without momentum never has one: it must not be waited for at every step.
+    return not optimizer.state and any(group.get("momentum", True) for group in optimizer.param_groups)
 
 
 def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
