@@ -152,19 +152,20 @@ def with_early_end(exits: Sequence[Exit], early: Sequence[int]) -> list[Exit]:
 
     Args:
         exits: how the workers ended.
-        early: ranks that had ended with exit code 0 before the first failure.
+        early: ranks that had ended well before the first failure, without having been asked to.
     """
     echo = first_failure(exits)
     if echo is None or not (echo.is_echo or echo.is_silence) or not early:
         return list(exits)
     ranks = f"rank{'s' if len(early) > 1 else ''} {', '.join(map(str, sorted(early)))}"
+    codes = " and ".join(map(str, sorted({exit.code for exit in exits if exit.rank in early} or {0})))
     cause = Exit(
         min(early),
         1,
         host=next((exit.host for exit in exits if exit.rank == min(early)), ""),
         time=0.0,
         type="EarlyExit",
-        message=f"{ranks} ended with exit code 0 while rank {echo.rank} still had work to share",
+        message=f"{ranks} ended with exit code {codes} while rank {echo.rank} still had work to share",
         advice="all ranks must take the same number of steps and reach the same collectives",
     )
     return [cause, *(exit for exit in exits if exit.rank != cause.rank)]

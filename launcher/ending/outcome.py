@@ -19,7 +19,7 @@ class Outcome:
         attempt: its number.
         seconds: how long it lived.
         exits: how the workers ended, with all that is known of it; after a failure without those ended because of it.
-        early: global ranks of those that had ended with exit code 0 before another one failed.
+        early: global ranks of those that had ended well, with exit code 0 or 75, before another one failed.
         killed: global ranks of those that were asked to stop and had to be ended by force.
         findings: what the watch over hangs has seen, a machine each.
     """

@@ -27,7 +27,7 @@ def culprits(seen: Sequence[Sighting]) -> list[int]:
     largest = max(sizes.values(), default=0)
     by_place = {one.rank: sizes[group[0].rank] < largest for group in groups(seen) for one in group}
     tests = (
-        [one.ended for one in seen],
+        [one.ended is not None for one in seen],
         [one.is_stopped for one in seen],
         [one.missing for one in seen],
         [one.beats is not None and not one.gave_up and one.beats < most for one in seen],
@@ -137,7 +137,7 @@ def _explain(one: Sighting, named: Sequence[int], seen: Sequence[Sighting]) -> t
     if not named:
         meaning = "every rank waits for the others: not all have reached the same collectives, or a device hangs"
         return meaning, "all ranks must reach the same collectives in the same order; the stacks have everybody's place"
-    if one.ended:
+    if one.ended is not None:
         return "it ended while others had work to share", "all ranks must take the same number of steps"
     if one.is_stopped:
         meaning = "somebody, or a batch system, has stopped the process with SIGSTOP"

@@ -12,16 +12,17 @@ from launcher.hang.sighting import Sighting
 from launcher.hang.stacks import Stacks
 
 
-def concluded(outcome: Outcome, folder: Path) -> Outcome:
+def concluded(outcome: Outcome, folder: Path, *, asked: bool) -> Outcome:
     """The outcome with the hang as its cause, if that is what it was.
 
     Args:
         outcome: of the job.
         folder: has the logs and the flight records of the attempt, and gets `stacks.txt`.
+        asked: whether the job was asked to stop, which explains why ranks have ended before others.
     """
-    good = [exit for exit in outcome.exits if exit.code == 0]
+    good = [exit for exit in outcome.exits if not verdict.is_failure(exit)]
     seen = {one.rank: one for findings in outcome.findings for one in findings.seen}
-    ended = {exit.rank: Sighting(exit.rank, Stacks(""), host=exit.host, ended=True) for exit in good}
+    ended = {exit.rank: Sighting(exit.rank, Stacks(""), host=exit.host, ended=exit.code) for exit in good}
     # One that was seen in its last moments gave up, too.
     gave_up = {
         exit.rank: Sighting(exit.rank, Stacks(""), host=exit.host, gave_up=exit.message)
@@ -34,7 +35,7 @@ def concluded(outcome: Outcome, folder: Path) -> Outcome:
     if not times:
         # Where ranks were that had to end for another one's failure explains nothing, unless that one waited in vain.
         in_vain = first is not None and (first.is_echo or first.is_silence) and any(one.gave_up for one in every)
-        if not in_vain or not blame.culprits(every):
+        if asked or not in_vain or not blame.culprits(every):
             return outcome
     behind, collectives = flights.compare(flights.kept(folder, list(seen)))
     every = [replace(one, missing=one.rank in behind) for one in every]

@@ -53,7 +53,7 @@ class Sighting:
         busy: whether it was computing.
         missing: whether it has not begun a collective that others have.
         gave_up: what it said before it ended for want of an answer; empty of one that is still there.
-        ended: whether it had ended well before.
+        ended: the exit code with which it had ended well before; None where it had not.
         below: its loading processes, of one that does not wait for others.
     """
 
@@ -66,7 +66,7 @@ class Sighting:
     busy: bool = False
     missing: bool = False
     gave_up: str = ""
-    ended: bool = False
+    ended: int | None = None
     below: tuple[Below, ...] = ()
 
     @property
@@ -92,8 +92,8 @@ class Sighting:
 
     def what(self, *, of_many: bool = False) -> str:
         """What it does, in words; `of_many`: and others as well."""
-        if self.ended:
-            return "had ended with exit code 0"
+        if self.ended is not None:
+            return f"had ended with exit code {self.ended}"
         if self.gave_up:
             said = _SOURCE.sub("", self.gave_up.splitlines()[0])
             return f"gave up waiting: {said[:_LONGEST_SAID]}"

@@ -93,7 +93,7 @@ class HangWatch:
             ended: how those that have did, with their own word of it.
             all_silent: told whether these are silent for too long, it knows whether those of all machines are.
         """
-        if all(exit.code == 0 for exit in ended):
+        if not any(map(verdict.is_failure, ended)):
             return self._look(workers, all_silent)
         silent = self._silent(ended)
         return self._seen(workers, gave_up=silent) if silent else None

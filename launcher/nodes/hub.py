@@ -236,8 +236,8 @@ class Hub:
     def _judge(self) -> int:
         """Another attempt, or the end; returns the exit code, which counts only at the end."""
         outcome = merged([Outcome(self._conduct.attempt), *self._outcomes.values(), self._losses()])
-        outcome = inquest.concluded(outcome, self._run.log(outcome.attempt, 0).parent)
         away, stopped = bool(self._conduct.away), self._stop.signal is not None
+        outcome = inquest.concluded(outcome, self._run.log(outcome.attempt, 0).parent, asked=stopped)
         if away and not stopped and outcome.is_failed and self._plan.max_restarts:
             gone = (f"{self._name(node)} has gone: {why}" for node, why in self._conduct.away.items())
             say(f"no restart: {next(gone)}")

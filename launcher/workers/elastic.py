@@ -121,14 +121,15 @@ class Agent(LocalElasticAgent):
     def outcome(self, result: RunResult) -> Outcome:
         """How the attempt has ended that runs."""
         workers = self._worker_group.workers
-        good = [workers[rank].global_rank for rank, code in self._context()._return_values.items() if code == 0]
+        returned = {workers[rank].global_rank: code for rank, code in self._context()._return_values.items()}
+        good = [rank for rank, code in (returned | self.ended).items() if code in (0, STOPPED)]
         exits = tuple(self._exits(result))
         findings = (self._findings,) if self._findings is not None else ()
         outcome = Outcome(
             self.attempt, time.monotonic() - self._started, exits, tuple(good), tuple(self.killed), findings
         )
         # Of several nodes the hub judges what all have seen.
-        return outcome if self._plan.hub else inquest.concluded(outcome, self._log(0).parent)
+        return outcome if self._plan.hub else inquest.concluded(outcome, self._log(0).parent, asked=self._asked)
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         # The last attempt's store ends with what refers to it, and its port is free.

@@ -102,19 +102,22 @@ def test_a_workers_exit_code_3_ends_the_job_at_once_with_3_and_is_not_tried_agai
     assert job.alive() == []
 
 
-def test_a_worker_that_ends_too_early_is_named_and_no_silent_success(make_job: MakeJob) -> None:
+@pytest.mark.parametrize("early", [0, 75])
+def test_a_worker_that_ends_too_early_is_named_and_no_silent_success(make_job: MakeJob, early: int) -> None:
     job = make_job(
         """
+import sys
 import torch, torch.distributed as dist
 dist.init_process_group("gloo")
 for step in range(3 if dist.get_rank() == 1 else 100_000_000):
     dist.all_reduce(torch.ones(1))
+sys.exit(int(sys.argv[1]))
 """
     )
-    code, _, err = job.go()
+    code, _, err = job.go(arguments=(str(early),))
     assert code == 1
     assert (job.failure["rank"], job.failure["type"]) == (1, "EarlyExit")
-    assert "rank 1 ended with exit code 0 while rank 0 still had work to share" in err
+    assert f"rank 1 ended with exit code {early} while rank 0 still had work to share" in err
 
 
 @pytest.mark.parametrize(

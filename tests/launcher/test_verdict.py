@@ -56,6 +56,11 @@ def test_a_worker_that_ended_early_is_the_cause_of_echoes_but_of_no_error_of_the
     assert first is not None
     assert (first.rank, first.type, first.code) == (1, "EarlyExit", 1)
     assert first.message == "ranks 1, 2 ended with exit code 0 while rank 0 still had work to share"
+    for exits, codes in (([Exit(1, 75)], "75"), ([Exit(1, 75), Exit(2, 0)], "0 and 75")):
+        first = first_failure(with_early_end([ECHO, *exits], [exit.rank for exit in exits]))
+        assert first is not None
+        assert (first.rank, first.type) == (1, "EarlyExit")
+        assert f"ended with exit code {codes} while rank 0 still" in first.message
     assert first_failure(with_early_end([ECHO, CAUSE], [2])) is CAUSE
     assert first_failure(with_early_end([ECHO], [])) is ECHO
     assert first_failure(with_early_end([], [0, 1])) is None

@@ -50,7 +50,7 @@ CASES = {
     "computes in backward": ([at(0), at(1, BACKWARD[1:], busy=True)], [1]),
     "stopped": ([at(0), at(1, state="T"), at(2, LOADS)], [1]),
     "behind": ([at(0, LOADS, beats=7), at(1, LOADS, beats=6), at(2, LOADS, beats=7)], [1]),
-    "ended": ([at(0), at(1), Sighting(2, Stacks(""), ended=True)], [2]),
+    "ended": ([at(0), at(1), Sighting(2, Stacks(""), ended=0)], [2]),
     "another collective": ([at(0), at(1), at(2, (REDUCE[0], Frame("save", "/home/me/train.py", 9)))], [2]),
     "gave up": ([Sighting(0, Stacks(""), gave_up="Timed out waiting 10ms"), at(1, LOADS), at(2)], [1]),
     "computes": ([at(0, LOADS, busy=True), at(1, LOADS), at(2, LOADS)], [0]),

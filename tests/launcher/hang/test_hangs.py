@@ -7,9 +7,16 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from launcher.hang.sighting import Findings
+from launcher.hang.watch import HangWatch, Watched
+from launcher.plan import JobPlan, Program
+from launcher.verdict import Exit
 from tests.launcher.conftest import DEADLINE_S, TELLS, Job
 from tests.trainer_command import DIGITS, PACELINE, ROOT, environment
 from tests.waiting import until
+from trainer.errors import STOPPED
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir, read_json
 
@@ -129,6 +136,19 @@ dist.all_reduce(next(batches), group=group)
         "rank 1 has not answered in time",
     )
     assert job.alive() == []
+
+
+def test_the_watch_goes_on_over_the_others_when_one_has_ended_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Program("script", "script.py")
+    watch = HangWatch(JobPlan(nodes=1, workers_per_node=3, program=program, run_dir=str(tmp_path)), 0)
+    found = Findings((), 31.0)
+    monkeypatch.setattr(HangWatch, "_look", lambda *_: found)
+    left = [Watched(1, 1, os.getpid())]
+    assert watch.find(left, [Exit(0, 0), Exit(2, STOPPED)], bool) is found
+    assert watch.find(left, [Exit(0, 0), Exit(2, 1, type="ValueError", message="no")], bool) is None
+    watch.close()
 
 
 def test_on_two_nodes_one_that_works_speaks_for_all_and_all_ranks_are_in_one_verdict(make_job: MakeJob) -> None:

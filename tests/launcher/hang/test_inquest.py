@@ -13,6 +13,7 @@ from launcher.hang.inquest import concluded
 from launcher.hang.sighting import Below, Findings, Sighting, groups, thinned
 from launcher.hang.stacks import Frame, Stacks, Thread
 from launcher.verdict import HANG, Exit, exit_code, first_failure
+from trainer.errors import STOPPED
 from trainer.heartbeat import Phase
 
 USER = Frame("main", "/home/me/train.py", 80)
@@ -55,7 +56,7 @@ def test_the_rank_that_is_elsewhere_is_named_on_whichever_machine_it_is(
         # One whose machine could not end is part of the same.
         Outcome(0, exits=(LOST,)),
     ]
-    outcome = concluded(merged(nodes), tmp_path)
+    outcome = concluded(merged(nodes), tmp_path, asked=False)
     first = first_failure(outcome.exits)
     assert first is not None
     assert exit_code(outcome.exits) == HANG
@@ -70,13 +71,20 @@ def test_the_rank_that_is_elsewhere_is_named_on_whichever_machine_it_is(
     assert text.count("monitor") == len(groups([at(0), at(1, frames)]))
 
 
-def test_who_had_ended_well_on_another_machine_is_the_one_that_is_waited_for(tmp_path: Path) -> None:
-    ended = Outcome(0, exits=(Exit(2, 0, "node1"), Exit(3, 0, "node1")), early=(2, 3))
-    outcome = concluded(merged([node(0, at(0), at(1), silent_s=31.0), ended]), tmp_path)
+@pytest.mark.parametrize("code", [0, STOPPED])
+def test_who_had_ended_well_on_another_machine_is_the_one_that_is_waited_for(code: int, tmp_path: Path) -> None:
+    ended = Outcome(0, exits=(Exit(2, code, "node1"), Exit(3, code, "node1")), early=(2, 3))
+    outcome = concluded(merged([node(0, at(0), at(1), silent_s=31.0), ended]), tmp_path, asked=False)
     first = first_failure(outcome.exits)
     assert first is not None
     assert (first.rank, first.host, first.code) == (2, "node1", HANG)
-    assert "ranks 2-3: had ended with exit code 0" in first.message
+    assert f"ranks 2-3: had ended with exit code {code}" in first.message
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_had_ended_as_asked_is_no_cause_of_what_others_waited_for(asked: bool, tmp_path: Path) -> None:
+    outcome = concluded(Outcome(0, exits=(WAITED, Exit(1, STOPPED))), tmp_path, asked=asked)
+    assert [exit.type for exit in outcome.exits if exit.code != STOPPED] == ["RuntimeError" if asked else "Hang"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_where_ranks_were_explains_a_wait_in_vain_and_no_other_failure(
         # Rank 2 was seen on its way out.
         node(1, at(2, LOADS), at(3, LOADS), silent_s=None, exits=(replace(WAITED, rank=2), *more)),
     ]
-    first = first_failure(concluded(merged(nodes), tmp_path).exits)
+    first = first_failure(concluded(merged(nodes), tmp_path, asked=False).exits)
     assert first is not None
     assert (first.rank, first.type) == cause
     assert (tmp_path / "stacks.txt").exists() == (not more)
@@ -131,7 +139,7 @@ def test_of_a_rank_that_waits_for_its_loading_processes_it_is_said_what_those_ar
 ) -> None:
     started = tuple(Below(70 + number, one) for number, one in enumerate(below))
     one = Sighting(1, stacks(LOADS), "node0", below=started)
-    hang = first_failure(concluded(node(0, at(0), one, silent_s=31.0), tmp_path).exits)
+    hang = first_failure(concluded(node(0, at(0), one, silent_s=31.0), tmp_path, asked=False).exits)
     assert hang is not None
     assert hang.message.splitlines()[2:-1] == said
     assert hang.place == place
