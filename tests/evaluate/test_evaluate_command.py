@@ -205,6 +205,20 @@ def test_a_run_without_weights_is_not_ready(copied: RunDir, capsys: pytest.Captu
     assert "has no weights yet" in capsys.readouterr().err
 
 
+def test_the_weights_that_a_run_began_with_need_not_be_there_any_more(
+    trained: RunDir, copied: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = copied.config.read_text()
+    assert "weights: null" in text
+    assert str(trained.path.parent) in text
+    text = text.replace("weights: null", "weights: /moved/first.pth").replace(str(trained.path.parent), "/moved")
+    copied.config.write_text(text)
+    assert main([str(copied.path), "device=cpu", "--json"]) == 0
+    assert found_by(capsys.readouterr().out)["accuracy"] > 0.5
+    assert main([str(copied.path), "device=cpu", "model.weights=/moved/second.pth"]) == 2
+    assert "model.weights=/moved/second.pth does not exist" in capsys.readouterr().err
+
+
 def test_a_folder_of_quite_other_classes_is_refused_before_its_images_are_read(
     copied: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config import Config, validate
@@ -63,16 +63,17 @@ def read(arguments: Sequence[str]) -> Request:
         problem = f"one run at a time, got {' and '.join(words)}" if words else "no run is named"
         raise ConfigError(problem, f"{command('python')} -m trainer.evaluate RUN")
     run = RunDir(runname.find(words[0]))
-    label, overrides = "best", []
+    label, overrides, given = "best", [], set[str]()
     for text in arguments:
         key, _, value = text.partition("=")
         if key == "weights":
             label = value
         elif "=" in text and text not in options:
             overrides.append(text)
+            given.add(key)
     # Of the last attempt: the data may have moved since the first one.
     config = with_overrides(history.latest_config(run), overrides, may=_MATTERS, purpose="an evaluation")
-    validate(config, world_size=1)
+    validate(config if "model.weights" in given else _without_first_weights(config), world_size=1)
     _glance_at_classes(run, config)
     return Request(run, config, find_weights(run, label), label, tuple(overrides), "--json" in options)
 
@@ -96,6 +97,11 @@ def check_classes(run: RunDir, classes: list[str]) -> None:
         f"the classes of the data are not those of run {run.name}: {shown}",
         f"data.root=DIR with the run's {len(learned)} classes, which {run.classes} lists",
     )
+
+
+def _without_first_weights(config: Config) -> Config:
+    """A run's own are evaluated: those that it began with need not be there any more."""
+    return replace(config, model=replace(config.model, weights=None))
 
 
 def _glance_at_classes(run: RunDir, config: Config) -> None:
