@@ -53,6 +53,13 @@ def test_a_command_line_is_shown_without_secrets_and_otherwise_as_it_is() -> Non
     assert redact_words(["a.token=my-own-value"], {"MY_TOKEN": "my-own-value"}) == ["a.token=$MY_TOKEN"]
 
 
+def test_a_token_in_the_place_of_a_name_is_hidden_and_a_name_beside_a_password_is_not() -> None:
+    for login in ("ghp_abc", "ghp_abc:", "ghp_abc:x-oauth-basic"):
+        assert redact(f"git clone https://{login}@host/x", {}) == "git clone https://***@host/x"
+    assert redact("https://me:word@host:8080/x", {}) == "https://me:***@host:8080/x"
+    assert redact("ssh://git@host:22/x https://host:8080/a@b", {}) == "ssh://git@host:22/x https://host:8080/a@b"
+
+
 def test_a_secrets_name_ends_where_it_ends() -> None:
     assert redact("abcdefgh_1, abcdefghabcdefgh-x", {"A_KEY": "abcdefgh"}) == "${A_KEY}_1, $A_KEY$A_KEY-x"
 

@@ -20,8 +20,9 @@ _KEYS = re.compile(rf"{_ANYWHERE}|(^|[_.-])(TOKEN|PAT|PASSPHRASE)$", re.IGNORECA
 # Variables hold secrets under names that in a configuration would mean something else: a sort key, a pass.
 _VARIABLES = re.compile(rf"{_KEYS.pattern}|(^|_)(KEY|PASS|CREDS?)$|_(PWD|AUTH)$", re.IGNORECASE)
 _LOGIN = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-# A name alone is more often a token than a name, where git and package indices are asked over HTTP.
-_TOKEN_LOGIN = re.compile(r"(\bhttps?://)[^/\s:@]+@")
+# A name alone, or with the password that GitHub's documents give to whoever has none, is more often a token than a
+# name, where git and package indices are asked over HTTP.
+_TOKEN_LOGIN = re.compile(r"(\bhttps?://)[^/\s:@]+(:|:x-oauth-basic)?@")
 _REFERENCE = re.compile(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})")
 _ASSIGNED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)(?P<sign>\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,{}\[\]]+)")
 
@@ -42,7 +43,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         # A shorter value is no secret, and would be found all over the text.
         if is_secret(name) and len(value) >= _SHORTEST:
             text = _named(text, value, name)
-    return _TOKEN_LOGIN.sub(rf"\1{HIDDEN}@", _LOGIN.sub(rf"\1{HIDDEN}@", text))
+    return _LOGIN.sub(rf"\1{HIDDEN}@", _TOKEN_LOGIN.sub(rf"\1{HIDDEN}@", text))
 
 
 def redact_words(words: Sequence[str], environment: Mapping[str, str] | None = None) -> list[str]:
