@@ -20,7 +20,7 @@ train: $(READY) ## get Fashion-MNIST and train on every GPU, or on 2 CPU workers
 	@$(BIN)/python tools/first_run.py
 
 test: $(READY_TEST) ## install what the tests need and run the whole suite
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY_TEST) ## lint, format check and type check
 	@$(BIN)/ruff check .

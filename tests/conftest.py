@@ -1,14 +1,14 @@
 """Which tests share a process when several run at once: those of a file, and all that share the one Slurm."""
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
-_SLURM = "tests/slurm/"
+
+class _Sharing(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return "slurm" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # First, since they take the longest one after the other.
-    items.sort(key=lambda item: not item.nodeid.startswith(_SLURM))
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("slurm" if file.startswith(_SLURM) else file))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Sharing:
+    return _Sharing(config, log)
