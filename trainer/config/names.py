@@ -79,11 +79,6 @@ def group_options(group: str, config_dir: Path | None = None) -> list[str]:
     return sorted(group_files(group, config_dir))
 
 
-def recipe_names(config_dir: Path | None = None) -> list[str]:
-    """The recipes that `recipe=` takes."""
-    return group_options("recipe", config_dir)
-
-
 def dataset_names() -> list[str]:
     """The data sets that `data.name` takes: one file each in `trainer/data/sets`."""
     return sorted(file.stem for file in (PACKAGE / "data" / "sets").glob("[!_]*.py"))

@@ -128,12 +128,6 @@ class StepPlan:
         """The most samples that any rank takes at once."""
         return max(self._micro_batches({0, self.steps_per_epoch - 1}))
 
-    @property
-    def largest_accumulation(self) -> int:
-        """The most micro-batches that any rank takes in a step."""
-        share = -(-min(self.global_batch_size, self.samples) // self.world_size)
-        return -(-share // (self.micro_batch_size or share))
-
     def smallest_micro_batch(self, total_steps: int) -> int:
         """The fewest samples that any rank takes at once in a run; a rank without samples borrows one."""
         last = min(self.steps_per_epoch, total_steps) - 1
