@@ -7,11 +7,15 @@ import signal
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KILL_PATIENCE_S = 3.0
+_PARENT_DIED = signal.SIGCONT
+"""No other signal with a handler is taken by a process that somebody has stopped."""
 _WAITID = {"x86_64": 247, "aarch64": 95}
 """The system call's number; glibc's function of that name leaves out what it knows of resources."""
 
@@ -34,6 +38,24 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     """
     _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """Ends this process, with all that is below it, when its parent dies, whatever way; also while it is stopped.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    parent = os.getppid()
+    signal.signal(_PARENT_DIED, partial(_end_if_orphaned, os.getpid(), parent))
+    die_with_parent(parent, _PARENT_DIED)
+
+
+def _end_if_orphaned(own: int, parent: int, number: int, frame: FrameType | None) -> None:
+    # Also called where somebody lets a stopped process go on, and in what was just forked from this one.
+    if os.getpid() == own and os.getppid() != parent:
+        end_descendants(grace_s=0)
         os._exit(128 + signal.SIGKILL)
 
 

@@ -1,15 +1,11 @@
 """torchrun's own agent, told to end a failed job in seconds and to turn signals into requests."""
 
-import mmap
 import os
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from torch.distributed import Store
@@ -20,19 +16,18 @@ from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import verdict
-from launcher.ending import memory
 from launcher.ending.outcome import Outcome
-from launcher.ending.postmortem import Evidence, examined
 from launcher.hang import blame, inquest
 from launcher.hang.sighting import Findings
 from launcher.hang.watch import HangWatch, Watched
 from launcher.nodes.company import Company, Next
 from launcher.nodes.rendezvous import ranks_of
 from launcher.plan import JobPlan
-from launcher.processes import bury_adopted, die_with_parent, end_descendants, peak_memory
+from launcher.processes import bury_adopted, end_descendants, end_with_parent
 from launcher.stop import STOP_SIGNALS, Stop, StopFiles, hand_on
 from launcher.verdict import Exit
 from launcher.workers import error_file, worker
+from launcher.workers.ends import Ends, Member
 from launcher.workers.output import Output
 from trainer.errors import STOPPED
 from trainer.rundir import RunDir, error_beside, read_json
@@ -46,9 +41,6 @@ _LOOK_S = 1.0
 LEFTOVER_GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL for what workers have started and left behind."""
 
-_PARENT_DIED = signal.SIGCONT
-"""No other signal with a handler is taken by a process that somebody has stopped."""
-
 
 class Agent(LocalElasticAgent):
     """Runs a plan's workers on this node.
@@ -61,7 +53,7 @@ class Agent(LocalElasticAgent):
 
     Attributes:
         killed: global ranks of workers that had not ended when their time to stop was over.
-        ended: `exit_codes()` before the engine saw any failure, and ended the others because of it.
+        ended: exit codes by global rank before the engine saw any failure, and ended the others because of it.
     """
 
     def __init__(
@@ -88,16 +80,16 @@ class Agent(LocalElasticAgent):
         self._watch: HangWatch | None = None
         self.ended: dict[int, int] = {}
         self._company = company
-        self._started, self._kills_before = time.monotonic(), memory.count_kills()
-        self._peaks: dict[int, int] = {}
+        self._started = time.monotonic()
+        self._is_shut_down = False
         self._end_at: float | None = None
         self._result = RunResult(WorkerState.HEALTHY)
         self._outcome: Outcome | None = None
         # One agent does for all of them.
         ours, looks = plan.program.kind == "trainer", plan.node == 0
         self._stop_files = StopFiles(RunDir(plan.run_dir), ours=ours) if looks else None
-        self._good_ends = mmap.mmap(-1, plan.workers_per_node)
         self._plan = plan
+        self._ends = Ends(plan, plan.attempt)
         self._output: Output | None = None
 
     @property
@@ -110,26 +102,22 @@ class Agent(LocalElasticAgent):
         """The attempt that runs."""
         return self._plan.attempt + self.restarts
 
-    def exit_codes(self) -> dict[int, int]:
-        """Global rank -> exit status of each worker here that has ended; negative: the signal that did it."""
-        codes = {}
-        for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
-            if process.exitcode is not None:
-                codes[member.global_rank] = process.exitcode or self._good_ends[member.local_rank]
-        return codes
-
     def outcome(self, result: RunResult) -> Outcome:
         """How the attempt has ended that runs."""
         workers = self._worker_group.workers
         returned = {workers[rank].global_rank: code for rank, code in self._context()._return_values.items()}
         good = [rank for rank, code in (returned | self.ended).items() if code in (0, STOPPED)]
-        exits = tuple(self._exits(result))
+        exits = tuple(
+            exit
+            for exit in self._ends.exits(self._members(), result, [*result.failures, *self.ended])
+            if not (self._hangs and verdict.is_failure(exit))
+        )
         findings = (self._findings,) if self._findings is not None else ()
         outcome = Outcome(
             self.attempt, time.monotonic() - self._started, exits, tuple(good), tuple(self.killed), findings
         )
         # Of several nodes the hub judges what all have seen.
-        return outcome if self._plan.hub else inquest.concluded(outcome, self._log(0).parent, asked=self._asked)
+        return outcome if self._plan.hub else inquest.concluded(outcome, self._ends.log(0).parent, asked=self._asked)
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         # The last attempt's store ends with what refers to it, and its port is free.
@@ -145,17 +133,14 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._stop.check()
         # SIGKILL was right for as long as there was nobody below to be ended first.
-        command = os.getppid()
-        signal.signal(_PARENT_DIED, partial(_end_if_orphaned, os.getpid(), command))
-        die_with_parent(command, _PARENT_DIED)
-        self._started, self._kills_before = time.monotonic(), memory.count_kills()
-        self._peaks.clear()
+        end_with_parent()
+        self._started, self._is_shut_down = time.monotonic(), False
         self._end_at, self._result, self._outcome = None, RunResult(WorkerState.HEALTHY), None
+        self._ends = Ends(self._plan, self.attempt)
         # The job's first worker alone has the terminal.
-        self._output = output = Output(self._log(0)) if self._plan.node == 0 else None
-        self._good_ends = mmap.mmap(-1, self._plan.workers_per_node)
+        self._output = output = Output(self._ends.log(0)) if self._plan.node == 0 else None
         self._findings, self._watch = None, HangWatch(self._plan, self.attempt)
-        worker_group.spec.args = (self._plan, output, self._good_ends, self._watch)
+        worker_group.spec.args = (self._plan, output, self._ends.good, self._watch)
         # The engine would turn these into a shutdown; SIGQUIT remains for that.
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
         # A worker takes a signal only once it has its own handlers.
@@ -172,7 +157,10 @@ class Agent(LocalElasticAgent):
         return pids
 
     def _shutdown(self, *arguments: Any, **options: Any) -> None:
-        # Called at the end of every attempt, however it ended.
+        # Called at the end of every attempt, however it ended; by the engine, too, when we have done it already.
+        if self._is_shut_down:
+            return
+        self._is_shut_down = True
         # They have ended, if they can: one that waits in the kernel does not within the engine's 30 s either.
         super()._shutdown(*arguments, **(options if arguments else {"timeout": FAILURE_GRACE_S}))
         output, self._output = self._output, None
@@ -192,7 +180,7 @@ class Agent(LocalElasticAgent):
         """None: the company has decided that this agent ends."""
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._note_peaks()
+        self._ends.note_peaks(self._members())
         bury_adopted([process.pid for process in self._processes()] + ([self._output.pid] if self._output else []))
         if self._stop_files:
             self._stop_files.look(self._stop)
@@ -216,7 +204,7 @@ class Agent(LocalElasticAgent):
     def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
         """How the workers are; when one has failed, or the company demands it, all of them are ended."""
         self._count_good_ends()
-        self.ended = self.exit_codes()
+        self.ended = self._ends.codes(self._members())
         bad = any(code not in (0, STOPPED) for code in self.ended.values())
         failing = bad and not self._is_stopping_in_order()
         self._company.look(failing=failing)
@@ -290,46 +278,20 @@ class Agent(LocalElasticAgent):
         return not verdict.not_asked_for(self._ended_exits())
 
     def _ended_exits(self) -> list[Exit]:
-        return [self._exit(rank, code) for rank, code in self.ended.items()]
-
-    def _exit(self, rank: int, code: int) -> Exit:
-        ours = self._plan.program.kind == "trainer"
-        evidence = Evidence(self._log(rank), self._kills_before, self._peaks.get(rank), ours)
-        return examined(error_file.exit_of(self._log(rank), rank, code), evidence)
+        return [self._ends.exit(rank, code) for rank, code in self.ended.items()]
 
     def _count_good_ends(self) -> None:
         """Gives the engine the results of workers that have ended; it would await them for ever."""
         for local_rank, process in enumerate(self._processes()):
             if process.exitcode == 0:
-                self._context()._return_values.setdefault(local_rank, self._good_ends[local_rank])
+                self._context()._return_values.setdefault(local_rank, self._ends.good[local_rank])
 
-    def _exits(self, result: RunResult) -> list[Exit]:
-        """How the workers ended, with all that is known of it; after a failure without those ended because of it."""
-        if result.return_values:
-            host = socket.gethostname()
-            return [Exit(rank, int(code or 0), host) for rank, code in sorted(result.return_values.items())]
-        exits = []
-        for rank, code in self.exit_codes().items():
-            if self._hangs and code != 0:
-                continue
-            exit = self._exit(rank, code)
-            if exit.time is not None or rank in result.failures or rank in self.ended:
-                exits.append(exit)
-        return exits
+    def _alive(self) -> list[Member]:
+        """The workers here that have not ended."""
+        return [(member, process) for member, process in self._members() if process.is_alive()]
 
-    def _note_peaks(self) -> None:
-        """Asks for the memory of workers that have ended, before anything here waits for them."""
-        for member, process in zip(self._worker_group.workers, self._processes(), strict=True):
-            if peak := peak_memory(process.pid):
-                self._peaks[member.global_rank] = peak
-
-    def _log(self, rank: int) -> Path:
-        return RunDir(self._plan.run_dir).log(self.attempt, rank)
-
-    def _alive(self) -> list[tuple[Worker, Any]]:
-        """The workers here that have not ended, each with its process."""
-        pairs = zip(self._worker_group.workers, self._processes(), strict=True)
-        return [(member, process) for member, process in pairs if process.is_alive()]
+    def _members(self) -> list[Member]:
+        return list(zip(self._worker_group.workers, self._processes(), strict=True))
 
     def _processes(self) -> list[Any]:
         context = self._context()
@@ -338,11 +300,3 @@ class Agent(LocalElasticAgent):
     def _context(self) -> MultiprocessContext:
         assert isinstance(self._pcontext, MultiprocessContext)
         return self._pcontext
-
-
-def _end_if_orphaned(agent: int, command: int, number: int, frame: FrameType | None) -> None:
-    """Ends everything when the command has died, and with it everybody's interest in this job."""
-    # Also called where somebody lets the agent go on, and in what was just forked from it.
-    if os.getpid() == agent and os.getppid() != command:
-        end_descendants(grace_s=0)
-        os._exit(128 + signal.SIGKILL)
