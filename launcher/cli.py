@@ -9,11 +9,12 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from launcher.arguments import as_overrides, typed
 from launcher.scripts import FOR_PROGRAMS, behind_dashes, is_script, starts_python
 from launcher.streams import complete, outlive_readers, take_any_name
-from trainer.errors import ConfigError, PacelineError
+from trainer.errors import ConfigError, PacelineError, UnfitError
 from trainer.wording import command
 
 
@@ -98,22 +99,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        # What it cannot take is to be told here, and not by Python's own end.
+        sys.stdout.flush()
+        return code
     except PacelineError as error:
-        if "--debug" in ours:
-            traceback.print_exc()
-        verb = VERBS.get(arguments[0]) if arguments else None
-        started = "\nnothing was started" if verb is None or verb.starts else ""
-        mended = error.mended(arguments)
-        text = f"{error.problem}\n  {typed(*mended)}" if mended else str(error)
-        print(f"error: {text}{started}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error, arguments, debug="--debug" in ours)
     except BrokenPipeError:
         # The reader of our output (`| head`) has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        if isinstance(error, PermissionError) and error.filename is not None:
+            problem = f"{os.fsdecode(error.filename)}: no permission to use it"
+            return _tell(UnfitError(problem, "is it another user's?"), arguments, debug="--debug" in ours)
+        if error.filename is not None or _takes_more(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _tell(error: PacelineError, arguments: list[str], *, debug: bool) -> int:
+    """Says what is wrong, and what to type; returns the exit code."""
+    if debug:
+        traceback.print_exc()
+    verb = VERBS.get(arguments[0]) if arguments else None
+    started = "\nnothing was started" if verb is None or verb.starts else ""
+    mended = error.mended(arguments)
+    text = f"{error.problem}\n  {typed(*mended)}" if mended else str(error)
+    print(f"error: {text}{started}", file=sys.stderr)
+    return error.exit_code
+
+
+def _takes_more(stream: TextIO) -> bool:
+    """Whether a stream takes an empty line."""
+    try:
+        os.write(stream.fileno(), b"\n")
+    except OSError:
+        return False
+    return True
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -222,6 +222,8 @@ def _advice(view: RunView) -> dict[str, str]:
 
 def _files(view: RunView) -> dict[str, str]:
     """What there is to look at, by its label."""
+    if view.state == "unreadable":
+        return {}
     weights = next((path for name in ("best", "last") if (path := view.run.weights(name)).exists()), None)
     found = {"weights": weights, "metrics": view.run.metrics, "said": runs.said(view)}
     return {label: wording.short_path(path) for label, path in found.items() if path is not None and path.exists()}

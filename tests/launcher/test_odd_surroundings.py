@@ -1,5 +1,6 @@
 """Jobs among names, files and streams that are not as one would have them."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.conftest import DEADLINE_S, ROOT, Job
-from trainer.rundir import read_json
+from trainer.rundir import RunDir, read_json, write_json
+
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 NOT_UTF_8 = os.fsdecode(b"caf\xe9")
 
@@ -120,3 +123,53 @@ def test_a_working_directory_that_was_deleted_is_told(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (2, "error: the current directory has been deleted\n  cd to another one\n")
+
+
+def without_privileges() -> None:
+    """Has the permissions of files hold for root, too; for who is not root they do."""
+    libc = ctypes.CDLL(None)
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def test_what_belongs_to_another_user_is_told_in_two_lines_and_hides_no_other_run(tmp_path: Path) -> None:
+    for name in ("mine", "closed", "locked"):
+        write_json(RunDir(tmp_path / name).status, {"state": "finished", "step": 7, "time": 0.0})
+        write_json(RunDir(tmp_path / name).job, {"argv": ["paceline", "run", "epochs=2"]})
+    RunDir(tmp_path / "locked").lock.touch(mode=0)
+    for path in (RunDir(tmp_path / "closed").status, RunDir(tmp_path / "closed").job):
+        path.chmod(0)
+
+    def paceline(*words: str) -> tuple[int, str, list[str]]:
+        command = [sys.executable, "-m", "launcher", *words]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60, preexec_fn=without_privileges
+        )
+        return done.returncode, done.stdout, done.stderr.splitlines()
+
+    code, out, err = paceline("status", "--dir", str(tmp_path))
+    rows = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:]}
+    assert (code, rows, err) == (0, {"mine": "finished", "closed": "unreadable", "locked": "unreadable"}, [])
+    code, out, err = paceline("status", "closed", "--dir", str(tmp_path))
+    assert (code, err) == (0, [])
+    assert "Permission denied" in out
+    for name, file in (("closed", "status.json"), ("locked", ".lock")):
+        code, out, err = paceline("run", f"run.name={name}", f"run.dir={tmp_path}")
+        assert (code, err[0]) == (3, f"error: {tmp_path / name / file}: no permission to use it")
+        assert [line.strip() for line in err[1:]] == ["is it another user's?", "nothing was started"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_nothing_is_told_in_a_line(unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher", "--help"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "error: cannot write to standard output: No space left on device\n")
