@@ -18,6 +18,7 @@ from launcher.ending.hold import in_use
 from launcher.hang.watchdog import IDLE_LIMIT_S
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
+from trainer.errors import InUseError
 from trainer.run import launches, runname
 from trainer.rundir import RunDir, write_json
 from trainer.stop import asked_by
@@ -25,6 +26,10 @@ from trainer.stop import asked_by
 if TYPE_CHECKING:
     from trainer.config import Config
 
+_LEAVE_S = 5.0
+"""A launcher may still be there for a moment when its workers have ended, and the run is free."""
+
+_LOOK_S = 0.05
 _HERE = Path(__file__).resolve().parent.parent
 
 
@@ -47,8 +52,7 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
     if plan.port:
         ports.listen(plan.endpoint).close()
     run = RunDir(runname.create(config.run, recipe).absolute())
-    if run.is_held():
-        raise in_use(run)
+    _await_others(run, time.monotonic() + _LEAVE_S)
     for request in (run.stop, run.stop_now):
         # One that an earlier attempt has not seen any more is not meant for this one.
         with suppress(OSError):
@@ -58,6 +62,8 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
     except OSError as error:
         raise runname.unwritable(run.path, error) from error
     try:
+        # One that has come at the same moment: the first has the run.
+        _await_others(run, 0.0, before=attempt)
         begin(
             run,
             config,
@@ -67,6 +73,9 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
             nodes=plan.nodes,
             world_size=plan.world_size,
         )
+    except InUseError:
+        shutil.rmtree(run.log(attempt, 0).parent, ignore_errors=True)
+        raise
     except OSError as error:
         # What was not started is no attempt.
         shutil.rmtree(run.log(attempt, 0).parent, ignore_errors=True)
@@ -78,6 +87,27 @@ def prepare(plan: JobPlan, config: "Config", *, recipe: str, argv: list[str]) ->
         attempt=attempt,
         again=again_command(plan, run.name),
     )
+
+
+def _await_others(run: RunDir, deadline: float, *, before: int | None = None) -> None:
+    """Returns when no other job has the run: neither workers that train, nor a launcher that still starts or leaves.
+
+    Args:
+        run: the run.
+        deadline: `time.monotonic()` until which a launcher may leave.
+        before: launchers of earlier attempts alone count.
+
+    Raises:
+        InUseError: another job has it.
+    """
+    while True:
+        if run.is_held():
+            raise in_use(run)
+        if not [attempt for attempt in run.launched() if before is None or attempt < before]:
+            return
+        if time.monotonic() > deadline:
+            raise in_use(run)
+        time.sleep(_LOOK_S)
 
 
 def take_attempt(run: RunDir, restarts: int) -> int:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,34 +213,26 @@ class RunDir:
     def may_be_launching(self, attempt: int) -> bool:
         """Whether the launcher of an attempt may still live, which holds the folder of its logs."""
         try:
-            descriptor = os.open(self.log(attempt, 0).parent, os.O_RDONLY)
+            return _is_locked(self.log(attempt, 0).parent) is not False
         except OSError:
             return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            # Held, or on a file system without locks, which cannot tell.
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+
+    def launched(self) -> list[int]:
+        """The first attempts of the launchers that live, as far as locks can tell."""
+        found = []
+        for folder in (self.path / "logs").glob("attempt-*"):
+            number = folder.name.removeprefix("attempt-")
+            with suppress(OSError):
+                if is_number(number) and _is_locked(folder):
+                    found.append(int(number))
+        return found
 
     def is_held(self) -> bool:
         """Whether a job trains in this directory right now, judged by its lock."""
         try:
-            descriptor = os.open(self.lock, os.O_RDONLY)
+            return _is_locked(self.lock) is True
         except FileNotFoundError:
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            # A file system without locks cannot tell.
-            return False
-        finally:
-            os.close(descriptor)
-        return False
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json, or an empty dict when there is none yet."""
@@ -275,6 +268,24 @@ class RunDir:
         for path in (self.steps, self.metrics):
             superseded = supersede_rows(path, step, evaluates_again=evaluates_again)
         return superseded
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether somebody holds the lock of a file or a folder; None on a file system without locks, which cannot tell.
+
+    Raises:
+        OSError: it is not there, or must not be looked at.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def error_beside(log: Path) -> Path:

@@ -138,6 +138,21 @@ def test_a_detached_job_lets_go_of_what_its_caller_waits_for_and_is_lost_when_it
     assert runs.look(job.run).state == "lost"
 
 
+def test_a_second_launch_before_the_first_one_has_workers_is_refused_where_it_was_typed(
+    make_detached: MakeJob,
+) -> None:
+    job = make_detached(WAITS)
+    words = (*DETACHED, "--", job.script.name)
+    first = paceline(job, *words)
+    second = paceline(job, *words)
+    assert (first.returncode, second.returncode) == (0, 2), (first.stderr, second.stderr)
+    assert "run job is being trained by another job" in second.stderr
+    assert not job.run.log(1, 0).parent.exists()
+    assert len(job.run.launches()) == 1
+    job.hears("up")
+    assert job.run.read_status()["state"] == "running"
+
+
 def test_a_detached_job_leaves_its_verdict_and_its_exit_code(make_detached: MakeJob) -> None:
     job = make_detached(FAILS)
     words = [

@@ -7,11 +7,15 @@ import subprocess
 import sys
 import time
 from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 from launcher import local
+from launcher.plan import Program, plan_job
 from tests.trainer_command import DIGITS, ROOT, environment
 from tests.waiting import until
+from trainer.config import Config, DataConfig, RunConfig
+from trainer.errors import InUseError
 from trainer.rundir import RunDir, read_json
 
 PACELINE = [sys.executable, "-m", "launcher", "run"]
@@ -62,6 +66,45 @@ def take_number(folder: Path, restarts: int, ready: str) -> None:
     (folder / f"{ready}-taken.part").write_text(str(taken))
     (folder / f"{ready}-taken.part").rename(folder / f"{ready}-taken")
     time.sleep(600)
+
+
+def prepare_and_stay(folder: Path, number: int) -> None:
+    config = Config(run=RunConfig(name="x", dir=str(folder)), data=DataConfig(name="digits"))
+    plan = plan_job(config, program=Program("trainer", "trainer"), overrides=[], gpus=0, cpus=1, environment={})
+    (folder / f"{number}-here").touch()
+    until((folder / "go").exists, "all are here")
+    try:
+        local.prepare(plan, config, recipe="r", argv=["paceline", "run"])
+    except InUseError:
+        (folder / f"{number}-refused").touch()
+    else:
+        (folder / f"{number}-has").touch()
+        until((folder / "leave").exists, "it leaves")
+
+
+def launch(folder: Path, numbers: range) -> list[ForkProcess]:
+    launchers = [
+        get_context("fork").Process(target=prepare_and_stay, args=(folder, one), daemon=True) for one in numbers
+    ]
+    for launcher in launchers:
+        launcher.start()
+    return launchers
+
+
+def test_of_launchers_at_the_same_moment_one_has_the_run_and_the_next_waits_for_it_to_leave(tmp_path: Path) -> None:
+    run, count = RunDir(tmp_path / "x"), 4
+    launch(tmp_path, range(count))
+    until(lambda: len([*tmp_path.glob("*-here")]) == count, "all are here")
+    (tmp_path / "go").touch()
+    until(lambda: len([*tmp_path.glob("*-refused")]) == count - 1, "all but one are refused", deadline_s=20)
+    until(lambda: [*tmp_path.glob("*-has")], "one has the run", deadline_s=20)
+    assert [row["attempt"] for row in run.launches()] == run.launched()
+    assert len([*(run.path / "logs").iterdir()]) == 1
+    [late] = launch(tmp_path, range(count, count + 1))
+    until((tmp_path / f"{count}-here").exists, "the next one is here")
+    (tmp_path / "leave").touch()
+    late.join(10)
+    assert (tmp_path / f"{count}-has").exists()
 
 
 def test_launchers_at_the_same_moment_take_no_number_that_another_may_need_for_restarts(tmp_path: Path) -> None:
