@@ -107,6 +107,21 @@ def test_the_fused_implementation_is_taken_unless_the_user_chose() -> None:
     assert (chosen["fused"], chosen["foreach"]) == (None, False)
 
 
+@pytest.mark.parametrize("dampening", [0.0, 0.1])
+def test_momentum_may_begin_in_different_steps(dampening: float) -> None:
+    weights = []
+    for extra in ({}, {"foreach": False}):
+        first, second = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+        config = OptimConfig(lr=0.1, args={"momentum": 0.9, "dampening": dampening, **extra})
+        optimizer = build_optimizer(config, nn.ParameterList([first, second]), torch.device("cpu"))
+        for late in (None, torch.full((2, 2), 3.0), torch.ones(2, 2)):
+            first.grad, second.grad = torch.ones(2, 2), late
+            optimizer.step()
+        weights.append([first.detach(), second.detach()])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_the_fused_implementation_gives_the_plain_one_s_weights() -> None:
     def trained(**args: Any) -> list[torch.Tensor]:
         torch.manual_seed(0)

@@ -65,7 +65,7 @@ def begin_momentum(optimizer: Optimizer) -> None:
     """Gives SGD the momentum that it would have after steps without any gradient, for parameters that have none yet.
 
     Else its fused kernel fails where parameters have their first gradients in different steps. Zeros are exact unless
-    the first gradient is to be dampened, for which SGD makes an exception.
+    gradients are dampened, from which SGD excepts the first; such a one is not fused.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return
@@ -154,6 +154,8 @@ def _implementation(
     if {"fused", "foreach"} & given.keys():
         return {}
     floating = all(p.is_floating_point() for group in groups for p in group["params"])
-    if "fused" in accepted and floating and device.type in ("cpu", "cuda"):
+    # Which fails where momentum that is dampened begins in different steps, see `begin_momentum`.
+    dampened = given.get("dampening", 0) != 0
+    if "fused" in accepted and floating and not dampened and device.type in ("cpu", "cuda"):
         return {"fused": True}
     return {"foreach": True} if "foreach" in accepted else {}
