@@ -14,16 +14,18 @@ from trainer.rundir import RunDir
 from trainer.wording import plural, short_path
 
 HELP = """\
-paceline submit cluster=SITE [KEY=VALUE ...] [--dry-run] [--config-dir DIR] [-- PROGRAM]
+paceline submit cluster=SITE [KEY=VALUE ...] [--dry-run] [-- PROGRAM]
 
-  paceline submit cluster=slurm cluster.nodes=2 cluster.gpus_per_node=8 recipe=finetune data.root=/images
-  paceline submit cluster=slurm cluster.gpus_per_node=4 cluster.time=2h -- train.py --lr 1
+  paceline submit cluster=slurm cluster.nodes=2 recipe=finetune data.root=/imgs
+  paceline submit cluster=slurm cluster.time=2h -- train.py --lr 1
 
-Checks everything, asks Slurm whether such a job can start, queues it, and returns.
-cluster=slurm is what Slurm does by default; a site's own file says more (DIR/cluster/SITE.yaml with --config-dir).
-A job that Slurm preempts saves, is queued again, and goes on; so does the same run.name submitted again.
+Checks everything, asks Slurm whether such a job can start, queues it, returns.
+cluster=slurm is what Slurm does by default; a site's own file says more
+(DIR/cluster/SITE.yaml with --config-dir).
+A job that Slurm preempts saves, is queued again, and goes on; so does the same
+run.name submitted again.
 
-  --dry-run         print the batch script, workers and environment; queue nothing, write nothing
+  --dry-run         print the batch script and the environment; queue nothing
   --config-dir DIR  more configuration groups
   --debug           show tracebacks and torch's own messages"""
 

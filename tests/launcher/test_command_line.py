@@ -72,7 +72,7 @@ def test_a_verbs_help_fits_on_a_screen_too_and_begins_with_how_it_is_called(
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"run", "stop", "completion"}))
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"run", "submit", "stop", "completion"}))
 def test_what_reads_can_be_asked_for_json_and_what_lists_for_names_alone(verb: str) -> None:
     options = {option.name for option in options_of(verb)}
     assert "--json" in options

@@ -17,7 +17,7 @@ from launcher.verdict import Exit
 from tests.waiting import until
 from trainer.errors import InUseError, UnfitError
 from trainer.run.rows import read_json_lines
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir, error_beside, read_json, write_json
 
 ATTEMPT = 3
 
@@ -138,7 +138,8 @@ def test_a_terminal_that_takes_nothing_holds_up_neither_a_restart_nor_the_state(
 def test_rank_zeros_own_error_stands_above_already_and_what_it_heard_of_others_is_told_here(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], message: str, is_told: bool
 ) -> None:
-    _, account = begun(tmp_path)
+    run, account = begun(tmp_path)
+    write_json(error_beside(run.log(ATTEMPT, 0)), {"type": "RuntimeError"})
     exit = Exit(0, 1, "node-0", time=1.0, type="RuntimeError", message=message)
     assert account.conclude(Outcome(ATTEMPT, exits=(exit,)), Stop(1.0)) == 1
     assert ("✗ failed: RuntimeError on rank 0, node-0" in capfd.readouterr().err) is is_told
