@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from tests.trainer_command import DIGITS, TRAINER, succeed
 from tests.workers import alone, train_here
-from trainer.config import compose, validate
+from trainer.check.validate import validate
+from trainer.config import compose
 from trainer.errors import ConfigError, TrainingError
 from trainer.evaluate.__main__ import main
 from trainer.run.rows import read_json_lines

@@ -37,7 +37,8 @@ def main(frozen: str | None = None) -> int:
 
 
 def _check_and_train(config: "Config") -> int:
-    from trainer.config import entry, validate
+    from trainer.check.validate import validate
+    from trainer.config import entry
     from trainer.model.published import check_available
     from trainer.run import saved
 

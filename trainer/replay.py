@@ -22,7 +22,6 @@ from trainer.config import CheckpointConfig, Config, TrackingConfig
 from trainer.config.overrides import with_overrides
 from trainer.distributed import World, join
 from trainer.errors import PacelineError, UnfitError
-from trainer.numerics.remedy import MOST_ROLLBACKS
 from trainer.precision import agreed
 from trainer.run import history, provenance, repository
 from trainer.run.history import Course, Rollback, Setup
@@ -33,6 +32,7 @@ from trainer.terminal.console import LineConsole
 from trainer.tracking import NullTrackers
 from trainer.train import train
 from trainer.training.job import Job
+from trainer.training.remedy import MOST_ROLLBACKS
 from trainer.training.state import Progress
 from trainer.wording import plural
 from trainer.worker import prepare

@@ -11,7 +11,7 @@ from launcher.doctor.finding import FAIL, PASS, WARN, Check, Finding, check
 from launcher.doctor.storage import in_words, measure_speed, trial_folder
 from launcher.doctor.surroundings import Surroundings
 from trainer import wording
-from trainer.config.sources import data_problems
+from trainer.check.sources import data_problems
 from trainer.errors import PacelineError, UnfitError
 
 _LEAST_DISK, _FEW_DISK = 1 << 30, 10 << 30

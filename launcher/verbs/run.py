@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     from launcher.binding import look
     from launcher.gpus import numa_nodes
     from launcher.stop import held_back, outlive_terminal
+    from trainer.check.validate import validate, validate_launch
     from trainer.config.compose import compose
-    from trainer.config.validate import validate, validate_launch
     from trainer.cores import count_cpus
     from trainer.data.recall import check_recalled
     from trainer.model.published import check_available

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     from launcher.plan import plan_job, surroundings_lines
     from launcher.slurm import submission
     from launcher.stop import held_back
+    from trainer.check.validate import validate, validate_launch
     from trainer.config.compose import compose
-    from trainer.config.validate import validate, validate_launch
     from trainer.data.recall import check_recalled
     from trainer.model.published import check_available
     from trainer.run import launches, provenance, runname, saved

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import Config, compose, config_root, from_yaml, read_config, to_yaml, validate
+from trainer.check.validate import validate
+from trainer.config import Config, compose, config_root, from_yaml, read_config, to_yaml
 from trainer.config.names import group_names, group_options
 from trainer.errors import ConfigError
 

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torchvision import models
 
-from trainer.config import Config, DataConfig, ModelConfig, batch_plan, validate
+from trainer.check.validate import validate
+from trainer.config import Config, DataConfig, ModelConfig, batch_plan
 from trainer.config.keys import get, leaves
 from trainer.data.sampler import StepPlan
 from trainer.errors import ConfigError

@@ -8,7 +8,8 @@ import pytest
 
 from tests import warm
 from tests.trainer_command import DIGITS, TRAINER, run
-from trainer.config import compose, validate
+from trainer.check.validate import validate
+from trainer.config import compose
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import Judge, Standing
 from trainer.run.rows import read_json_lines

@@ -18,8 +18,8 @@ from launcher.plan import (
     torchrun_command,
 )
 from launcher.variables import _NCCL, Variable
+from trainer.check.validate import validate_launch
 from trainer.config import ClusterConfig, Config, RunConfig
-from trainer.config.validate import validate_launch
 from trainer.cores import cgroup_quota, count_cpus
 from trainer.errors import ConfigError, UnfitError
 from trainer.run import runname

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from tests.workers import alone
-from trainer.config import Config, EmaConfig, validate
+from trainer.check.validate import validate
+from trainer.config import Config, EmaConfig
 from trainer.data.sampler import StepPlan
 from trainer.errors import ConfigError
 from trainer.model.ema import Ema, decay_at

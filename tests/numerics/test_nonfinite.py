@@ -16,12 +16,12 @@ from trainer.data.naming import samples_of_step
 from trainer.data.sampler import StepPlan, StepSampler
 from trainer.distributed import World
 from trainer.errors import TrainingError
-from trainer.numerics import nonfinite, remedy
 from trainer.numerics.gate import Gate
 from trainer.optim import build_optimizer
 from trainer.precision import Scaler
 from trainer.run.rows import read_json_lines
 from trainer.rundir import RunDir
+from trainer.training import nonfinite, remedy
 from trainer.wording import span
 
 TRAINING_IMAGES = 1617

@@ -24,7 +24,6 @@ from trainer.config import CheckpointConfig, Config, DataConfig, ModelConfig
 from trainer.data import order
 from trainer.distributed import World
 from trainer.evaluate import request
-from trainer.numerics import remedy
 from trainer.run import environment, history, provenance
 from trainer.run.rows import json_line, read_json_lines
 from trainer.rundir import RunDir
@@ -32,6 +31,7 @@ from trainer.stop import StopRequest
 from trainer.terminal.console import LineConsole
 from trainer.tracking import open_trackers
 from trainer.train import train
+from trainer.training import remedy
 from trainer.training.job import Job
 
 

@@ -1,4 +1,4 @@
-"""Configuration: the schema, its composition from `configs/`, its validation and its explanation.
+"""Configuration: the schema, its composition from `configs/`, its continuation and its explanation.
 
 Imports no torch; Hydra and OmegaConf are loaded only where a configuration is composed.
 """
@@ -23,7 +23,6 @@ from trainer.config.schema import (
     TrackingConfig,
     WandbConfig,
 )
-from trainer.config.validate import validate
 
 __all__ = [
     "BatchPlan",
@@ -49,5 +48,4 @@ __all__ = [
     "read_config",
     "to_dict",
     "to_yaml",
-    "validate",
 ]

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from trainer.config import Config, compose, validate
+from trainer.check.validate import validate
+from trainer.config import Config, compose
 from trainer.config.overrides import with_overrides
 from trainer.errors import ConfigError, PacelineError
 from trainer.run import history

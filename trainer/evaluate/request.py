@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.config import Config, validate
+from trainer.check.validate import validate
+from trainer.config import Config
 from trainer.config.overrides import with_overrides
 from trainer.config.suggest import closest, did_you_mean
 from trainer.data.scan import folders_in, layout

@@ -1,6 +1,7 @@
 """What a file of weights is by its first bytes, known before torch is there: neither is a tensor read nor a pickle."""
 
 import json
+import os
 from pathlib import Path
 
 from trainer.errors import ConfigError, UnfitError
@@ -8,7 +9,13 @@ from trainer.errors import ConfigError, UnfitError
 _BEGINNING = 512
 _LONGEST_HEADER = 100_000_000  # the library's own limit
 _TAR = slice(257, 262)
+_WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".bin")
 _AGAIN = "copy or download it again"
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether `model.weights` means a file rather than the name of torchvision's weights."""
+    return "/" in weights or os.sep in weights or weights.lower().endswith(_WEIGHT_FILES)
 
 
 def check_form(path: Path) -> None:

@@ -6,8 +6,8 @@ from urllib.parse import urlparse
 
 from trainer.config import names
 from trainer.config.schema import ModelConfig
-from trainer.config.sources import is_weights_file
 from trainer.errors import UnfitError
+from trainer.model.form import is_weights_file
 
 _PATIENCE_S = 5.0
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F  # torch's own name for it
 from torch import nn
 
 from trainer import checkpoint, distributed
+from trainer.check.sources import check_unevaluated
 from trainer.config import Config
-from trainer.config.sources import check_unevaluated
 from trainer.data import datasets, loader, transforms
 from trainer.data.identity import identity
 from trainer.data.mixing import Mixing

@@ -11,8 +11,6 @@ from trainer.evaluate.validation import EvaluationStopped, metrics_of
 from trainer.heartbeat import Phase
 from trainer.numerics import replicas
 from trainer.numerics.figures import Figures
-from trainer.numerics.nonfinite import Trouble
-from trainer.numerics.remedy import Remedy
 from trainer.numerics.replicas import Digest
 from trainer.training import best_weights
 from trainer.training.assembly import Parts
@@ -20,7 +18,9 @@ from trainer.training.evaluations import is_due, record
 from trainer.training.fitting import check_keeps
 from trainer.training.job import Job
 from trainer.training.keeper import Keeper
+from trainer.training.nonfinite import Trouble
 from trainer.training.recorder import Interval, Recorder
+from trainer.training.remedy import Remedy
 from trainer.training.state import Progress
 from trainer.training.step import StepClock
 from trainer.wording import command, short_path

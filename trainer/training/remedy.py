@@ -9,10 +9,10 @@ from trainer.agreement import Asked
 from trainer.checkpoint import Checkpoint
 from trainer.config import OptimConfig
 from trainer.errors import TrainingError
-from trainer.numerics import nonfinite
-from trainer.numerics.nonfinite import Trouble
+from trainer.training import nonfinite
 from trainer.training.assembly import Parts
 from trainer.training.job import Job
+from trainer.training.nonfinite import Trouble
 from trainer.training.recorder import Recorder
 from trainer.training.state import Progress, find_newest, put_back, snapshot
 from trainer.wording import span

@@ -15,12 +15,11 @@ from trainer.data.glance import Sight, glance
 from trainer.errors import ConfigError
 from trainer.evaluate.judge import check_metric
 from trainer.model import demands
-from trainer.model.form import check_form, shapes
+from trainer.model.form import check_form, is_weights_file, shapes
 from trainer.run import saved
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _WITHOUT_FILES = ("digits", "synthetic")
-_WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".bin")
 
 
 def data_problems(config: Config) -> Iterator[ConfigError]:
@@ -158,11 +157,6 @@ def _form(config: Config) -> Iterator[ConfigError]:
         yield from _told(lambda: demands.check_channels(model.name, channels))
     if side is not None:
         yield from _told(lambda: demands.check_image_size(model.name, side))
-
-
-def is_weights_file(weights: str) -> bool:
-    """Whether `model.weights` means a file rather than the name of torchvision's weights."""
-    return "/" in weights or os.sep in weights or weights.lower().endswith(_WEIGHT_FILES)
 
 
 def _weights_file(weights: str, name: str | None) -> Iterator[ConfigError]:

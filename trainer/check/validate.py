@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.check.sources import data_problems, model_problems
 from trainer.config import names
 from trainer.config.batch import batch_plan
 from trainer.config.keys import get, leaves
 from trainer.config.schema import Config
-from trainer.config.sources import data_problems, model_problems
 from trainer.config.suggest import choice, closest, did_you_mean, renamed, replaced
 from trainer.config.timespan import parse_seconds, parse_time_span, spelled
 from trainer.errors import ConfigError, SeveralErrors
