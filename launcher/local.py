@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from launcher import ports
 from launcher.agents import LEFTOVER_GRACE_S, attend, started
 from launcher.ending.conclusion import Account
-from launcher.ending.hold import in_use
 from launcher.hang.watchdog import IDLE_LIMIT_S
 from launcher.plan import JobPlan, Program, again_command
 from launcher.processes import adopt_orphans, descendants, end_descendants
 from trainer.errors import InUseError
 from trainer.run import launches, runname
+from trainer.run.lease import in_use
 from trainer.rundir import RunDir, write_json
 from trainer.stop import asked_by
 

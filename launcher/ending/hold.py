@@ -5,18 +5,10 @@ import os
 import sys
 import time
 
-from trainer.errors import InUseError
+from trainer.run.lease import in_use
 from trainer.rundir import RunDir
 
 _LOOK_S = 0.5
-
-
-def in_use(run: RunDir) -> InUseError:
-    """The error for a run that another job trains."""
-    return InUseError(
-        f"run {run.name} is being trained by another job",
-        "another run.name, run.fresh=true beside it, or wait until it has ended",
-    )
 
 
 def take(run: RunDir) -> None:

@@ -28,6 +28,7 @@ _TIMEOUT_S = 60
 _SCRUB = 'unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" "${!SRUN_@}" SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU'
 # srun does not inherit it.
 _HAND_ON = '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
+_NO_ANSWER = re.compile("nable to contact|configuration (file|source)|resolve_ctls_from_dns_srv")
 _OWN = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC)_(?!CONF$)")
 
 
@@ -77,13 +78,11 @@ def executor(plan: JobPlan, config: "Config") -> "SlurmExecutor":
         "stderr_to_stdout": True,
         "use_srun": False,
         "setup": [*cluster.setup, _SCRUB, _HAND_ON, f"cd {shlex.quote(str(Path.cwd()))}"],
-        "additional_parameters": {
-            "requeue": True,
-            **({"time": math.ceil(limit / 60)} if limit else {}),
-            **cluster.sbatch,
-        },
+        "additional_parameters": {"requeue": True, **cluster.sbatch},
     }
     made.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    # submitit's own default would be five minutes.
+    made.update_parameters(time=None if limit is None else math.ceil(limit / 60))
     return made
 
 
@@ -120,6 +119,11 @@ def check(text: str) -> str:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UnfitError(f"Slurm does not answer: {error}", "sinfo tells whether it is up") from error
     said = " ".join(line.removeprefix("sbatch: ").strip() for line in done.stderr.splitlines())
+    if done.returncode and _NO_ANSWER.search(said):
+        raise UnfitError(
+            f"Slurm cannot be reached from here: {said.removeprefix('error: ')}",
+            "sinfo tells whether it is up; SLURM_CONF where it is configured",
+        )
     if done.returncode:
         reason = said.removeprefix("error: ").removeprefix("allocation failure: ")
         raise ConfigError(f"Slurm refuses this job: {reason}", "sinfo shows the partitions, their nodes and limits")

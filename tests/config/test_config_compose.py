@@ -322,7 +322,8 @@ def test_configuring_imports_neither_torch_nor_hydra_before_it_composes() -> Non
 import sys
 import trainer.config as c
 config = c.from_yaml("data: {name: digits}\\noptim: {name: adamw}\\nmodel: {name: resnet18, weights: DEFAULT}")
-c.validate(config, world_size=2)
+from trainer.check.validate import validate
+validate(config, world_size=2)
 early = {"hydra", "omegaconf", "torch", "torchvision", "numpy"} & set(sys.modules)
 from trainer.config import explain
 explain.show(["recipe=digits"])

@@ -184,6 +184,17 @@ def test_the_guides_commands_work(submit: Submit, slurm: Run, tmp_path: Path) ->
     until(lambda: run.read_status()["state"] == "finished", "the guide's training is finished")
 
 
+def test_without_a_time_the_partitions_limit_counts_and_a_cluster_that_is_not_there_is_no_mistake(
+    submit: Submit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "#SBATCH --time=10\n" in submit(*TRAINING, "--dry-run").stdout
+    assert "--time" not in submit(*TRAINING, "cluster.time=null", "--dry-run").stdout
+    monkeypatch.setattr("tests.slurm.test_submit.SLURM_CONF", str(tmp_path / "none"))
+    done = submit(*TRAINING)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("error: Slurm cannot be reached from here: ")
+
+
 def test_run_says_that_a_queue_is_submitted_to(tmp_path: Path) -> None:
     command = [*PACELINE, "run", "cluster=slurm", "recipe=digits"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)

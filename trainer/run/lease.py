@@ -132,7 +132,7 @@ class Lease:
             # The server of a file system may keep the lock of a host that died for a while.
             lingers = locked is False and holder and not here and not beats
             if beats or (locked is False and now - started > (_LOCK_LINGERS_S if lingers else _PATIENCE_S)):
-                raise self._refusal(holder)
+                raise in_use(self._run)
             if not said and now - started > min(_PATIENCE_S, self._silence_s) / 2:
                 said = True
                 self._say(f"run {self._run.name} was held by {_told(holder)}: waiting for a sign of life")
@@ -144,7 +144,7 @@ class Lease:
         try:
             self.check()
         except LeaseLost as error:
-            raise self._refusal(self._holder()) from error
+            raise in_use(self._run) from error
 
     def _lock(self) -> bool | None:
         """Whether the lock is ours; None where the file system has no locks."""
@@ -177,11 +177,15 @@ class Lease:
             except OSError:
                 continue  # a storage that does not answer just now; others see our silence, and we theirs
 
-    def _refusal(self, holder: dict[str, object]) -> InUseError:
-        return InUseError(
-            f"run {self._run.name} is being trained by another job: {_told(holder)}",
-            "another run.name, run.fresh=true beside it, or wait until it has ended",
-        )
+
+def in_use(run: RunDir) -> InUseError:
+    """The error for a run that another job trains; it names that one, if it has left its name."""
+    holder = read_json(run.holder)
+    told = f": {_told(holder)}" if holder and RELEASED not in holder else ""
+    return InUseError(
+        f"run {run.name} is being trained by another job{told}",
+        "another run.name, run.fresh=true beside it, or wait until it has ended",
+    )
 
 
 def check(run: RunDir, token: str) -> None:
