@@ -1,7 +1,9 @@
 """Every command that the documents show is run, with a small amount of work where it would train for long."""
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +82,18 @@ def test_the_readmes_commands_work(lines: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", [page.name for page in sorted((ROOT / "docs").glob("*.md")) if commands(page)])
 def test_a_guides_commands_work_one_after_the_other(page: str, tmp_path: Path) -> None:
     check_one_after_the_other(commands(ROOT / "docs" / page), tmp_path)
+
+
+def test_the_weights_are_used_elsewhere_as_the_guide_says(tmp_path: Path) -> None:
+    image_folder(tmp_path / "photos", classes=2, per_class=40)
+    shutil.copy(next((tmp_path / "photos").rglob("*.png")), tmp_path / "picture.png")
+    train = [sys.executable, "-m", "trainer", "data.root=photos", "run.name=photos", "data.image_size=32", *QUICKLY]
+    subprocess.run(train, cwd=tmp_path, env=environment(), check=True, capture_output=True)
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in json.loads((tmp_path / "runs/photos/classes.json").read_text())
 
 
 def test_the_readme_shows_the_two_commands_first() -> None:

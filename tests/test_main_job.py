@@ -47,6 +47,7 @@ def test_two_workers_under_torchrun_learn_digits_and_leave_a_complete_run(tmp_pa
     summary = read_json(run_dir.summary)
     assert summary["best/accuracy"] > 0.93
     assert summary["world_size"] == 2
+    assert summary["preprocessing"].keys() >= {"image_size", "mean", "std", "interpolation"}
     assert said.count("Done in") == 1
     assert f"{run_dir.weights('best')}" in said
     assert f"paceline status {run_dir.path}\n" in said

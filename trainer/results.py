@@ -4,6 +4,7 @@ import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from trainer.config import Config
@@ -48,6 +49,7 @@ def summarise(outcome: Outcome, *, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "seconds_by_cause": time_by_cause(progress.seconds, on_gpu=parts.world.device.type == "cuda"),
         "parameters": sum(p.numel() for p in parts.model.parameters()),
+        "preprocessing": asdict(parts.preprocessing),
         "precision": parts.precision.name,
         "world_size": parts.world.world_size,
         "skipped_steps": parts.stepper.scaler.skipped + progress.skipped_steps,
