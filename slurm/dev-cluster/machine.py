@@ -30,9 +30,18 @@ def boot(host: Host) -> None:
     outer = _start(command, f"{host.name}.out")
     wait_until(lambda: _is_init(_child(outer.pid)), f"{host.name} cannot be made", f"{host.name}.out", outer)
     host.pid_file.write_text(str(_child(outer.pid)))
+    _let_go_of_mounts(host)
     enter(host, "hostname", host.name)
     enter(host, "mount", "--bind", str(HOSTS), "/etc/hosts")
     enter(host, "ip", "link", "set", "lo", "up")
+
+
+def _let_go_of_mounts(host: Host) -> None:
+    """Unmounts there what is mounted below /tmp: as long as its copy is there, it would not be gone when it is here."""
+    mounts = Path(f"/proc/{pid_of(host)}/mounts").read_text().encode().decode("unicode_escape").splitlines()
+    for place in [line.split(" ")[1] for line in mounts]:
+        if place.startswith("/tmp/"):
+            enter(host, "umount", "--lazy", place)
 
 
 def lay_switch() -> None:

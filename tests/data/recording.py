@@ -57,8 +57,10 @@ class Witness(nn.Module):
         self.step = 0
         register_optimizer_step_post_hook(self._count)
 
-    def _count(self, *_: object) -> None:
-        self.step += 1
+    def _count(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # Others may step, too, such as one that only shows what state it keeps.
+        if any(parameter is self.layer.weight for group in optimizer.param_groups for parameter in group["params"]):
+            self.step += 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         flat = images.flatten(1)

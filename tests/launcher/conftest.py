@@ -41,9 +41,9 @@ while True:
 """A script whose workers tell that they are asked to stop, and go on."""
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def hangups_are_heard() -> None:
-    """The tests themselves may run under nohup, and their jobs would inherit it."""
+    """The tests themselves may run under nohup, or have run a command in this process; their jobs would inherit it."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.mounts import mounted
 from tests.slurm.conftest import TOOLS, Run
 from tests.waiting import until
 
@@ -49,6 +50,15 @@ def test_a_node_is_cut_off_crashes_or_loses_its_daemon_and_is_healed(slurm: Run)
     assert (gone.returncode, gone.stderr.splitlines()[0]) == (3, "error: node3 does not run")
     slurm("node", "heal", "node3")
     assert slurm("srun", "-w", "node3", "hostname").stdout == "node3\n"
+
+
+def test_what_is_mounted_below_tmp_is_gone_when_it_is_unmounted(slurm: Run, tmp_path: Path) -> None:
+    """A node has a copy of all mounts, which would keep a disk from being another one under the same name."""
+    slurm("down")
+    with mounted(tmp_path / "disk", size="64k") as disk:
+        slurm("up")
+        assert str(disk) not in slurm("node", "exec", "node1", "cat", "/proc/mounts").stdout
+        assert str(disk) in Path("/proc/mounts").read_text()
 
 
 def test_up_finds_a_cluster_that_is_up(slurm: Run) -> None:

@@ -89,6 +89,7 @@ def play(
     clock: float,
     may_end: int,
     error: str = "",
+    after_s: float = 0.0,
     has_ended: Callable[[], object] = lambda: None,
     dies: bool = False,
 ) -> None:
@@ -100,6 +101,7 @@ def play(
         clock: by so many seconds its clock is ahead.
         may_end: a descriptor; when there is something to read, the worker may end.
         error: the type of its error.
+        after_s: by so much it is later than this moment.
         has_ended: called when the hub has been told.
         dies: whether that is the last thing that it does.
     """
@@ -122,7 +124,9 @@ def play(
         say("beat")
         if may_end in ready:
             waits_for.remove(may_end)
-            exit = Exit(node, int(bool(error)), f"host-{node}", time=time.time() + clock, type=error, message=error)
+            exit = Exit(
+                node, int(bool(error)), f"host-{node}", time=time.time() + clock + after_s, type=error, message=error
+            )
             if error:
                 say("failing")
             say("ended", outcome=Outcome(0, exits=(exit,)).to_json())
@@ -137,7 +141,7 @@ def test_the_first_failure_is_the_first_also_where_a_nodes_clock_is_wrong(job: J
     goes_on = partial(os.eventfd_write, second, 1)
     one = partial(play, job, 1, clock=3600.0, may_end=first, error="ValueError", has_ended=goes_on)
     agents = [
-        threading.Thread(target=partial(play, job, 0, clock=0.0, may_end=second, error="KeyError")),
+        threading.Thread(target=partial(play, job, 0, clock=0.0, may_end=second, error="KeyError", after_s=1.0)),
         threading.Thread(target=one),
     ]
     for agent in agents:
