@@ -68,6 +68,7 @@ def up() -> None:
             raise ClusterError("the cluster runs in part\n  slurm/dev-cluster/down; slurm/dev-cluster/up")
         print(f"the cluster is up: {_describe()}")
         return
+    _leave_others_alone()
     try:
         _build()
     except BaseException:
@@ -78,6 +79,7 @@ def up() -> None:
 
 def down() -> None:
     """Ends every process of the cluster; the logs stay."""
+    _leave_others_alone()
     _end_machines()
     for folder in (CONFIG.parent, DATABASE, DEVICES, MUNGE, PIDS, SPOOL, STATE):
         shutil.rmtree(folder, ignore_errors=True)
@@ -231,6 +233,11 @@ def _sinfo(*options: str) -> str:
 def _succeeds(*command: str) -> bool:
     environment = {**os.environ, **_ENVIRONMENT}
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
+
+def _leave_others_alone() -> None:
+    if machine.pid_of(HEAD) is None and machine.is_elsewheres():
+        raise ClusterError("the cluster was started from another folder\n  that folder's slurm/dev-cluster/down")
 
 
 def _end_machines() -> None:

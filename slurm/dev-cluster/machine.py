@@ -55,6 +55,11 @@ def lay_switch() -> None:
     run("ip", "link", "set", LOGIN_LINK, "up")
 
 
+def is_elsewheres() -> bool:
+    """Whether somebody else's cluster has the login node's cable; to be asked when none of ours runs."""
+    return Path("/sys/class/net", LOGIN_LINK).exists()
+
+
 def pull_out_login() -> None:
     """Removes the login node's cable: with the head it would go, too, but some time later."""
     subprocess.run(["ip", "link", "delete", LOGIN_LINK], capture_output=True, check=False)

@@ -61,6 +61,20 @@ def test_what_is_mounted_below_tmp_is_gone_when_it_is_unmounted(slurm: Run, tmp_
         assert str(disk) in Path("/proc/mounts").read_text()
 
 
+def test_up_leaves_a_cluster_alone_that_another_checkout_has_started(slurm: Run) -> None:
+    slurm("down")
+    subprocess.run(["ip", "link", "add", "paceline0", "type", "dummy"], check=True)
+    try:
+        for verb in ("up", "down"):
+            refused = slurm(verb, check=False)
+            assert refused.returncode == 3
+            assert refused.stderr.startswith("error: the cluster was started from another folder\n")
+            assert "paceline0" in psutil.net_if_addrs()
+    finally:
+        subprocess.run(["ip", "link", "delete", "paceline0"], check=True)
+        slurm("up")
+
+
 def test_up_finds_a_cluster_that_is_up(slurm: Run) -> None:
     assert slurm("up").stdout.startswith("the cluster is up: ")
 
