@@ -63,7 +63,7 @@ def test_what_is_mounted_below_tmp_is_gone_when_it_is_unmounted(slurm: Run, tmp_
 
 def test_up_leaves_a_cluster_alone_that_another_checkout_has_started(slurm: Run) -> None:
     slurm("down")
-    subprocess.run(["ip", "link", "add", "paceline0", "type", "dummy"], check=True)
+    subprocess.run(["ip", "link", "add", "paceline0", "type", "veth", "peer", "name", "paceline1"], check=True)
     try:
         for verb in ("up", "down"):
             refused = slurm(verb, check=False)
